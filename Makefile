@@ -1,0 +1,60 @@
+# Targets: demo, test, lint, clean. Everything is installed into .venv, which is made when absent.
+#
+#   make demo PYTHON=python3.12             another interpreter for .venv
+#   make test PYTEST_ARGS="-k probe -x"     part of the tests
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO := --config imdb_probe --config tiny
+
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := test
+
+demo: $(VENV)/.installed
+	@echo "== Train: a head on the frozen, built-in tiny model, on built-in sample reviews"
+	$(BIN)/smolbench fit $(DEMO)
+	@echo
+	@echo "== The run is in runs/imdb_probe+tiny/, in the folder named by its start time:"
+	@echo "   config.yaml       every setting          checkpoints/  best.ckpt and last.ckpt"
+	@echo "   metrics.csv       the course of it       results.json  quality and cost"
+	@echo "   environment.json  machine and versions"
+	@echo
+	@echo "== Test: score the best checkpoint of the newest run; adds predictions.parquet"
+	$(BIN)/smolbench test
+	@echo
+	@echo "== Next: \`$(BIN)/smolbench recipes\` lists what can be run, README.md explains it."
+
+test: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find callbacks smolbench tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are older than pyproject.toml when the dependencies may have changed.
+$(VENV)/.installed: pyproject.toml setup.py | $(VENV)/.created
+	@echo "== Installing smolbench into $(VENV); the first time this takes minutes ..."
+	@$(PIP) install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml setup.py | $(VENV)/.created
+	@echo "== Installing smolbench and its test tools into $(VENV); the first time this takes minutes ..."
+	@$(PIP) install --quiet --editable ".[dev]"
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.created:
+	@command -v $(PYTHON) > /dev/null || { \
+	  echo "There is no $(PYTHON): name a Python 3.11 or later, as in: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
+	  echo "smolbench needs Python 3.11 or later, but $(PYTHON) is `$(PYTHON) -V 2>&1`: name another one, as in: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@echo "== Making $(VENV) with `$(PYTHON) -V`"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@

@@ -1,0 +1,25 @@
+"""Callbacks that measure, guard and resume; usable in anyone's Lightning project.
+
+They write into the trainer's ``default_root_dir``.
+"""
+
+from smolbench.callbacks.checkpoint import RunCheckpoint
+from smolbench.callbacks.exact_resume import ExactResume
+from smolbench.callbacks.graceful_stop import GracefulStop, RunInterrupted
+from smolbench.callbacks.guards import TrainingGuard
+from smolbench.callbacks.memory import MemoryMonitor
+from smolbench.callbacks.metrics_csv import MetricsCSV
+from smolbench.callbacks.results import ResultsWriter
+from smolbench.callbacks.throughput import ThroughputMonitor
+
+__all__ = [
+    "ExactResume",
+    "GracefulStop",
+    "MemoryMonitor",
+    "MetricsCSV",
+    "ResultsWriter",
+    "RunCheckpoint",
+    "RunInterrupted",
+    "ThroughputMonitor",
+    "TrainingGuard",
+]

@@ -1,0 +1,216 @@
+"""``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt``, written so that no kill can spoil them."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from smolbench.callbacks.folder import run_folder
+from smolbench.callbacks.graceful_stop import GracefulStop, RunInterrupted
+from smolbench.callbacks.values import counted, plain
+from smolbench.errors import SmolbenchError
+
+
+class RunCheckpoint(Checkpoint):
+    """Keep a run's last state, from which it goes on, and its best one, which is tested.
+
+    ``last.ckpt`` is everything that resuming needs. It is written after every validation, at the
+    end of every epoch, when a stop is requested, and at an optimiser step at least every
+    ``every_minutes``. ``best.ckpt`` holds weights only. Both are written under a temporary name and
+    renamed when they are complete.
+
+    A checkpoint is never written before a validation at the same step: Lightning would skip that
+    validation after resuming. Nor between the micro-batches of one optimiser step: their gradients
+    are in no checkpoint.
+
+    Args:
+        every_minutes: Longest time between two writes of ``last.ckpt`` during training, in minutes
+            of wall time (a validation in between is waited for).
+        monitor: Metric that decides what is best; the LightningModule's ``monitor`` if not given.
+            If no such metric is ever logged, the last state is the best.
+        mode: Whether the monitored metric should rise (``max``) or fall (``min``).
+
+    A :class:`GracefulStop` among the trainer's callbacks is asked for a requested stop.
+    """
+
+    def __init__(
+        self,
+        every_minutes: float = 10.0,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] | None = None,
+    ) -> None:
+        if every_minutes <= 0:
+            raise SmolbenchError(f"checkpoint.every_minutes must be positive, is {every_minutes}.")
+        self.every_minutes = every_minutes
+        self.monitor = monitor
+        self.mode: Literal["min", "max"] = mode or "max"
+        self._mode_given = mode is not None
+        self._stop: GracefulStop | None = None
+        self.best_score: float | None = None
+        self.best_metrics: dict[str, float | int] = {}
+        self._folder = Path()
+        self._saved_step = -1
+        self._saved_at = 0.0
+        self._step_before = -1
+        self._between_steps = True
+        self._due = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Agree on the folder and on what is monitored."""
+        self._folder = run_folder(trainer) / "checkpoints"
+        stops = [c for c in trainer.callbacks if isinstance(c, GracefulStop)]  # type: ignore[attr-defined]
+        self._stop = stops[0] if stops else None
+        if self.monitor is None and hasattr(pl_module, "monitor"):
+            self.monitor, mode = pl_module.monitor
+            self.mode = self.mode if self._mode_given else mode
+        if stage == "fit" and trainer.is_global_zero:
+            _sweep(self._folder)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._saved_at = time.monotonic()
+        self._saved_step = self._step_before = trainer.global_step
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ANN401 - as Lightning types it
+        batch: Any,  # noqa: ANN401
+        batch_idx: int,
+    ) -> None:
+        """Save when the time is up or a stop is requested, if this is a safe moment."""
+        self._between_steps = trainer.global_step != self._step_before
+        self._step_before = trainer.global_step
+        if not self._between_steps or self._validation_may_follow(trainer, batch_idx):
+            return
+        # Without a validation an epoch ends here: Lightning 2.6 resumes a checkpoint of
+        # `on_train_epoch_end` with an empty epoch too many if `max_steps` is set.
+        self._due |= trainer.is_last_batch
+        overdue = self._due or time.monotonic() - self._saved_at > self.every_minutes * 60
+        if trainer.strategy.broadcast(overdue) if trainer.world_size > 1 else overdue:
+            self._save_last(trainer)
+        self._stop_if_requested(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the state if it is the best so far, then as the last one."""
+        if trainer.sanity_checking or not trainer.state.fn == "fit":
+            return
+        metrics = {k: counted(k, plain(v)) for k, v in trainer.callback_metrics.items()}
+        score = metrics.get(self.monitor) if self.monitor is not None else None
+        if score is not None and self._is_better(score):
+            self.best_score = score
+            self.best_metrics = {
+                "best/epoch": trainer.current_epoch,
+                "best/step": trainer.global_step,
+                **{k: v for k, v in metrics.items() if k.startswith("val/")},
+            }
+            self._write(trainer, "best", weights_only=True)
+        if self._between_steps:
+            self._save_last(trainer)
+            self._stop_if_requested(trainer)
+        else:
+            self._due = True  # validated between micro-batches: saved when their step is done
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save an epoch that no validation ended."""
+        self._save_last(trainer)
+        self._stop_if_requested(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Without anything monitored the last state is the best."""
+        if self.best_score is None:
+            self._write(trainer, "best", weights_only=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs, as plain values."""
+        return {"best_score": self.best_score, "best_metrics": dict(self.best_metrics)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with an earlier attempt's best."""
+        self.best_score = state_dict["best_score"]
+        self.best_metrics = dict(state_dict["best_metrics"])
+
+    def facts(self) -> dict[str, Any]:
+        """The best validation's metrics, and what a checkpoint takes on disk."""
+        facts: dict[str, Any] = dict(self.best_metrics)
+        best, last = (self._folder / f"{name}.ckpt" for name in ("best", "last"))
+        if best.is_file():
+            facts["cost/checkpoint_mib"] = best.stat().st_size / 2**20
+        if last.is_file():
+            facts["cost/resume_checkpoint_mib"] = last.stat().st_size / 2**20
+        return facts
+
+    def _validation_may_follow(self, trainer: Trainer, batch_idx: int) -> bool:
+        if not trainer.enable_validation or not sum(trainer.num_val_batches):
+            return False
+        if trainer.is_last_batch or trainer.val_check_batch is None:
+            return True  # the epoch's end, or a validation by the clock: they save by themselves
+        return (batch_idx + 1) % trainer.val_check_batch == 0
+
+    def _is_better(self, score: float) -> bool:
+        if self.best_score is None:
+            return True
+        return score > self.best_score if self.mode == "max" else score < self.best_score
+
+    def _stop_if_requested(self, trainer: Trainer) -> None:
+        signum = self._stop.requested(trainer) if self._stop is not None else None
+        if signum is not None:
+            self._save_last(trainer)
+            raise RunInterrupted(signum, "Stopped after the current step, which is saved.")
+
+    def _save_last(self, trainer: Trainer) -> None:
+        if self._saved_step != trainer.global_step or not (self._folder / "last.ckpt").exists():
+            self._write(trainer, "last", weights_only=False)
+        self._saved_step = trainer.global_step
+        self._saved_at = time.monotonic()
+        self._due = False
+
+    def _write(self, trainer: Trainer, name: str, *, weights_only: bool) -> None:
+        path = self._folder / f"{name}.ckpt"
+        temporary = path.with_suffix(".partial")
+        try:
+            trainer.save_checkpoint(temporary, weights_only=weights_only)
+            if trainer.is_global_zero:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())  # the rename must not reach the disk before the data
+                temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise SmolbenchError(
+                f"The checkpoint {path} cannot be written ({error.strerror or error}); the one "
+                "before it is untouched. Free some space and resume with --ckpt_path last."
+            ) from error
+        trainer.strategy.barrier("checkpoint")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a kill in the middle of a write has left."""
+    for left in folder.glob("*.partial"):
+        left.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load a checkpoint without running any code in it.
+
+    Raises:
+        SmolbenchError: If the file is missing, truncated, or not a checkpoint.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise SmolbenchError(f"There is no checkpoint {path}.") from None
+    except Exception as error:  # noqa: BLE001 - torch.load fails in many ways on damaged files
+        raise SmolbenchError(
+            f"{path} is damaged or not a checkpoint ({type(error).__name__}); give another one "
+            "with --ckpt_path, or train anew."
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise SmolbenchError(f"{path} is not a Lightning checkpoint: it has no state_dict.")
+    return checkpoint

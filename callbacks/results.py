@@ -1,0 +1,169 @@
+"""Writes ``results.json``, ``environment.json`` and ``predictions.parquet`` into the run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from smolbench.callbacks.folder import run_folder
+from smolbench.callbacks.graceful_stop import RunInterrupted
+from smolbench.callbacks.values import counted, plain
+from smolbench.files import write_atomically
+from smolbench.runs.results import FILE_NAME, Results, read_results, write_results
+
+_PACKAGES = ("torch", "lightning", "transformers", "datasets", "peft", "bitsandbytes", "smolbench")
+
+
+class ResultsWriter(Callback):
+    """Collect what was measured into one flat file.
+
+    Everything that takes part may have a method ``facts()`` that returns a flat mapping: the
+    LightningModule, the DataModule and all callbacks. The file is written when a stage starts
+    (``status: running``, which is all that a kill leaves) and when it ends. A stage that adds to a
+    run that has results already keeps them; of two peaks of memory the higher one stands.
+
+    Args:
+        identity: What is known before the run starts: recipe, seed, start time and the like.
+        config: Text of the run's ``config.yaml``, for a run that is new.
+    """
+
+    def __init__(
+        self, identity: Mapping[str, Any] | None = None, config: str | None = None
+    ) -> None:
+        self.identity = dict(identity or {})
+        self.config = config
+        self.folder = Path()
+        self.results: Results = {}
+        self._status_before: str | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Say that the stage runs."""
+        self.folder = run_folder(trainer)
+        if not trainer.is_global_zero or stage == "predict":
+            return
+        known = read_results(self.folder) if (self.folder / FILE_NAME).is_file() else {}
+        self._status_before = known.get("status")
+        self.results = {**self.identity, **known} if stage != "fit" else {**known, **self.identity}
+        if stage == "fit":
+            self.results["attempts"] = int(known.get("attempts", 0)) + 1
+            self.results["started_at"] = known.get("started_at", self.identity.get("started_at"))
+        self.results["status"] = "running"
+        self.results |= _hardware(trainer)
+        if self.config is not None:
+            write_atomically(self.folder / "config.yaml", self.config)
+        environment = {
+            "command": sys.argv,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "cpu_count": os.cpu_count(),
+            "packages": _packages(),
+        }
+        write_atomically(
+            self.folder / "environment.json", json.dumps(environment, indent=2) + "\n"
+        )
+        write_results(self.folder, self.results)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what is known once the model is built."""
+        self._write(trainer, "running")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the finished training."""
+        self._write(trainer, "finished")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the metrics of ``validate``; those of a fit are its best checkpoint's."""
+        if trainer.state.fn == "validate":
+            self._add_metrics(trainer, "val/")
+            self._write(trainer, self._status_before or "finished")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write metrics and predictions."""
+        self._add_metrics(trainer, "test/")
+        self._write(trainer, self._status_before or "finished")
+        predictions = getattr(pl_module, "predictions", None)
+        columns = predictions() if callable(predictions) else None
+        if columns is not None and trainer.is_global_zero:
+            _write_parquet(self.folder / "predictions.parquet", columns)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Say how the run ended."""
+        if not self.results:
+            return  # it failed before it was set up
+        if trainer.state.fn == "fit":
+            stopped = isinstance(exception, (RunInterrupted, KeyboardInterrupt))
+            self._write(trainer, "interrupted" if stopped else "failed")
+        else:
+            self._write(trainer, self._status_before or "failed")
+
+    def _add_metrics(self, trainer: Trainer, prefix: str) -> None:
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith(prefix):
+                self.results[name] = counted(name, plain(value))
+
+    def _write(self, trainer: Trainer, status: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        sources = [trainer.lightning_module, trainer.datamodule, *trainer.callbacks]  # type: ignore[attr-defined]
+        for source in sources:
+            facts = getattr(source, "facts", None)
+            for key, value in (facts() if callable(facts) else {}).items():
+                known = self.results.get(key)
+                if key.startswith("cost/peak_") and known is not None and value is not None:
+                    value = max(known, value)
+                self.results[key] = value
+        self.results["status"] = status
+        write_results(self.folder, self.results)
+
+
+def _hardware(trainer: Trainer) -> dict[str, Any]:
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    facts: dict[str, Any] = {
+        "hardware/device": device.type,
+        "hardware/name": name,
+        "hardware/threads": torch.get_num_threads(),
+        "hardware/world_size": trainer.world_size,
+        "precision": str(trainer.precision),
+        "strategy": type(trainer.strategy).__name__,
+    }
+    return facts | {f"packages/{name}": found for name, found in _packages().items()}
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _write_parquet(path: Path, columns: Mapping[str, Any]) -> None:
+    import pyarrow  # lazy: only a test writes predictions
+    import pyarrow.parquet
+
+    temporary = path.with_suffix(".partial")
+    pyarrow.parquet.write_table(pyarrow.table(dict(columns)), temporary)
+    temporary.replace(path)

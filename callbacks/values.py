@@ -1,0 +1,22 @@
+"""Numbers as they are written to files."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+def plain(value: torch.Tensor | float) -> float:
+    """A logged value as the shortest number that is it.
+
+    Lightning keeps what is logged in float32; 0.52 would otherwise be written as
+    0.5199999809265137.
+    """
+    if isinstance(value, torch.Tensor) and value.dtype == torch.float32:
+        return float(str(np.float32(value.item())))
+    return float(value)
+
+
+def counted(name: str, value: float) -> float | int:
+    """A metric's value; numbers of examples (``.../n``) are whole."""
+    return int(value) if name.endswith("/n") else value

@@ -1,0 +1,106 @@
+"""The command line: ``smolbench fit | validate | test | predict | recipes``.
+
+Only routing happens here; what a subcommand needs is imported when it is called, so that ``--help``
+and ``--version`` answer at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from smolbench import __version__
+from smolbench.errors import SmolbenchError
+from smolbench.invocation import SUBCOMMANDS
+
+USAGE = f"""\
+smolbench {__version__}: fine-tune, probe and score small language models, and say what it costs.
+
+  smolbench fit      --config RECIPE [--config OVERLAY] [--model.lr 3e-4 ...]   train
+  smolbench fit      --config RECIPE --ckpt_path last                           go on with a run
+  smolbench test     [--config RECIPE] [--ckpt_path best|last|none|PATH]        score a run
+  smolbench validate [--config RECIPE] [--ckpt_path best|last|none|PATH]        score on validation
+  smolbench predict  --text "..." [--config RECIPE] [--output FILE]             label your own text
+  smolbench recipes                                                             list the recipes
+
+RECIPE is a file or the name of a shipped recipe, such as imdb_probe. Overrides go last: a --config
+behind them would win. `smolbench fit --help` lists all options,
+`smolbench fit --config RECIPE --print_config` the settings of a recipe.
+"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: Arguments without the program's name; ``sys.argv`` if not given.
+
+    Returns:
+        The exit status: 0, 2 for a user's mistake, 130 or 143 for a run that a signal ended.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    _set_up_logging()
+    try:
+        return _dispatch(arguments)
+    except SmolbenchError as error:
+        sys.stderr.write(f"smolbench: error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("smolbench: stopped by Ctrl-C.\n")
+        return 130
+
+
+def _dispatch(arguments: list[str]) -> int:
+    command = arguments[0] if arguments else "--help"
+    if command in {"-h", "--help", "help"}:
+        sys.stdout.write(USAGE)
+        return 0
+    if command == "--version":
+        sys.stdout.write(f"smolbench {__version__}\n")
+        return 0
+    for subcommand in SUBCOMMANDS:
+        if command == subcommand:
+            from smolbench.training_cli import run  # lazy: imports lightning, which takes seconds
+
+            return run(subcommand, arguments[1:])
+    if command == "recipes":
+        return _list_recipes(arguments[1:])
+    if command.startswith("-"):
+        raise SmolbenchError(
+            f"Options stand behind the subcommand: smolbench fit {command} ..., not smolbench "
+            f"{command} ... fit."
+        )
+    raise SmolbenchError(
+        f"There is no subcommand {command!r}; there are {', '.join(SUBCOMMANDS)} and recipes."
+    )
+
+
+def _list_recipes(arguments: list[str]) -> int:
+    from smolbench.recipes import describe, recipe_names
+
+    if arguments:
+        raise SmolbenchError(f"smolbench recipes takes no arguments, but got {arguments[0]!r}.")
+    names = recipe_names()
+    width = max(map(len, names))
+    for name in names:
+        sys.stdout.write(f"{name:<{width}}  {describe(name)}\n")
+    return 0
+
+
+def _set_up_logging() -> None:
+    """Set what must stand before the heavy imports: messages to stderr, libraries quiet."""
+    logger = logging.getLogger("smolbench")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("smolbench: %(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    # ranks other than the first repeat what the first says
+    others = any(os.environ.get(name, "0") != "0" for name in ("LOCAL_RANK", "RANK", "NODE_RANK"))
+    logger.setLevel(logging.ERROR if others else logging.INFO)
+    # lightning 2.6 calls functions that jsonargparse 4.49 and later deprecate
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    # the tokenizers library warns when a loader's worker is forked after it was used
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -1,0 +1,395 @@
+"""Batches: length-bucketed, the same on every machine, split over ranks, resumable."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from smolbench.data.token_cache import TokenTable
+from smolbench.errors import SmolbenchError
+
+IGNORE_LABEL = -100
+"""Label of padding: what ``torch.nn.functional.cross_entropy`` leaves out."""
+
+Indices = npt.NDArray[np.int64]
+
+
+class Rows(Protocol):
+    """What a loader draws from.
+
+    Attributes:
+        lengths: Tokens per row [N]; None where all rows are alike, such as cached features.
+    """
+
+    lengths: Indices | None
+
+    def __len__(self) -> int:
+        """Return the number of rows, N."""
+        ...
+
+    def batch(self, rows: Indices) -> dict[str, torch.Tensor]:
+        """Return the tensors of the rows of these numbers [B]."""
+        ...
+
+
+class TokenRows:
+    """Encoded examples as right-padded batches."""
+
+    def __init__(
+        self,
+        table: TokenTable,
+        labels: npt.NDArray[Any] | None,
+        pad_token_id: int,
+        length_column: str = "input_ids",
+    ) -> None:
+        """Take the table's columns, and class labels where the table has none.
+
+        Args:
+            table: Encoded examples; must have the rows of tokens ``input_ids``.
+            labels: Class of each example [N]; None if there are none or the table has them.
+            pad_token_id: Fills ``input_ids``.
+            length_column: Rows of tokens whose length decides which examples go together.
+        """
+        if labels is not None and len(labels) != len(table):
+            raise ValueError(f"{len(labels)} labels for {len(table)} encoded examples.")
+        if labels is not None and ("labels" in table.ragged or "labels" in table.scalars):
+            raise ValueError("Labels were given, but the encoded examples have labels already.")
+        self.table = table
+        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        self.fill = {"input_ids": pad_token_id, "labels": IGNORE_LABEL}
+        self.lengths: Indices | None = table.ragged[length_column].lengths
+
+    def __len__(self) -> int:
+        """Return the number of examples, N."""
+        return len(self.table)
+
+    def batch(self, rows: Indices) -> dict[str, torch.Tensor]:
+        """Pad examples into one batch.
+
+        Args:
+            rows: Row numbers [B].
+
+        Returns:
+            Every column of the table, rows of tokens as int64 [B, T], ``input_ids`` padded with the
+            padding token, ``labels`` with -100, others with 0; ``attention_mask`` int64 [B, T], 1
+            on tokens of ``input_ids``; ``labels`` int64 [B] where given; ``index`` int64 [B].
+        """
+        batch = {
+            name: torch.from_numpy(column.padded(rows, self.fill.get(name, 0)))
+            for name, column in self.table.ragged.items()
+        }
+        if "attention_mask" not in batch:
+            lengths = self.table.ragged["input_ids"].lengths[rows]
+            positions = np.arange(batch["input_ids"].shape[1])
+            mask = (positions < lengths[:, None]).astype(np.int64)
+            batch["attention_mask"] = torch.from_numpy(mask)
+        for name, values in self.table.scalars.items():
+            batch[name] = torch.from_numpy(values[rows])
+        if self.labels is not None:
+            batch["labels"] = torch.from_numpy(self.labels[rows])
+        batch["index"] = torch.from_numpy(np.array(rows, dtype=np.int64))
+        return batch
+
+
+class ArrayRows:
+    """Rows of arrays, such as cached features and their labels."""
+
+    lengths: Indices | None = None
+
+    def __init__(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Take arrays [N, ...] of one number of rows; memory-mapped ones stay on disk."""
+        sizes = {name: len(array) for name, array in arrays.items()}
+        if len(set(sizes.values())) != 1:
+            raise ValueError(f"Arrays with one number of rows are needed, not {sizes}.")
+        self.arrays = dict(arrays)
+
+    def __len__(self) -> int:
+        """Return the number of rows, N."""
+        return len(next(iter(self.arrays.values())))
+
+    def batch(self, rows: Indices) -> dict[str, torch.Tensor]:
+        """Gather rows.
+
+        Args:
+            rows: Row numbers [B].
+
+        Returns:
+            Every array's rows [B, ...] in its own dtype, and ``index`` int64 [B].
+        """
+        batch = {name: torch.from_numpy(array[rows]) for name, array in self.arrays.items()}
+        batch["index"] = torch.from_numpy(np.array(rows, dtype=np.int64))
+        return batch
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle whole memory-mapped arrays as the place where they are stored."""
+        return {"arrays": {name: _MappedPlace.of(array) for name, array in self.arrays.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map such arrays again."""
+        self.arrays = {
+            name: array.open() if isinstance(array, _MappedPlace) else array
+            for name, array in state["arrays"].items()
+        }
+
+
+class _MappedPlace:
+    """Where a memory-mapped array is stored: pickling the array would copy its contents."""
+
+    def __init__(self, array: np.memmap[Any, Any]) -> None:
+        self.filename = str(array.filename)
+        self.dtype = array.dtype
+        self.shape = array.shape
+        self.offset = array.offset
+        self.order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
+
+    @classmethod
+    def of(cls, array: npt.NDArray[Any]) -> _MappedPlace | npt.NDArray[Any]:
+        # a view of a part has the whole's offset, so only a whole array can be opened again
+        if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):
+            return cls(array)
+        return array
+
+    def open(self) -> npt.NDArray[Any]:
+        array: npt.NDArray[Any] = np.memmap(
+            self.filename,
+            dtype=self.dtype,
+            mode="r",
+            offset=self.offset,
+            shape=self.shape,
+            order=self.order,
+        )
+        return array
+
+
+class BatchPlan:
+    """The order of one epoch: a pure function of the seed and the epoch's number.
+
+    Shuffled plans are for training. Rows of like length go together: the shuffled rows are taken in
+    megabatches, sorted by length inside each, cut into batches, and the batches shuffled. Every row
+    comes once per epoch, every rank gets the same number of batches, sizes differ by one row at
+    most, and batches that ranks take at the same step are of like length. Plans that are not
+    shuffled are for evaluation: the longest rows first, so that a lack of memory shows at once;
+    ranks take whole batches of one plan, so predictions do not depend on the number of ranks; only
+    where there are fewer batches than ranks are they made smaller.
+    """
+
+    def __init__(
+        self,
+        lengths_or_count: Indices | int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        megabatch: int = 50,
+    ) -> None:
+        """Describe the plan; it is computed when first asked for.
+
+        Args:
+            lengths_or_count: Tokens per row [N], or N where all rows are alike.
+            batch_size: Rows per batch and rank. Where training would be left with a batch of one
+                row, a few batches hold more: batch normalisation cannot train on one row.
+            shuffle: Whether to shuffle.
+            seed: Seed of the order.
+            rank: This process's number.
+            world_size: Number of processes.
+            megabatch: Batches whose rows are sorted together.
+
+        Raises:
+            SmolbenchError: If the batch size or seed is out of range, or there are fewer rows than
+                processes.
+        """
+        if batch_size < 1:
+            raise SmolbenchError(f"The batch size is {batch_size}; it must be 1 or larger.")
+        if seed < 0:
+            raise SmolbenchError(f"The seed is {seed}; it must be 0 or larger.")
+        self._lengths: Indices | None = None
+        if isinstance(lengths_or_count, int):
+            self.n_rows = lengths_or_count
+        else:
+            self._lengths = np.asarray(lengths_or_count)
+            self.n_rows = len(self._lengths)
+        if self.n_rows < world_size:
+            raise SmolbenchError(
+                f"There are {self.n_rows} examples, fewer than the {world_size} processes that"
+                " share them: use more data (the limits of --data) or fewer devices"
+                " (--trainer.devices)."
+            )
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.megabatch = megabatch
+        self.epoch = 0
+        self._planned: tuple[int, list[Indices]] | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch; Lightning calls this at the start of each."""
+        self.epoch = epoch
+
+    def batches(self) -> list[Indices]:
+        """Return this rank's batches of the current epoch, each the row numbers [B]."""
+        epoch = self.epoch if self.shuffle else 0
+        if self._planned is None or self._planned[0] != epoch:
+            whole = self._training_batches(epoch) if self.shuffle else self._evaluation_batches()
+            self._planned = (epoch, whole[self.rank :: self.world_size])
+        return self._planned[1]
+
+    def __len__(self) -> int:
+        """Return this rank's number of batches per epoch; in training all ranks have the same."""
+        return len(range(self.rank, self._n_batches(), self.world_size))
+
+    def _n_batches(self) -> int:
+        """Number of batches of all ranks together."""
+        wanted = -(-self.n_rows // self.batch_size)
+        if not self.shuffle:
+            # a rank without a batch would skip the evaluation that the others wait in
+            return max(wanted, self.world_size)
+        smallest = 2 if self.batch_size > 1 and self.n_rows >= 2 * self.world_size else 1
+        per_rank = -(-wanted // self.world_size)
+        return min(per_rank, self.n_rows // smallest // self.world_size) * self.world_size
+
+    def _training_batches(self, epoch: int) -> list[Indices]:
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(self.n_rows)
+        count = self._n_batches()
+        ends = self._even_ends(count)
+        if self._lengths is None:
+            return np.split(order, ends[:-1])
+        begin = 0
+        for last in range(self.megabatch - 1, count + self.megabatch - 1, self.megabatch):
+            end = int(ends[min(last, count - 1)])
+            part = order[begin:end]
+            order[begin:end] = part[np.argsort(self._lengths[part], kind="stable")]
+            begin = end
+        batches = np.split(order, ends[:-1])
+        # neighbours go to different ranks at one step, so that no rank waits for a longer batch
+        steps = rng.permutation(count // self.world_size) * self.world_size
+        return [batches[first + rank] for first in steps for rank in range(self.world_size)]
+
+    def _evaluation_batches(self) -> list[Indices]:
+        if self._lengths is None:
+            order = np.arange(self.n_rows)
+        else:
+            order = np.argsort(-self._lengths.astype(np.int64), kind="stable")
+        count = self._n_batches()
+        if count * self.batch_size < self.n_rows + self.batch_size:
+            return np.split(order, range(self.batch_size, self.n_rows, self.batch_size))
+        return np.split(order, self._even_ends(count)[:-1])
+
+    def _even_ends(self, count: int) -> Indices:
+        """Ends of ``count`` batches, the first few with one row more, as numpy.array_split cuts."""
+        numbers = np.arange(1, count + 1)
+        return numbers * (self.n_rows // count) + np.minimum(numbers, self.n_rows % count)
+
+
+class BatchLoader:
+    """Batches in the plan's order, with a position that a checkpoint can hold.
+
+    Wraps a ``DataLoader`` rather than being one: Lightning would put its own sampler into it for
+    several ranks and for ``predict``. Lightning calls ``state_dict``, ``load_state_dict`` and
+    ``sampler.set_epoch``.
+    """
+
+    def __init__(
+        self, rows: Rows, plan: BatchPlan, num_workers: int = 0, pin_memory: bool = False
+    ) -> None:
+        """Join rows and plan.
+
+        Args:
+            rows: What to draw from.
+            plan: Which rows, in which order.
+            num_workers: Processes that prepare batches; 0 prepares them in this one.
+            pin_memory: Whether to put batches where a CUDA device reads faster.
+        """
+        if plan.n_rows != len(rows):
+            raise ValueError(f"A plan of {plan.n_rows} rows was given for {len(rows)} rows.")
+        self.rows = rows
+        self.plan = plan
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self._epoch = 0  # of the batches counted
+        self._yielded = 0  # batches that the consumer got, not those that workers prepared
+        self._resume: tuple[int, int] | None = None
+
+    @property
+    def sampler(self) -> BatchPlan:
+        """The plan, under the name by which Lightning tells it the epoch."""
+        return self.plan
+
+    @property
+    def batch_sampler(self) -> None:
+        """None; Lightning asks every evaluation loader that has a sampler."""
+        return
+
+    def __len__(self) -> int:
+        """Return this rank's number of batches per epoch."""
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Go through the plan's epoch, or through its rest after ``load_state_dict``.
+
+        Which epoch that is, is decided at the first batch and not here: Lightning makes the first
+        iterator, and one that it throws away, before it sets the epoch and loads the position.
+        """
+        epoch, start = self.plan.epoch, 0
+        if self._resume is not None and self._resume[0] == epoch:
+            start = self._resume[1]
+        self._resume = None
+        self._epoch, self._yielded = epoch, start
+        inner: DataLoader[Any] = DataLoader(
+            _Batches(self.rows),
+            batch_size=None,
+            sampler=self.plan.batches()[start:],
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            # the seed that every iterator draws must not come from the random state of the training
+            generator=torch.Generator(),
+        )
+        for batch in inner:
+            self._yielded += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position: the epoch, the batches that were consumed of it, and of how many."""
+        if self._resume is not None:
+            epoch, batches = self._resume
+        else:
+            epoch, batches = self._epoch, self._yielded
+        if batches >= len(self):
+            epoch, batches = epoch + 1, 0
+        return {"epoch": epoch, "batches": batches, "n_batches": len(self)}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Go to a position; the next iteration over that epoch begins there.
+
+        Raises:
+            SmolbenchError: If the position is inside an epoch of another number of batches.
+        """
+        epoch, batches = state_dict["epoch"], state_dict["batches"]
+        if batches and state_dict["n_batches"] != len(self):
+            raise SmolbenchError(
+                f"The checkpoint was saved after batch {batches} of {state_dict['n_batches']} of an"
+                f" epoch, but an epoch has {len(self)} batches now: resume with the batch size,"
+                " data and number of devices of the checkpoint."
+            )
+        self._resume = (epoch, batches)
+        self.plan.set_epoch(epoch)
+
+
+class _Batches(Dataset[dict[str, torch.Tensor]]):
+    """Rows as the data set that a DataLoader wants, indexed by a batch's row numbers."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __getitem__(self, index: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
+        return self.rows.batch(index)

@@ -1,0 +1,351 @@
+"""The base of all DataModules: source -> examples -> token cache -> batches.
+
+A DataModule knows its dataset and nothing of any model. How an example becomes token ids is said by
+the LightningModule it is used with (its ``encode`` method), or by the ``encode`` argument.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+
+from smolbench.data.batching import BatchLoader, BatchPlan, Rows, TokenRows
+from smolbench.data.sources import (
+    Source,
+    count_duplicates,
+    count_overlap,
+    select,
+    stratified_split,
+)
+from smolbench.data.token_cache import EncodeFn, TokenTable, encode_to_cache, open_cache
+from smolbench.digest import digest, text_digest
+from smolbench.errors import SmolbenchError
+from smolbench.files import cache_root
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SplitName = Literal["train", "val", "test", "predict"]
+SourceName = Literal["hub", "sample"]
+
+
+@dataclass
+class Split:
+    """One split as the task sees it.
+
+    Attributes:
+        examples: Columns of the example's kind, such as ``text`` and ``label``.
+        labels: Classes, int64, shape ``(N,)``; ``None`` where there are none.
+        table: Token ids; ``None`` before the split is encoded.
+    """
+
+    examples: Dataset
+    labels: np.ndarray | None
+    table: TokenTable | None = None
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+class TextDataModule(LightningDataModule):
+    """Classification data: texts with a label each.
+
+    A dataset says in :meth:`load_hub` and :meth:`load_sample` where its rows come from; everything
+    else (splits, limits, encoding, caching, batching) is done here.
+
+    Args:
+        source: ``hub``: the dataset on the Hugging Face Hub; ``sample``: small built-in data of
+            the same form, for trying things out with no network.
+        revision: Branch, tag or commit of the dataset on the Hub.
+        batch_size: Examples per step and device in training. Batches of an epoch differ by at most
+            one example, so none is much smaller than the others.
+        eval_batch_size: Examples per step and device in evaluation; ``batch_size`` if not given.
+        val_fraction: Share of the training rows that is held out for validation, stratified by
+            label. ``0`` trains on all of them: nothing is monitored and the last state is the best.
+        limit_train: Use at most this many training examples.
+        limit_val: Use at most this many validation examples.
+        limit_test: Use at most this many test examples.
+        limit_mode: ``stratified``: a seeded subset with the classes' shares; ``head``: the first.
+        split_seed: Seed of the split and of the subsets.
+        num_workers: Processes that prepare batches; 0 prepares them in the main process.
+        cache_dir: Folder for token ids and frozen features; default ``~/.cache/smolbench``.
+        encode: How a batch of examples becomes columns of token ids, where the LightningModule does
+            not say. It is called as ``encode({"text": [...], "label": [...]})`` and returns
+            ``{"input_ids": [[...], ...], ...}``. With an attribute ``key`` (a mapping of plain
+            values that changes whenever its result would) the ids are cached on disk; else they
+            are encoded anew in every process.
+    """
+
+    kind: ClassVar[str] = "classification"
+
+    def __init__(
+        self,
+        *,
+        source: SourceName = "hub",
+        revision: str | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        val_fraction: float = 0.1,
+        limit_train: int | None = None,
+        limit_val: int | None = None,
+        limit_test: int | None = None,
+        limit_mode: Literal["stratified", "head"] = "stratified",
+        split_seed: int = 0,
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+        encode: Callable[[Mapping[str, Sequence[Any]]], Mapping[str, Sequence[Any]]] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+            ("limit_train", limit_train),
+            ("limit_val", limit_val),
+            ("limit_test", limit_test),
+        ):
+            if value is not None and value < 1:
+                raise SmolbenchError(f"data.{name} must be at least 1, but is {value}.")
+        if not 0 <= val_fraction < 1:
+            raise SmolbenchError(f"data.val_fraction must be in [0, 1), but is {val_fraction}.")
+        if num_workers < 0:
+            raise SmolbenchError(f"data.num_workers must not be negative, but is {num_workers}.")
+        self.source: SourceName = source
+        self.revision = revision
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.val_fraction = val_fraction
+        self.limits = {"train": limit_train, "val": limit_val, "test": limit_test}
+        self.limit_mode: Literal["stratified", "head"] = limit_mode
+        self.split_seed = split_seed
+        self.num_workers = num_workers
+        self.cache_dir = cache_root(cache_dir)
+        self._encode = encode
+        self._source: Source | None = None
+        self._splits: dict[str, Split] = {}
+        self._facts: dict[str, Any] = {}
+        self._temporary: list[Path] = []
+
+    # -- what a dataset says ----------------------------------------------------------------------
+
+    @abstractmethod
+    def load_hub(self) -> Source:
+        """Rows from the Hub, with splits ``train`` and ``test`` and columns ``text``, ``label``."""
+
+    @abstractmethod
+    def load_sample(self) -> Source:
+        """Built-in rows in the same form."""
+
+    # -- examples ---------------------------------------------------------------------------------
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names of the classes, in the order of their numbers."""
+        names: list[str] = self._loaded().splits["train"].features["label"].names
+        return names
+
+    def _loaded(self) -> Source:
+        if self._source is None:
+            self._source = self.load_sample() if self.source == "sample" else self.load_hub()
+            self._describe(self._source)
+        return self._source
+
+    def _describe(self, source: Source) -> None:
+        train, test = (source.splits[name]["text"] for name in ("train", "test"))
+        self._facts = {
+            "data/id": source.id,
+            "data/revision": source.revision,
+            "data/split_seed": self.split_seed,
+            "data/duplicates": count_duplicates(train),
+            "data/overlap": count_overlap(train, test),
+            **{f"data/limit_{name}": limit for name, limit in self.limits.items()},
+        }
+
+    def split(self, name: SplitName) -> Split:
+        """Examples of a split, after the limit.
+
+        Raises:
+            SmolbenchError: If the split is empty.
+        """
+        if name not in self._splits:
+            source = self._loaded()
+            dataset = source.splits["test" if name == "test" else "train"]
+            labels = np.asarray(dataset["label"], dtype=np.int64)
+            rows = np.arange(len(dataset))
+            if name != "test" and self.val_fraction > 0:
+                train, val = stratified_split(labels, self.val_fraction, self.split_seed)
+                rows = train if name == "train" else val
+            elif name == "val":
+                rows = rows[:0]
+            chosen = select(
+                rows, self.limits[name], labels[rows], self.limit_mode, self.split_seed
+            )
+            rows = rows[chosen]
+            if not len(rows) and name != "val":
+                raise SmolbenchError(f"The {name} split of {source.id} is empty.")
+            self._splits[name] = Split(dataset.select(rows), labels[rows])
+            self._facts[f"data/n_{name}"] = len(rows)
+            if name == "test":
+                self._facts["data/test_digest"] = text_digest(
+                    f"{row}\0{text}"
+                    for row, text in zip(rows, self._splits[name].examples["text"], strict=True)
+                )
+        return self._splits[name]
+
+    def predict_on(self, texts: Sequence[str]) -> None:
+        """Give the texts that ``Trainer.predict`` is to label.
+
+        Raises:
+            SmolbenchError: If there is none.
+        """
+        from datasets import Dataset  # lazy: import cost
+
+        if not texts:
+            raise SmolbenchError("There is no text to predict.")
+        self._splits["predict"] = Split(Dataset.from_dict({"text": list(texts)}), None)
+
+    # -- token ids --------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Download and encode, on one process per node."""
+        stage = self.trainer.state.fn if self.trainer is not None else None
+        self.setup(str(stage.value) if stage is not None else "fit")
+
+    def setup(self, stage: str) -> None:
+        """Make the stage's splits ready: loaded, limited and encoded."""
+        wanted: dict[str, tuple[SplitName, ...]] = {
+            "fit": ("train", "val"),
+            "validate": ("val",),
+            "test": ("test",),
+            "predict": ("predict",),
+        }
+        for name in wanted[stage]:
+            split = self.split(name)
+            if split.table is None and len(split):
+                split.table = self._encoded(name, split)
+
+    def _encoded(self, name: str, split: Split) -> TokenTable:
+        encode, key = self._encoder()
+        examples = split.examples
+        description = f"Encoding {name}"
+        if key is None:
+            # an encoder that cannot be named exactly must not be found again by another one
+            folder = Path(tempfile.mkdtemp(prefix="smolbench-"))
+            self._temporary.append(folder)
+            name_on_disk = "tokens"
+        else:
+            folder = self.cache_dir / "tokens"
+            name_on_disk = digest(
+                {"encoder": dict(key), "examples": _examples_digest(examples), "rows": len(split)}
+            )
+        table = open_cache(folder, name_on_disk)
+        if table is not None:
+            return table
+        return encode_to_cache(
+            folder,
+            name_on_disk,
+            lambda start, stop: examples[start:stop],
+            len(split),
+            encode,
+            description,
+        )
+
+    def _encoder(self) -> tuple[EncodeFn, Mapping[str, Any] | None]:
+        """The function that encodes, and its key if its results may be kept."""
+        if self._encode is not None:
+            return self._encode, getattr(self._encode, "key", None)
+        module = self._module()
+        if not callable(getattr(module, "encode", None)):
+            raise SmolbenchError(
+                f"{type(module).__name__} does not say how a text becomes token ids: give it a "
+                f"method encode(examples), or give {type(self).__name__} the argument encode=."
+            )
+        kind = getattr(module, "kind", self.kind)
+        if kind != self.kind:
+            raise SmolbenchError(
+                f"{type(module).__name__} learns from {kind} examples, but {type(self).__name__} "
+                f"has {self.kind} examples."
+            )
+        key = module.encoder_key() if hasattr(module, "encoder_key") else None
+        return module.encode, key
+
+    def _module(self) -> Any:  # noqa: ANN401 - any LightningModule, asked for what it offers
+        if self.trainer is None:
+            raise SmolbenchError(
+                f"{type(self).__name__} is not attached to a Trainer yet: pass it to trainer.fit, "
+                "or give it the argument encode=."
+            )
+        return self.trainer.lightning_module
+
+    # -- batches ----------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> BatchLoader:
+        """Batches of the training split, in an order that depends on seed and epoch only."""
+        return self._loader("train", self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> BatchLoader | list[Any]:
+        """Batches of the validation split; none if ``val_fraction`` is 0."""
+        if not len(self.split("val")):
+            return []
+        return self._loader("val", self.eval_batch_size, shuffle=False)
+
+    def test_dataloader(self) -> BatchLoader:
+        """Batches of the test split, every example once."""
+        return self._loader("test", self.eval_batch_size, shuffle=False)
+
+    def predict_dataloader(self) -> BatchLoader:
+        """Batches of the texts given to :meth:`predict_on`."""
+        return self._loader("predict", self.eval_batch_size, shuffle=False)
+
+    def _loader(self, name: SplitName, batch_size: int, *, shuffle: bool) -> BatchLoader:
+        self.setup({"train": "fit", "val": "validate"}.get(name, name))
+        rows = self._rows(name, self._splits[name])
+        # Lightning can switch off the shuffling of its own loaders only
+        shuffle = shuffle and not (self.trainer and self.trainer.overfit_batches)
+        plan = BatchPlan(
+            len(rows) if rows.lengths is None else rows.lengths,
+            batch_size,
+            shuffle=shuffle,
+            seed=int(os.environ.get("PL_GLOBAL_SEED", "0")),
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+        )
+        pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return BatchLoader(rows, plan, num_workers=self.num_workers, pin_memory=pin)
+
+    def _rows(self, name: str, split: Split) -> Rows:
+        assert split.table is not None, "setup has encoded the split"
+        module = self.trainer.lightning_module if self.trainer else None
+        # a task with a frozen backbone learns from its features instead of from token ids
+        if self._encode is None and callable(replace := getattr(module, "rows", None)):
+            rows: Rows = replace(name, split.table, split.labels)
+            return rows
+        encoder: Any = self._encode if self._encode is not None else module
+        return TokenRows(split.table, split.labels, getattr(encoder, "pad_token_id", 0))
+
+    # -- the rest ---------------------------------------------------------------------------------
+
+    def teardown(self, stage: str) -> None:
+        """Remove token ids that were encoded for this process only."""
+        while self._temporary:
+            shutil.rmtree(self._temporary.pop(), ignore_errors=True)
+            for split in self._splits.values():
+                split.table = None
+
+    def facts(self) -> dict[str, Any]:
+        """What results say about the data."""
+        return dict(self._facts)
+
+
+def _examples_digest(examples: Dataset) -> str:
+    """Digest of the columns that an encoder may read; labels are not among them."""
+    columns = sorted(set(examples.column_names) - {"label"})
+    return digest({name: text_digest(map(str, examples[name])) for name in columns})

@@ -1,0 +1,43 @@
+"""Short, stable digests that name cache entries, configurations and data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+LENGTH = 20
+"""Hexadecimal characters kept: 80 bits, far beyond any accidental collision here."""
+
+
+def digest(value: Mapping[str, Any]) -> str:
+    """Digest of a JSON-serialisable mapping, independent of the order of its keys.
+
+    Raises:
+        TypeError: If a value is not plain JSON; silently hashing a ``repr`` would tie the digest to
+            a memory address.
+    """
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:LENGTH]
+
+
+def text_digest(texts: Iterable[str]) -> str:
+    """Digest of a sequence of texts; order and boundaries count."""
+    state = hashlib.sha256()
+    for text in texts:
+        raw = text.encode("utf-8", "surrogatepass")
+        state.update(len(raw).to_bytes(8, "little"))
+        state.update(raw)
+    return state.hexdigest()[:LENGTH]
+
+
+def file_digest(paths: Iterable[Path]) -> str:
+    """Digest of the contents of files, in the order given, with their names."""
+    state = hashlib.sha256()
+    for path in paths:
+        state.update(path.name.encode())
+        with path.open("rb") as file:
+            state.update(hashlib.file_digest(file, "sha256").digest())
+    return state.hexdigest()[:LENGTH]

@@ -1,0 +1,40 @@
+"""Small file operations that never leave half a file under a good name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+CACHE_VARIABLE = "SMOLBENCH_CACHE"
+
+
+def cache_root(override: str | Path | None = None) -> Path:
+    """Folder for everything that can be computed again: token ids, frozen features, the tiny model.
+
+    Args:
+        override: A folder chosen by the user; else ``$SMOLBENCH_CACHE``, else ``smolbench`` in
+            ``$XDG_CACHE_HOME`` or ``~/.cache``.
+    """
+    if override is not None:
+        return Path(override).expanduser().absolute()
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "smolbench"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that readers see the old content or the new, never a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def folder_size_mib(path: Path) -> float:
+    """Size of a file, or of all files below a folder, in MiB."""
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return sum(file.stat().st_size for file in files) / 2**20

@@ -1,0 +1,300 @@
+"""A pretrained network from the Hugging Face Hub or a folder: found, named exactly, loaded, run.
+
+Nothing is loaded before it is needed: a run whose frozen features are all cached never reads the
+weights.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from smolbench.digest import digest, file_digest
+from smolbench.errors import SmolbenchError
+from smolbench.files import cache_root, write_atomically
+from smolbench.models.precision import native_bfloat16
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger("smolbench")
+
+DType = Literal["auto", "float32", "bfloat16"]
+TINY = "tiny"
+"""Backbone name of the built-in tiny model."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a one-time look at a loaded backbone has found out.
+
+    Attributes:
+        width: Features per token at the layer asked for; not always ``config.hidden_size``
+            (OPT-350m ends in 512).
+        causal: Whether a token sees only what stands before it.
+        parameters: Number of parameters that are loaded and run.
+    """
+
+    width: int
+    causal: bool
+    parameters: int
+
+
+class Backbone:
+    """A frozen encoder: any ``AutoModel``, or the encoder of an encoder-decoder model.
+
+    Args:
+        name: A model id on the Hub, a folder, or ``tiny`` for the built-in model.
+        revision: Branch, tag or commit on the Hub; the commit it stands for is in :attr:`revision`.
+        dtype: Weights and computation; ``auto`` is bfloat16 where the device computes it natively.
+        layer: Which layer's output is the feature: ``-1`` the last (after the final norm), ``0``
+            the embeddings, ``k`` the output of block ``k``.
+    """
+
+    def __init__(self, name: str, revision: str | None, dtype: DType, layer: int = -1) -> None:
+        self.name = name
+        self.dtype_name: DType = dtype
+        self.layer = layer
+        self._asked_revision = revision
+
+    @cached_property
+    def location(self) -> str:
+        """What ``from_pretrained`` is given: the id on the Hub, or a folder."""
+        if self.name != TINY:
+            return self.name
+        from smolbench.models.tiny import tiny_model
+
+        return str(tiny_model(cache_root() / "models"))
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """The model's configuration.
+
+        Raises:
+            SmolbenchError: If the model does not exist or cannot be reached.
+        """
+        from transformers import AutoConfig  # lazy: import cost
+
+        with readable_errors(self.name, self._asked_revision):
+            return AutoConfig.from_pretrained(self.location, revision=self._asked_revision)
+
+    @cached_property
+    def revision(self) -> str:
+        """Exactly which weights: the commit on the Hub, or a digest of the folder's files."""
+        folder = Path(self.location)
+        if folder.is_dir():
+            files = sorted(
+                p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".bin"}
+            )
+            return file_digest(files)
+        return self._commit or self._asked_revision or "main"
+
+    @cached_property
+    def _commit(self) -> str | None:
+        """The commit that the branch or tag asked for stands for; ``None`` for a folder."""
+        from huggingface_hub import try_to_load_from_cache  # lazy: import cost
+
+        if Path(self.location).is_dir():
+            return None
+        _ = self.config  # fetches it, where there is a network
+        path = try_to_load_from_cache(
+            self.location, "config.json", revision=self._asked_revision or "main"
+        )
+        return Path(path).parent.name if isinstance(path, str) else None
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that belongs to the weights.
+
+        Raises:
+            SmolbenchError: If it does not exist or cannot be reached.
+        """
+        from transformers import AutoTokenizer  # lazy: import cost
+
+        with readable_errors(self.name, self._asked_revision):
+            return AutoTokenizer.from_pretrained(self.location, revision=self._pinned_revision)
+
+    @property
+    def _pinned_revision(self) -> str | None:
+        """The commit that the configuration came from, so that no file comes from another one."""
+        return self._commit or self._asked_revision
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest row the model has positions for, in tokens; ``None`` if it has no limit."""
+        limit = getattr(self.config, "max_position_embeddings", None)
+        return int(limit) if limit else None
+
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """Data type of the weights on a device."""
+        if self.dtype_name == "auto":
+            return torch.bfloat16 if native_bfloat16(device) else torch.float32
+        return torch.bfloat16 if self.dtype_name == "bfloat16" else torch.float32
+
+    def load(self, device: torch.device) -> PreTrainedModel:
+        """Load the weights, frozen and in evaluation mode.
+
+        Raises:
+            SmolbenchError: If the weights do not exist, cannot be reached or are damaged.
+        """
+        from transformers import AutoModel  # lazy: import cost
+
+        dtype = self.dtype(device)
+        with readable_errors(self.name, self._asked_revision):
+            model = AutoModel.from_pretrained(
+                self.location, revision=self._pinned_revision, dtype=dtype
+            )
+        if model.config.is_encoder_decoder:
+            model = model.get_encoder()
+        model.config.use_cache = False  # else every pass keeps all layers' keys and values
+        return model.to(device).eval().requires_grad_(False)
+
+    def facts(self, device: torch.device) -> Facts:
+        """Width, direction and size of the backbone, measured once and remembered on disk.
+
+        Raises:
+            SmolbenchError: If the layer asked for does not exist.
+        """
+        key = digest({"model": self.name, "revision": self.revision, "layer": self.layer})
+        path = cache_root() / "models" / f"{key}.json"
+        if path.is_file():
+            try:
+                return Facts(**json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError):
+                log.warning("%s is damaged and is made anew.", path)
+        model = self.load(device)
+        rows = torch.tensor([[1, 2, 3], [1, 2, 4]], device=device)
+        with torch.inference_mode():
+            states = hidden_states(model, self.layer, rows, torch.ones_like(rows))
+        # a causal model cannot tell the two rows apart before their last token
+        causal = bool(torch.equal(states[0, 0], states[1, 0]))
+        parameters = sum(p.numel() for p in model.parameters())
+        facts = Facts(width=states.shape[-1], causal=causal, parameters=parameters)
+        write_atomically(path, json.dumps(facts.__dict__))
+        return facts
+
+
+def hidden_states(
+    model: PreTrainedModel,
+    layer: int,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    prefix: Any = None,  # noqa: ANN401 - a transformers Cache; typing it would import transformers
+) -> torch.Tensor:
+    """Output of one layer for right-padded rows.
+
+    Args:
+        model: A backbone from :meth:`Backbone.load`.
+        layer: ``-1`` for the last, else an index into ``hidden_states`` (``0``: embeddings).
+        input_ids: Token ids, shape ``(B, T)``.
+        attention_mask: 1 for real tokens, shape ``(B, P + T)``; may be left out for causal models,
+            where padding on the right is never looked at.
+        prefix: Keys and values of a shared prefix of ``P`` tokens.
+
+    Returns:
+        Hidden states, shape ``(B, T, D)``.
+
+    Raises:
+        SmolbenchError: If the layer does not exist.
+    """
+    options: dict[str, Any] = {}
+    if prefix is not None:
+        options = {"past_key_values": prefix, "use_cache": True}
+    last = layer == -1
+    output = model(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        output_hidden_states=not last,
+        **options,
+    )
+    if last:
+        return output.last_hidden_state
+    layers = output.hidden_states
+    if not 0 <= layer < len(layers):
+        raise SmolbenchError(
+            f"There is no layer {layer} in {model.config._name_or_path}: layers go from 0 (the "
+            f"embeddings) to {len(layers) - 1}, and -1 is the last."
+        )
+    return layers[layer]
+
+
+def shared_prefix(model: PreTrainedModel, ids: Sequence[int]) -> Any:  # noqa: ANN401
+    """Keys and values of tokens that stand in front of every row, computed once.
+
+    Args:
+        model: A causal backbone.
+        ids: The prefix's token ids, ``P`` of them.
+
+    Returns:
+        A transformers ``Cache`` that gives every row of any batch the same prefix. It never grows:
+        a forward pass reads it and leaves it as it was.
+    """
+    from transformers.cache_utils import Cache, DynamicCache, DynamicLayer  # lazy: import cost
+
+    class SharedLayer(DynamicLayer):
+        """One layer's prefix, shape ``(1, heads, P, head_dim)``, joined to a batch's own states."""
+
+        def update(
+            self,
+            key_states: torch.Tensor,
+            value_states: torch.Tensor,
+            *args: object,
+            **kwargs: object,
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            rows = key_states.shape[0]
+            return (
+                torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=-2),
+                torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=-2),
+            )
+
+    filled = DynamicCache()
+    row = torch.tensor([list(ids)], device=model.device)
+    with torch.inference_mode():
+        model(input_ids=row, past_key_values=filled, use_cache=True)
+    layers = []
+    for source in filled.layers:
+        layer = SharedLayer()
+        layer.lazy_initialization(source.keys, source.values)
+        layer.keys, layer.values = source.keys, source.values
+        layers.append(layer)
+    return Cache(layers=layers)
+
+
+@contextmanager
+def readable_errors(name: str, revision: str | None) -> Iterator[None]:
+    """Turn the many ways in which loading fails into one sentence each."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        reason = " ".join(str(error).split())
+        lowered = reason.lower()
+        kind = type(error).__name__
+        if "gated" in lowered:
+            advice = "It is gated: accept its licence on the Hub and run `hf auth login`."
+        elif isinstance(error, OSError) and getattr(error, "errno", None) == 28:
+            advice = "The disk is full: free some space or set HF_HOME to another disk."
+        elif "not a valid model identifier" in lowered or "404" in lowered or "401" in lowered:
+            advice = (
+                "No such model is known: give an id such as HuggingFaceTB/SmolLM2-135M, a folder "
+                f"with config.json and weights, or {TINY!r} for the built-in model."
+            )
+        elif "connect" in lowered or "offline" in lowered or "503" in lowered:
+            advice = (
+                "The Hub cannot be reached and the model is not in the local cache: run "
+                f"`hf download {name}` once where there is a network, or set HF_HOME to a folder "
+                "that holds it."
+            )
+        else:
+            advice = "Its files may be damaged or of a kind that this version cannot load."
+        raise SmolbenchError(
+            f"Model {name!r}{at} cannot be loaded. {advice} ({kind}: {reason[:300]})"
+        ) from error

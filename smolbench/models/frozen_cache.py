@@ -1,0 +1,272 @@
+"""Outputs of frozen networks, computed once and kept on disk: features, teacher logits.
+
+An entry is a folder: ``outputs.f32`` (``N x D`` float32, memory-mapped), ``seconds.f32`` (what each
+block of rows took, 0 while it is missing) and, once all blocks are done, ``meta.json`` with a
+checksum. The blocks are a pure
+function of the rows' lengths, so a pass that was killed and goes on later computes the very same
+batches, and so the very same bits, as one that was never killed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import zlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from smolbench.errors import SmolbenchError
+from smolbench.files import write_atomically
+from smolbench.progress import progress_bar
+
+log = logging.getLogger("smolbench")
+
+_FORMAT = 1
+_OUTPUTS, _SECONDS, _META = "outputs.f32", "seconds.f32", "meta.json"
+ComputeBlock = Callable[[np.ndarray], np.ndarray]
+"""Row numbers ``[b]`` of one block -> float32 outputs ``[b, D]``."""
+
+
+class Ranks(Protocol):
+    """The part of a process group that a shared pass needs."""
+
+    rank: int
+    world_size: int
+
+    def barrier(self) -> None:
+        """Wait until all ranks are here."""
+
+    def agree(self, value: bool) -> bool:
+        """Rank 0's value, on every rank."""
+
+
+class OneProcess:
+    """No other ranks."""
+
+    rank = 0
+    world_size = 1
+
+    def barrier(self) -> None:
+        """Nobody to wait for."""
+
+    def agree(self, value: bool) -> bool:
+        """Nobody to ask."""
+        return value
+
+
+@dataclass(frozen=True)
+class CachedOutputs:
+    """A complete entry of the cache.
+
+    Attributes:
+        outputs: Memory-mapped float32, shape ``(N, D)``.
+        seconds: What it took to compute, in wall seconds, added up over interrupted passes.
+        reused: Whether it was complete before it was asked for.
+    """
+
+    outputs: np.ndarray
+    seconds: float
+    reused: bool
+
+
+def plan_blocks(lengths: np.ndarray, tokens_per_block: int) -> list[np.ndarray]:
+    """Cut rows into blocks of about equal padded size, longest rows first.
+
+    Args:
+        lengths: Tokens per row, shape ``(N,)``.
+        tokens_per_block: Most tokens in a block, padding included; a longer row is a block alone.
+
+    Returns:
+        Row numbers of each block; every row stands in exactly one.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    blocks: list[np.ndarray] = []
+    start = 0
+    while start < len(order):
+        longest = max(1, int(lengths[order[start]]))
+        stop = start + max(1, tokens_per_block // longest)
+        blocks.append(order[start:stop])
+        start = stop
+    return blocks
+
+
+def cached_outputs(
+    folder: Path,
+    key: str,
+    *,
+    width: int,
+    blocks: list[np.ndarray],
+    start_compute: Callable[[], ComputeBlock],
+    description: str,
+    ranks: Ranks | None = None,
+) -> CachedOutputs:
+    """Open an entry of the cache, computing what is missing of it first.
+
+    Safe against a kill at any moment and against other processes that want the same entry: one
+    fills it, the others wait. Ranks of one job share the blocks between them.
+
+    Args:
+        folder: Folder of all entries.
+        key: Digest of everything that decides about the outputs.
+        width: Outputs per row, ``D``.
+        blocks: Row numbers of each block, see :func:`plan_blocks`.
+        start_compute: Called once, only if a block is missing; loads the network and returns the
+            function that runs it.
+        description: What the progress bar says.
+        ranks: The job's other processes; none if not given.
+
+    Raises:
+        SmolbenchError: If the folder cannot be written or the disk is full.
+    """
+    ranks = ranks or OneProcess()
+    entry = folder / key
+    rows = sum(len(block) for block in blocks)
+    found = _open(entry, rows, width) if ranks.rank == 0 else None
+    if ranks.agree(found is not None):
+        return found or _open_shared(entry, rows, width)
+    lock: AbstractContextManager[object] = nullcontext()
+    if ranks.rank == 0:
+        try:
+            entry.mkdir(parents=True, exist_ok=True)
+            lock = _wait_for(entry)
+        except OSError as error:
+            raise _unwritable(entry, error) from error
+    with lock:
+        # another job may have filled it while this one waited
+        found = _open(entry, rows, width) if ranks.rank == 0 else None
+        if ranks.agree(found is not None):
+            return found or _open_shared(entry, rows, width)
+        try:
+            _fill(entry, width, blocks, start_compute, description, ranks)
+            if ranks.rank == 0:
+                _seal(entry, rows, width, ranks.world_size)
+        except OSError as error:
+            raise _unwritable(entry, error) from error
+        ranks.barrier()
+    sealed = _open_shared(entry, rows, width)
+    return CachedOutputs(sealed.outputs, sealed.seconds, reused=False)
+
+
+def _fill(
+    entry: Path,
+    width: int,
+    blocks: list[np.ndarray],
+    start_compute: Callable[[], ComputeBlock],
+    description: str,
+    ranks: Ranks,
+) -> None:
+    """Compute this rank's missing blocks."""
+    rows = sum(len(block) for block in blocks)
+    if ranks.rank == 0:
+        _allocate(entry / _OUTPUTS, rows * width * 4)
+        _allocate(entry / _SECONDS, len(blocks) * 4)
+    ranks.barrier()
+    outputs = np.memmap(entry / _OUTPUTS, dtype=np.float32, mode="r+", shape=(rows, width))
+    seconds = np.memmap(entry / _SECONDS, dtype=np.float32, mode="r+", shape=(len(blocks),))
+    mine = range(ranks.rank, len(blocks), ranks.world_size)
+    missing = [n for n in mine if not seconds[n]]
+    if 0 < len(missing) < len(mine):
+        log.info("%s: going on where an earlier pass stopped.", description)
+    if missing:
+        start = time.perf_counter()
+        compute = start_compute()
+        with progress_bar(description, sum(len(blocks[n]) for n in missing)) as advance:
+            for n in missing:
+                outputs[blocks[n]] = compute(blocks[n])
+                outputs.flush()  # the values must be in the file before the mark that says so
+                now = time.perf_counter()
+                seconds[n] = max(now - start, 1e-9)  # the first block's holds the loading too
+                start = now
+                advance(len(blocks[n]))
+    seconds.flush()
+    ranks.barrier()
+
+
+def _allocate(path: Path, size: int) -> None:
+    """Make a file of zeros of a given size, unless an earlier pass has made it."""
+    if path.is_file() and path.stat().st_size == size:
+        return
+    # written out, not left as a hole: a full disk is then an error now, not a bus error later
+    with path.open("wb") as file:
+        zeros = bytes(1 << 20)
+        for start in range(0, size, len(zeros)):
+            file.write(zeros[: min(len(zeros), size - start)])
+
+
+def _seal(entry: Path, rows: int, width: int, world_size: int) -> None:
+    seconds = np.fromfile(entry / _SECONDS, dtype=np.float32)
+    meta = {
+        "format": _FORMAT,
+        "rows": rows,
+        "width": width,
+        "seconds": float(seconds.sum()) / world_size,  # ranks work side by side
+        "crc32": _checksum(entry / _OUTPUTS),
+    }
+    write_atomically(entry / _META, json.dumps(meta))
+
+
+def _open(entry: Path, rows: int, width: int) -> CachedOutputs | None:
+    """The entry if it is complete and undamaged; a damaged one is removed."""
+    meta_path = entry / _META
+    if not meta_path.is_file():
+        return None
+    try:
+        meta = json.loads(meta_path.read_text(encoding="utf-8"))
+        intact = (
+            meta["format"] == _FORMAT
+            and (meta["rows"], meta["width"]) == (rows, width)
+            and meta["crc32"] == _checksum(entry / _OUTPUTS)
+        )
+        seconds = float(meta["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        log.warning("The cached outputs in %s are damaged; they are computed again.", entry)
+        for name in (_META, _SECONDS, _OUTPUTS):
+            (entry / name).unlink(missing_ok=True)
+        return None
+    outputs = np.memmap(entry / _OUTPUTS, dtype=np.float32, mode="r", shape=(rows, width))
+    return CachedOutputs(outputs, seconds, reused=True)
+
+
+def _open_shared(entry: Path, rows: int, width: int) -> CachedOutputs:
+    """An entry that rank 0 has seen complete."""
+    found = _open(entry, rows, width)
+    if found is None:
+        raise SmolbenchError(
+            f"{entry} is complete on the first rank but cannot be read on this one: the cache "
+            "folder must be on a disk that all ranks share (--data.cache_dir)."
+        )
+    return found
+
+
+def _wait_for(entry: Path) -> AbstractContextManager[object]:
+    lock = FileLock(entry / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.warning("Another process is computing %s; waiting for it.", entry)
+        lock.acquire()
+    return lock
+
+
+def _checksum(path: Path) -> int:
+    state = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            state = zlib.crc32(block, state)
+    return state
+
+
+def _unwritable(entry: Path, error: OSError) -> SmolbenchError:
+    return SmolbenchError(
+        f"The cache folder {entry.parent} cannot be written ({error.strerror or error}); free some "
+        "space, or choose another folder with --data.cache_dir DIR."
+    )

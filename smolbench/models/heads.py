@@ -1,0 +1,40 @@
+"""Classification heads for frozen features; no Lightning here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+HeadName = Literal["mlp", "linear"]
+
+
+def build_head(
+    name: HeadName, width: int, classes: int, hidden_size: int, dropout: float, seed: int
+) -> nn.Module:
+    """A head with weights drawn from its own seed, whatever was drawn before.
+
+    Args:
+        name: ``mlp``: BatchNorm, Linear, GELU, Dropout, Linear. ``linear``: one Linear layer.
+        width: Features per example, ``D``.
+        classes: Number of classes, ``C``.
+        hidden_size: Width between the two Linear layers of ``mlp``.
+        dropout: Share of hidden units that are dropped in training (``mlp``).
+        seed: Seed of the initial weights; the global random state is left untouched, so a run that
+            had to fill a cache first starts from the same head as one that did not.
+
+    Returns:
+        A module that maps features ``(B, D)`` to logits ``(B, C)``.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if name == "linear":
+            return nn.Linear(width, classes)
+        return nn.Sequential(
+            nn.BatchNorm1d(width),
+            nn.Linear(width, hidden_size),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_size, classes),
+        )

@@ -1,0 +1,133 @@
+"""Prompt templates: how a text becomes one row of token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from smolbench.digest import digest
+from smolbench.errors import SmolbenchError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SLOT = "{text}"
+
+
+class TemplateEncoder:
+    """Puts texts into a template and turns them into token ids.
+
+    A row is ``head specials + prefix + text + suffix + tail specials``. The parts are tokenised
+    one by one and joined, so the prefix has the same ids in every row and can be run once. Only
+    the text is ever truncated, never the template.
+
+    Args:
+        tokenizer: The backbone's tokenizer.
+        template: A text with the slot ``{text}``; few-shot examples stand in front of the slot.
+        max_length: Longest row in tokens, template and special tokens included.
+        truncation_side: Which end of a long text is cut off: ``right`` keeps its beginning.
+
+    Raises:
+        SmolbenchError: If the template lacks its slot or leaves no room for a text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str,
+        max_length: int,
+        truncation_side: Literal["left", "right"] = "right",
+    ) -> None:
+        if template.count(SLOT) != 1:
+            raise SmolbenchError(
+                f"model.template must hold {SLOT} exactly once, where the text goes; it holds it "
+                f"{template.count(SLOT)} times: {template!r}."
+            )
+        self.tokenizer = tokenizer
+        self.template = template
+        self.max_length = max_length
+        self.truncation_side = truncation_side
+        prefix, suffix = template.split(SLOT)
+        head, tail = _special_tokens(tokenizer)
+        self.shared_ids = head + self._ids([prefix])[0]
+        self.suffix_ids = self._ids([suffix])[0]
+        self._suffix = suffix
+        self._tail = tail
+        self.text_budget = max_length - len(self.shared_ids) - len(self.suffix_ids) - len(tail)
+        if self.text_budget < 1:
+            raise SmolbenchError(
+                f"model.max_length is {max_length}, but the template alone takes "
+                f"{max_length - self.text_budget} tokens: raise max_length or shorten the template."
+            )
+
+    def encode(self, texts: Sequence[str]) -> dict[str, list[list[int]] | list[int]]:
+        """Rows without their shared beginning.
+
+        Returns:
+            ``input_ids``: for each text its own ids, the suffix's and the tail specials;
+            ``text_length``: how many of those are the text's.
+        """
+        rows: list[list[int]] = []
+        lengths: list[int] = []
+        for ids in self._ids(list(texts)):
+            if len(ids) > self.text_budget:
+                keep_end = self.truncation_side == "left"
+                ids = ids[-self.text_budget :] if keep_end else ids[: self.text_budget]
+            rows.append(ids + self.suffix_ids + self._tail)
+            lengths.append(len(ids))
+        return {"input_ids": rows, "text_length": lengths}
+
+    def anchor_offset(self, anchor: str) -> int:
+        """Place of a word of the suffix, as a number of tokens behind the text's last one.
+
+        The word's last occurrence and, if it has several tokens, the last of them.
+
+        Raises:
+            SmolbenchError: If the word does not stand behind the slot.
+        """
+        start = self._suffix.rfind(anchor)
+        if start < 0 or not anchor:
+            raise SmolbenchError(
+                f"model.anchor is {anchor!r}, which does not stand behind {SLOT} in the template "
+                f"{self.template!r}."
+            )
+        encoded = self.tokenizer(
+            self._suffix, add_special_tokens=False, return_offsets_mapping=True
+        )
+        end = start + len(anchor)
+        covering = [
+            number
+            for number, (first, last) in enumerate(encoded["offset_mapping"])
+            if first < end and last > start
+        ]
+        return covering[-1]
+
+    def key(self) -> dict[str, str | int]:
+        """Everything that decides about the ids, for naming a cache."""
+        return {
+            "encoder": "template-1",
+            "tokenizer": digest({"json": self.tokenizer.backend_tokenizer.to_str()}),
+            "template": self.template,
+            "max_length": self.max_length,
+            "truncation_side": self.truncation_side,
+        }
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        # verbose=False: the tokenizer would warn of rows that are about to be truncated
+        encoded = self.tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
+        return encoded["input_ids"]
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Ids that the tokenizer puts before and after every row, such as BERT's [CLS] and [SEP]."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return full[:start], full[start + len(bare) :]
+    raise SmolbenchError(
+        "This tokenizer changes a text's tokens when it adds its special tokens; such tokenizers "
+        "are not supported."
+    )

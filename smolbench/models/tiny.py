@@ -1,0 +1,185 @@
+"""The built-in tiny model: SmolLM2's architecture at toy size, for demos and tests.
+
+It is built on this machine, from a seed and the built-in sample, with no network, and is then an
+ordinary model folder. Nothing is trained but the tokenizer. The token embeddings come from latent
+semantic analysis (Deerwester et al., 1990) of the sample's reviews, so that a probe of the
+otherwise random network finds something: with random embeddings it would stay near chance.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smolbench.data.sample import imdb_sample
+from smolbench.digest import digest, text_digest
+from smolbench.errors import SmolbenchError
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import LlamaForCausalLM
+
+END = "<|endoftext|>"
+"""Begin, end and unknown token in one, id 0, as in SmolLM2; there is no padding token."""
+
+_RECIPE = {"version": 1, "seed": 0}
+"""Raise the version with every change that alters the files."""
+_MAX_VOCABULARY = 2048
+_MAX_POSITIONS = 8192
+_COMMON_STD = 2.0
+"""Size of the vector that all embeddings share, where their own parts have 1. As in pretrained
+models it dominates the norm, so that normalising leaves rare and frequent words their weights."""
+_VALUE_STD = 0.1
+"""Of the attention's value and output matrices: large enough that a token shows what precedes it."""
+_WEIGHT_STD = 0.03
+"""Of all other matrices: small, so that the layers do not drown the embeddings."""
+
+
+def tiny_model(cache_dir: Path) -> Path:
+    """Folder with the tiny model; built at the first call, within seconds.
+
+    Safe for several processes at once and against a kill: the folder appears complete or not at
+    all. The weights are bfloat16, as SmolLM2's are.
+
+    Args:
+        cache_dir: Where the folder is made.
+
+    Returns:
+        ``cache_dir/tiny-<digest>``, for ``from_pretrained`` of AutoModel, AutoModelForCausalLM and
+        AutoTokenizer.
+
+    Raises:
+        SmolbenchError: If the folder cannot be written.
+    """
+    texts = imdb_sample("train")["text"]
+    folder = cache_dir / f"tiny-{digest({**_RECIPE, 'texts': text_digest(texts)})}"
+    if folder.is_dir():
+        return folder
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".tiny-") as temporary:
+            built = Path(temporary) / "model"
+            _build(built, texts)
+            _publish(built, folder)
+    except OSError as error:
+        raise SmolbenchError(
+            f"The built-in tiny model cannot be written to {cache_dir} "
+            f"({error.strerror or error}); name a folder that can be written to in the "
+            "environment variable SMOLBENCH_CACHE."
+        ) from error
+    return folder
+
+
+def _publish(built: Path, folder: Path) -> None:
+    """Give a finished folder its name, unless another process was faster."""
+    try:
+        built.replace(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+
+
+def _build(folder: Path, texts: Sequence[str]) -> None:
+    """Train the tokenizer, draw the weights and save both."""
+    import torch  # lazy: import cost
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = _train_tokenizer(texts)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END,
+        eos_token=END,
+        unk_token=END,
+        model_max_length=_MAX_POSITIONS,
+    ).save_pretrained(folder)
+
+    # drawing and decomposing in float64 and rounding to bfloat16 gives the same files on machines
+    # whose libraries differ in the last bits
+    generator = torch.Generator().manual_seed(_RECIPE["seed"])
+    model = _empty_model(tokenizer.get_vocab_size())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("embed_tokens.weight"):
+                parameter.copy_(_embeddings(tokenizer, texts, parameter.shape[1], generator))
+            elif parameter.ndim > 1:
+                wide = name.endswith(("v_proj.weight", "o_proj.weight"))
+                std = _VALUE_STD if wide else _WEIGHT_STD
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.copy_(std * noise)
+    model.save_pretrained(folder)
+
+
+def _train_tokenizer(texts: Sequence[str]) -> Tokenizer:
+    """Byte-level BPE with single digits, as SmolLM2's: any text has a lossless encoding."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_MAX_VOCABULARY,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _empty_model(vocabulary: int) -> LlamaForCausalLM:
+    """The network, its weights still to be set; leaves the global random generator as it was."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=64,
+        intermediate_size=176,  # about 8/3 of the width, as in SmolLM2
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=_MAX_POSITIONS,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    # a caller may have chosen another default device, such as that of its training
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        return LlamaForCausalLM(config).to(torch.bfloat16)
+
+
+def _embeddings(
+    tokenizer: Tokenizer, texts: Sequence[str], width: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Latent semantic analysis: tokens that occur in the same reviews get similar vectors.
+
+    Returns:
+        Float64, shape ``(V, width)``.
+    """
+    import torch
+
+    counts = torch.zeros(len(texts), tokenizer.get_vocab_size(), dtype=torch.float64)
+    for row, encoding in zip(counts, tokenizer.encode_batch(list(texts)), strict=True):
+        ids = torch.tensor(encoding.ids)
+        row.index_add_(0, ids, torch.ones(len(ids), dtype=torch.float64))
+    documents = (counts > 0).sum(0)
+    rarity = torch.where(documents > 1, torch.log(len(texts) / documents.clamp(min=1)), 0.0)
+    weights = counts.sqrt() * rarity
+    weights /= weights.norm(dim=1, keepdim=True)
+    _, strengths, directions = torch.linalg.svd(weights - weights.mean(0), full_matrices=False)
+    directions = directions[:width]
+    # a decomposition leaves the signs open: make each direction's largest entry positive
+    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    vectors = (directions * largest.sign()).T * strengths[:width]
+    vectors -= vectors.mean(0)
+    vectors /= vectors.square().mean().sqrt()
+    common = torch.randn(width, generator=generator, dtype=torch.float64)
+    return vectors + _COMMON_STD * common

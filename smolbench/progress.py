@@ -1,0 +1,176 @@
+"""Progress of long jobs outside the Trainer's loops: encoding, downloading, frozen passes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable, Sized
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+T = TypeVar("T")
+
+DELAY_S = 2.0
+"""Seconds that a job may take before anything is shown."""
+
+REDRAW_S = 0.2
+"""Seconds between two drawings."""
+
+
+def track(
+    iterable: Iterable[T],
+    *,
+    description: str,
+    total: int | None = None,
+    unit: str = "batches",
+) -> Generator[T, None, None]:
+    """Pass the items of ``iterable`` on and show how far it is.
+
+    Args:
+        iterable: What to go through.
+        description: What is being done, such as ``"Encoding train"``.
+        total: Number of items; taken from ``len(iterable)`` where that exists.
+        unit: What is counted, in the plural.
+
+    Yields:
+        The items, unchanged. Breaking off early closes the bar.
+    """
+    if total is None and isinstance(iterable, Sized):
+        total = len(iterable)
+    with progress_bar(description, total, unit=unit) as advance:
+        for item in iterable:
+            yield item
+            advance(1)
+
+
+@contextmanager
+def progress_bar(
+    description: str, total: int | None, *, unit: str = "examples"
+) -> Generator[Callable[[int], None], None, None]:
+    """Show a bar with count, rate and remaining time, for loops that advance by varying counts.
+
+    The bar appears once the job has taken ``DELAY_S`` seconds, on rank 0 only, on the console that
+    Lightning's ``RichProgressBar`` draws on, below it where both are active. Where that console is
+    no terminal, a job longer than that leaves one plain line on standard error.
+
+    Args:
+        description: What is being done.
+        total: How much there is to do, in ``unit``; None if unknown.
+        unit: What is counted, in the plural.
+
+    Yields:
+        ``advance(count)``: tell that ``count`` more are done.
+    """
+    bar = _Bar(description, total, unit) if _rank() == 0 else None
+    try:
+        yield bar.advance if bar else _ignore
+    except BaseException:
+        if bar:
+            bar.stop()
+        raise
+    if bar:
+        bar.finish()
+
+
+class _Bar:
+    """One job's progress, drawn late."""
+
+    def __init__(self, description: str, total: int | None, unit: str) -> None:
+        self.description = description
+        self.total = total
+        self.unit = unit
+        self.done = 0
+        self.started = time.monotonic()
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._drawable = True
+        self._redrawn = 0.0
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        if self._progress is None and self._drawable and self.seconds > DELAY_S:
+            self._draw()
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=self.done)
+            # inside another live display nothing but this redraws the bar
+            if time.monotonic() - self._redrawn > REDRAW_S:
+                self._progress.refresh()
+                self._redrawn = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def _draw(self) -> None:
+        # rich is imported here because most jobs are over before anything is shown
+        from rich import get_console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            ProgressColumn,
+            Task,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.text import Text
+
+        class RateColumn(ProgressColumn):
+            def render(self, task: Task) -> Text:
+                rate = task.finished_speed or task.speed
+                return Text(f"{rate:,.0f}/s" if rate else "", style="progress.data.speed")
+
+        # the console of Lightning's bar: two would overwrite each other
+        console = get_console()
+        if not console.is_terminal:
+            self._drawable = False
+            return
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(self.unit),
+            RateColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._progress.add_task(
+            self.description, total=self.total, completed=self.done
+        )
+        # rate and elapsed time count from when the job began, not from when it was first drawn
+        self._progress.tasks[0].start_time = self._progress.get_time() - self.seconds
+        self._progress.start()
+
+    def stop(self) -> None:
+        if self._progress is not None:
+            self._progress.refresh()
+            self._progress.stop()
+
+    def finish(self) -> None:
+        self.stop()
+        if self._progress is None and self.seconds > DELAY_S:
+            line = f"{self.description}: {self.done:,} {self.unit} in {self.seconds:.0f} s"
+            print(line, file=sys.stderr, flush=True)
+
+
+def _ignore(_count: int) -> None:
+    """Advance nothing: another rank shows the bar."""
+
+
+def _rank() -> int:
+    """Rank of this process among all of the job's; 0 outside of one."""
+    known = getattr(rank_zero_only, "rank", None)  # set by Lightning, also where it spawns
+    if known is not None:
+        return int(known)
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0

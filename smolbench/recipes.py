@@ -1,0 +1,41 @@
+"""The shipped recipes: found by name from any folder, in a checkout and in an installed wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from smolbench.errors import SmolbenchError
+
+CONFIGS = Path(__file__).parent / "configs"
+DEFAULTS = Path(__file__).parent / "defaults.yaml"
+
+
+def recipe_names() -> list[str]:
+    """Names of all shipped recipes and overlays, such as ``imdb_probe`` or ``trainer/cpu``."""
+    return sorted(p.relative_to(CONFIGS).with_suffix("").as_posix() for p in CONFIGS.rglob("*.yaml"))
+
+
+def resolve_config(given: str) -> Path:
+    """Find a configuration file: a path, or the name of a shipped recipe.
+
+    Raises:
+        SmolbenchError: If neither a file nor a shipped recipe has this name.
+    """
+    path = Path(given).expanduser()
+    if path.is_file():
+        return path
+    # `configs/imdb_probe.yaml` means the shipped recipe also where there is no such folder
+    name = given.removesuffix(".yaml").removeprefix("configs/")
+    shipped = CONFIGS / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    raise SmolbenchError(
+        f"There is no configuration {given!r}: it is neither a file nor a shipped recipe "
+        f"({', '.join(recipe_names())})."
+    )
+
+
+def describe(name: str) -> str:
+    """First line of a recipe's header comment."""
+    first = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[:1]
+    return first[0].lstrip("# ") if first and first[0].startswith("#") else ""

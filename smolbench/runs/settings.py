@@ -1,0 +1,102 @@
+"""Comparing the settings of two commands: what may differ, and what makes another run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from smolbench.errors import SmolbenchError
+
+Settings = dict[str, Any]
+_MISSING = object()
+
+_FREE_DATA = {"num_workers", "cache_dir"}
+"""Data options that change how fast something is done, not what comes out."""
+_FREE_TRAINER = {
+    "logger",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "profiler",
+    "default_root_dir",
+    "max_time",
+}
+_DECAYING = {"linear", "cosine"}
+
+
+def flatten(settings: Settings, prefix: str = "") -> Settings:
+    """Nested settings as one level of dotted names; ``class_path`` and ``init_args`` left out."""
+    flat: Settings = {}
+    for name, value in settings.items():
+        if name == "init_args":
+            flat |= flatten(value or {}, prefix)
+        elif isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def differences(before: Settings, now: Settings) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ, with the value before and the value now."""
+    old, new = flatten(before), flatten(now)
+    return {
+        name: (old.get(name), new.get(name))
+        for name in sorted({*old, *new})
+        if old.get(name, _MISSING) != new.get(name, _MISSING)
+    }
+
+
+def check_same_run(before: Settings, now: Settings, *, extend: bool) -> None:
+    """Refuse to go on with a run under settings that would change its result.
+
+    Free to differ are: ``num_workers``, ``cache_dir``, ``limit_test``, loggers and progress bars,
+    how often a checkpoint is written, and ``trainer.max_epochs`` upward (if the learning rate falls
+    to 0 over the planned steps, only with ``extend``).
+
+    Raises:
+        SmolbenchError: Listing every difference that matters.
+    """
+    refused = []
+    for name, (old, new) in differences(before, now).items():
+        section, _, option = name.partition(".")
+        if section == "checkpoint" and option == "every_minutes":
+            continue
+        if section == "data" and option in _FREE_DATA | {"limit_test"}:
+            continue
+        if section == "trainer" and option.split(".")[0] in _FREE_TRAINER:
+            continue
+        if name == "trainer.max_epochs" and _longer(old, new):
+            _check_extension(now, extend=extend, old=old, new=new)
+            continue
+        refused.append(f"{name} was {old!r}, is {new!r}")
+    if refused:
+        raise SmolbenchError(
+            f"This is not the run that was started: {'; '.join(refused)}. Give the settings it was "
+            "started with, or leave out --config to take them from the run folder, or start a new "
+            "run without --ckpt_path."
+        )
+
+
+def changed_for_scoring(before: Settings, now: Settings) -> list[str]:
+    """Model, data and seed options that differ, so that a score is not the run's own."""
+    return [
+        name
+        for name in differences(before, now)
+        if name.split(".")[0] in {"model", "data", "seed_everything"}
+        and name.partition(".")[2] not in _FREE_DATA
+    ]
+
+
+def _longer(old: Any, new: Any) -> bool:  # noqa: ANN401 - values from YAML
+    if not isinstance(old, int) or not isinstance(new, int):
+        return False
+    return new == -1 or (old != -1 and new > old)
+
+
+def _check_extension(now: Settings, *, extend: bool, old: int, new: int) -> None:
+    schedule = flatten(now).get("model.schedule")
+    if schedule in _DECAYING and not extend:
+        raise SmolbenchError(
+            f"trainer.max_epochs was {old}, is {new}, but the {schedule} schedule let the learning "
+            f"rate fall to 0 by the end of epoch {old}. With --extend the schedule is stretched "
+            f"over {new} epochs: the learning rate jumps up to where it stands on the longer curve."
+        )

@@ -1,0 +1,7 @@
+"""How models learn: one LightningModule per task."""
+
+from smolbench.tasks.classification import ClassificationTask
+from smolbench.tasks.probe import ProbeTask
+from smolbench.tasks.task import BaseTask
+
+__all__ = ["BaseTask", "ClassificationTask", "ProbeTask"]

@@ -1,0 +1,130 @@
+"""What all classification tasks share: labels, loss, and metrics over whole splits."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.distributed
+import torch.nn.functional as F
+
+from smolbench.errors import SmolbenchError
+from smolbench.metrics.classification import classification_metrics
+from smolbench.tasks.task import BaseTask
+
+Batch = dict[str, torch.Tensor]
+
+
+class ClassificationTask(BaseTask):
+    """A task that gives every example one of a fixed set of labels.
+
+    Predictions of an evaluation epoch are gathered over all batches and ranks, put into the order
+    of the split, and scored once.
+
+    Args:
+        num_classes: Number of classes, for data that does not name its labels; a smolbench
+            DataModule names them.
+        **options: See :class:`~smolbench.tasks.task.BaseTask`.
+    """
+
+    kind: ClassVar[str] = "classification"
+    monitor: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/accuracy", "max")
+
+    def __init__(self, *, num_classes: int | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.num_classes = num_classes
+        self._label_names: list[str] | None = None
+        self._gathered: list[tuple[torch.Tensor, ...]] = []
+        self._test_predictions: dict[str, np.ndarray] | None = None
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names of the classes, in the order of the logits.
+
+        Raises:
+            SmolbenchError: If neither the data nor ``num_classes`` says what they are.
+        """
+        if self._label_names is None:
+            data = getattr(self._trainer, "datamodule", None)
+            names = getattr(data, "label_names", None)
+            if not names and self.num_classes:
+                names = [str(number) for number in range(self.num_classes)]
+            if not names:
+                raise SmolbenchError(
+                    "The number of classes is not known: the data names no labels; give "
+                    "model.num_classes."
+                )
+            self._label_names = list(names)
+        return self._label_names
+
+    @label_names.setter
+    def label_names(self, names: list[str]) -> None:
+        self._label_names = list(names)
+
+    def signature(self) -> dict[str, Any]:
+        """The labels, in order; see the base class."""
+        return {"labels": self.label_names}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Cross-entropy of a batch, in nats."""
+        loss = F.cross_entropy(self(batch), batch["labels"])
+        rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        size = len(batch["labels"])
+        self.log("train/loss", loss, prog_bar=True, batch_size=size)
+        self.log("train/lr", rate, batch_size=size)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect a batch's logits."""
+        self._collect(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect a batch's logits."""
+        self._collect(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
+        """Class probabilities, shape ``(B, C)``, and row numbers, shape ``(B,)``."""
+        return {
+            "index": batch["index"].cpu(),
+            "scores": self(batch).float().softmax(dim=1).cpu(),
+        }
+
+    def on_validation_epoch_end(self) -> None:
+        """Score the whole validation split."""
+        _, logits, labels = self._gather()
+        metrics = classification_metrics(logits, labels)
+        shown = {"accuracy", "loss"}
+        for name, value in metrics.items():
+            self.log(f"val/{name}", value, prog_bar=name in shown)
+
+    def on_test_epoch_end(self) -> None:
+        """Score the whole test split and keep the predictions for their file."""
+        index, logits, labels = self._gather()
+        self.log_dict({f"test/{k}": v for k, v in classification_metrics(logits, labels).items()})
+        scores = logits.softmax(dim=1)
+        self._test_predictions = {
+            "index": index.numpy(),
+            "label": labels.numpy(),
+            "prediction": logits.argmax(dim=1).numpy(),
+            **{f"score_{name}": scores[:, n].numpy() for n, name in enumerate(self.label_names)},
+        }
+
+    def predictions(self) -> dict[str, np.ndarray] | None:
+        """Columns of ``predictions.parquet`` after a test, in the order of the test split."""
+        return self._test_predictions
+
+    def _collect(self, batch: Batch) -> None:
+        logits = self(batch).float().cpu()
+        self._gathered.append((batch["index"].cpu(), logits, batch["labels"].cpu()))
+
+    def _gather(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """All ranks' collected rows in the order of the split; forgets them."""
+        collected, self._gathered = self._gathered, []
+        if self.trainer.world_size > 1:
+            parts: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, collected)
+            collected = [batch for part in parts for batch in part]
+        index, logits, labels = (torch.cat(column) for column in zip(*collected, strict=True))
+        order = index.argsort()
+        return index[order], logits[order], labels[order]

@@ -1,0 +1,201 @@
+"""The base of all tasks: optimiser, schedule, and checkpoints that hold only what was trained."""
+
+from __future__ import annotations
+
+import math
+import os
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
+
+from smolbench.errors import SmolbenchError
+
+Schedule = Literal["constant", "linear", "cosine"]
+CHECKPOINT_KEY = "smolbench"
+
+
+class BaseTask(LightningModule):
+    """What every task shares.
+
+    A task says how an example becomes token ids (:meth:`encode`, :meth:`encoder_key`), builds what
+    trains in :meth:`configure_model`, and says in :meth:`signature` which settings a checkpoint of
+    it depends on.
+
+    Args:
+        lr: Peak learning rate of AdamW.
+        weight_decay: Decoupled weight decay, on matrices only (not on biases and norms).
+        warmup_steps: Optimiser steps over which the learning rate rises from 0 to ``lr``.
+        schedule: What the learning rate does after the warm-up: stays, or falls to 0 at the end of
+            training along a line or half a cosine.
+    """
+
+    kind: ClassVar[str]
+    """Kind of example it learns from: ``classification``, ``summarization``, ``multiple_choice``."""
+    monitor: ClassVar[tuple[str, Literal["min", "max"]]]
+    """Validation metric that decides which checkpoint is the best, and its better direction."""
+    scored_untrained: ClassVar[bool] = False
+    """Whether all scored weights come pretrained, so that testing needs no checkpoint."""
+    method: str
+    """How the model is adapted, as it stands in results: ``probe``, ``full``, ``lora``..."""
+    pad_token_id: int = 0
+
+    def __init__(
+        self,
+        *,
+        lr: float = 1e-4,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 0,
+        schedule: Schedule = "constant",
+    ) -> None:
+        super().__init__()
+        if lr <= 0 or weight_decay < 0 or warmup_steps < 0:
+            raise SmolbenchError(
+                f"model.lr must be positive, weight_decay and warmup_steps not negative; given are "
+                f"lr={lr}, weight_decay={weight_decay}, warmup_steps={warmup_steps}."
+            )
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.schedule = schedule
+
+    @abstractmethod
+    def encode(self, examples: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
+        """Turn a batch of examples, as columns, into columns of token ids and numbers."""
+
+    @abstractmethod
+    def encoder_key(self) -> dict[str, Any]:
+        """Everything that :meth:`encode` depends on, as plain JSON, for naming a cache."""
+
+    @abstractmethod
+    def signature(self) -> dict[str, Any]:
+        """Settings that a trained state is only valid with, as plain values.
+
+        They are saved in every checkpoint and compared when one is loaded.
+        """
+
+    @property
+    def seed(self) -> int:
+        """The run's seed (``seed_everything``)."""
+        return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW on what trains, with warm-up and schedule per optimiser step."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        if not trained:
+            raise SmolbenchError(f"{type(self).__name__} has nothing to train.")
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        # the fused kernel: one pass over the weights where the device has it
+        fused = self.device.type in {"cpu", "cuda"}
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, fused=fused)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def _lr_factor(self, step: int) -> float:
+        # At step 0 the length of the training is neither needed nor may it be asked for: Lightning
+        # would build the training loader now, and a resumed run would then never be told its
+        # position in it.
+        total = float(self.trainer.estimated_stepping_batches) if step else math.inf
+        return lr_factor(step, self.warmup_steps, total, self.schedule)
+
+    def trained_names(self) -> set[str]:
+        """Names in the state dict that a checkpoint must hold.
+
+        These are the parameters that train, and the buffers of modules that hold such parameters
+        (BatchNorm's running statistics).
+        """
+        names = {name for name, p in self.named_parameters() if p.requires_grad}
+        for prefix, module in self.named_modules():
+            if any(p.requires_grad for p in module.parameters(recurse=False)):
+                names |= {f"{prefix}.{name}" for name, _ in module.named_buffers(recurse=False)}
+        return names & set(self.state_dict())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what was trained, and say what it was trained on."""
+        names = self.trained_names()
+        checkpoint["state_dict"] = {
+            name: value for name, value in checkpoint["state_dict"].items() if name in names
+        }
+        checkpoint[CHECKPOINT_KEY] = {"task": type(self).__name__, "signature": self.signature()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a state that does not belong to these settings.
+
+        Raises:
+            SmolbenchError: If the checkpoint is not from this task, was trained with other
+                settings, or lacks a trained weight.
+        """
+        verify_signature(checkpoint, type(self).__name__, self.signature())
+        expected, found = self.trained_names(), set(checkpoint["state_dict"])
+        if expected != found:
+            raise SmolbenchError(
+                "The checkpoint does not fit: missing are "
+                f"{sorted(expected - found) or 'none'}, unexpected are "
+                f"{sorted(found - expected) or 'none'}."
+            )
+        # Lightning loads strictly: give it back the frozen rest, which is what is loaded already
+        frozen = {k: v for k, v in self.state_dict().items() if k not in expected}
+        checkpoint["state_dict"] = {**frozen, **checkpoint["state_dict"]}
+
+    def facts(self) -> dict[str, Any]:
+        """What results say about the model."""
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return {
+            "task": type(self).__name__,
+            "method": self.method,
+            "model/trainable_params": trainable,
+        }
+
+
+def lr_factor(step: int, warmup_steps: int, total_steps: float, schedule: Schedule) -> float:
+    """Share of the peak learning rate at an optimiser step (counted from 0).
+
+    The same as ``transformers.get_scheduler`` for these schedules.
+    """
+    if step < warmup_steps:
+        return step / max(1, warmup_steps)
+    if schedule == "constant" or math.isinf(total_steps):
+        return 1.0
+    progress = (step - warmup_steps) / max(1.0, total_steps - warmup_steps)
+    if schedule == "linear":
+        return max(0.0, 1.0 - progress)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def verify_signature(
+    checkpoint: Mapping[str, Any], task: str, signature: Mapping[str, Any]
+) -> None:
+    """Compare a checkpoint's settings with those it is loaded under.
+
+    Raises:
+        SmolbenchError: If it is from another program or task, or a setting differs; all
+            differences are listed.
+    """
+    origin = checkpoint.get(CHECKPOINT_KEY)
+    if not isinstance(origin, Mapping):
+        raise SmolbenchError("The checkpoint was not written by smolbench.")
+    if origin.get("task") != task:
+        raise SmolbenchError(f"The checkpoint is of a {origin.get('task')}, not of a {task}.")
+    saved: Mapping[str, Any] = origin.get("signature", {})
+    differences = [
+        f"{key} was {saved.get(key)!r}, is {signature.get(key)!r}"
+        for key in sorted({*saved, *signature})
+        if saved.get(key) != signature.get(key)
+    ]
+    if differences:
+        raise SmolbenchError(
+            f"The checkpoint was trained with other settings: {'; '.join(differences)}. Use the "
+            "settings it was trained with, or train anew."
+        )
+
+

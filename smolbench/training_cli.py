@@ -1,0 +1,324 @@
+"""``fit``, ``validate``, ``test`` and ``predict``: LightningCLI plus run folders.
+
+What LightningCLI does not do by itself and what is done here: find checkpoints in a later process,
+refuse to resume under other settings (it would take the checkpoint's, silently), and give every run
+a folder with everything needed to repeat it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import subprocess
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import smolbench.data
+import smolbench.tasks  # noqa: F401 - imported classes can be named without their module
+from smolbench.callbacks import (
+    ExactResume,
+    GracefulStop,
+    MemoryMonitor,
+    MetricsCSV,
+    ResultsWriter,
+    RunCheckpoint,
+    RunInterrupted,
+    ThroughputMonitor,
+    TrainingGuard,
+)
+from smolbench.callbacks.checkpoint import read_checkpoint
+from smolbench.digest import digest
+from smolbench.errors import SmolbenchError
+from smolbench.invocation import SUBCOMMANDS, Invocation, Subcommand, read_invocation
+from smolbench.predicting import check_output, read_texts, write_predictions
+from smolbench.recipes import DEFAULTS
+from smolbench.runs.run_dir import new_run_dir
+from smolbench.runs.settings import Settings, changed_for_scoring, check_same_run
+from smolbench.runs.summary import print_summary
+from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask
+
+log = logging.getLogger("smolbench")
+_SETTINGS = ("seed_everything", "trainer", "model", "data", "checkpoint")
+
+
+def run(subcommand: Subcommand, arguments: list[str]) -> int:
+    """Carry out one subcommand.
+
+    Returns:
+        The exit status: 0, or 130 or 143 if a signal ended the run.
+
+    Raises:
+        SmolbenchError: For a user's mistake.
+    """
+    _quieten_libraries()
+    call = read_invocation(subcommand, arguments)
+    try:
+        SmolCLI(call)
+    except RunInterrupted as stop:
+        again = ""
+        if subcommand == "fit":
+            again = " Go on with the same command and --ckpt_path last."
+        log.warning("%s%s", stop, again)
+        return stop.status
+    except MisconfigurationException as error:
+        raise SmolbenchError(" ".join(str(error).split())) from error
+    return 0
+
+
+class SmolCLI(LightningCLI):
+    """LightningCLI for one invocation.
+
+    Args:
+        call: What the command line asks for, with its checkpoint already found.
+    """
+
+    def __init__(self, call: Invocation) -> None:
+        self.call = call
+        self.folder = Path()
+        self.config_text: str | None = None
+        self.identity: dict[str, Any] = {}
+        self.labels: list[str] | None = None
+        super().__init__(
+            model_class=BaseTask,
+            datamodule_class=LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,  # ResultsWriter saves it, once per run
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={
+                name: {"default_config_files": [str(DEFAULTS)]} for name in SUBCOMMANDS
+            },
+            args=call.argv,
+        )
+
+    # -- the command line -------------------------------------------------------------------------
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Options beside those of Trainer, model and data.
+
+        The run options are settled in :mod:`smolbench.invocation`, before anything heavy is
+        imported; they stand here for ``--help``.
+        """
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        group = parser.add_argument_group("run", "Run folders")
+        group.add_argument(
+            "--run_dir",
+            type=str | None,
+            help="Folder this command writes to, or whose checkpoint --ckpt_path last|best means.",
+        )
+        group.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs.")
+        if self._parsed_subcommand == "fit":
+            group.add_argument(
+                "--extend",
+                action="store_true",
+                help="Let a resumed run train for longer although its learning rate falls to 0 "
+                "over the steps it was planned for.",
+            )
+        if self._parsed_subcommand == "predict":
+            group.add_argument("--text", type=str | None, help="A text to label; may be repeated.")
+            group.add_argument(
+                "--input", type=str | None, help="File with a text per line; - is standard input."
+            )
+            group.add_argument(
+                "--output", type=str | None, help="File to write: .parquet, .csv or .jsonl."
+            )
+
+    def _prepare_subcommand_parser(
+        self,
+        klass: type,
+        subcommand: str,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> LightningArgumentParser:
+        # LightningCLI does not tell `add_arguments_to_parser` whose parser it is given
+        self._parsed_subcommand = subcommand
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as the user gave it.
+
+        LightningCLI would overwrite it, silently, with the hyperparameters in the checkpoint; here
+        they are compared instead.
+        """
+
+    # -- the run folder ---------------------------------------------------------------------------
+
+    def before_instantiate_classes(self) -> None:
+        """Decide which folder is written to, and refuse what would not be the same run."""
+        call = self.call
+        settings = self._settings()
+        parent = call.run
+        fresh = True
+        if call.resumes:
+            assert parent is not None
+            check_same_run(_read_settings(parent.config), settings, extend=call.extend)
+            self.folder, fresh = parent.path, False
+            if call.checkpoint is None:
+                log.info("%s has no checkpoint yet: it starts from the beginning.", parent.path)
+        elif call.subcommand == "predict":
+            self.folder = call.run_dir or (parent.path if parent else Path.cwd())
+        elif parent is not None and call.subcommand != "fit":
+            changed = changed_for_scoring(_read_settings(parent.config), settings)
+            own = call.run_dir not in (None, parent.path) or bool(changed)
+            own = own or call.checkpoint != parent.checkpoint("best")
+            self.folder = self._new_folder() if own else parent.path
+            fresh = own
+        else:
+            self.folder = self._new_folder()
+        self.config_text = yaml.safe_dump(settings, sort_keys=False) if fresh else None
+        self.identity = self._identity(settings, fresh=fresh)
+        if call.checkpoint is not None:
+            self._check_checkpoint(read_checkpoint(call.checkpoint))
+
+    def _new_folder(self) -> Path:
+        return self.call.run_dir or new_run_dir(self.call.runs_dir, self.call.recipe)
+
+    def _settings(self) -> Settings:
+        dumped = self._parser(self.subcommand).dump(
+            self.config[self.subcommand], skip_none=False, format="yaml"
+        )
+        everything = yaml.safe_load(dumped)
+        return {name: everything[name] for name in _SETTINGS if name in everything}
+
+    def _identity(self, settings: Settings, *, fresh: bool) -> dict[str, Any]:
+        call = self.call
+        identity: dict[str, Any] = {
+            "recipe": call.recipe,
+            "config_digest": digest(settings),
+            "git_revision": _git_revision(),
+            "seed": settings["seed_everything"],
+        }
+        if not fresh and call.subcommand != "fit":
+            return {}  # a test with the run's own settings adds to what the run says of itself
+        identity["started_at"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        if call.subcommand != "fit":
+            identity["parent_run"] = str(call.run.path) if call.run else None
+            identity["checkpoint"] = str(call.checkpoint) if call.checkpoint else None
+        return identity
+
+    def _check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse early what could not be loaded later, before any data is read."""
+        if not isinstance(checkpoint.get(CHECKPOINT_KEY), dict):
+            raise SmolbenchError(f"{self.call.checkpoint} was not written by smolbench.")
+        if self.call.subcommand == "fit" and not checkpoint.get("optimizer_states"):
+            raise SmolbenchError(
+                f"{self.call.checkpoint} holds no optimiser state; training goes on from a "
+                "last.ckpt."
+            )
+        self.labels = checkpoint[CHECKPOINT_KEY]["signature"].get("labels")
+
+    # -- running ----------------------------------------------------------------------------------
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401 - as Lightning types it
+        """A Trainer that writes into the run folder, with the callbacks every run has."""
+        config = self._get(self.config_init, "trainer", default={})
+        callbacks = config["callbacks"] or []
+        always = [
+            GracefulStop(),
+            ExactResume(),
+            MemoryMonitor(),
+            ThroughputMonitor(),
+            TrainingGuard(),
+            MetricsCSV(),
+        ]
+        # last, so that it finds all other measurements complete
+        writer = ResultsWriter(self.identity, self.config_text)
+        if config["enable_progress_bar"] is not False:
+            always.append(RichProgressBar(leave=False))
+        return super().instantiate_trainer(
+            default_root_dir=str(self.folder), callbacks=[*always, *callbacks, writer], **kwargs
+        )
+
+    def before_fit(self) -> None:
+        """Say where the run goes."""
+        log.info("Run folder: %s", self.folder)
+
+    def after_fit(self) -> None:
+        """Print what came out."""
+        self._summarise("val")
+
+    def before_validate(self) -> None:
+        """Nothing is scored by mistake."""
+        self._require_checkpoint()
+
+    def after_validate(self) -> None:
+        """Print what came out."""
+        self._summarise("val")
+
+    def before_test(self) -> None:
+        """Nothing is scored by mistake."""
+        self._require_checkpoint()
+
+    def after_test(self) -> None:
+        """Print what came out."""
+        self._summarise("test")
+
+    def before_predict(self) -> None:
+        """Hand over the texts."""
+        self._require_checkpoint()
+        if self.labels is not None:
+            self.model.label_names = self.labels
+        self.texts = read_texts(self.call.texts, self.call.input)
+        check_output(self.call.output)
+        self.datamodule.predict_on(self.texts)
+
+    def predict(self, **kwargs: Any) -> None:  # noqa: ANN401 - as Lightning types it
+        """Label the texts and write them to a file or the terminal."""
+        batches = self.trainer.predict(**kwargs)
+        write_predictions(batches or [], self.texts, self.model.label_names, self.call.output)
+
+    def _require_checkpoint(self) -> None:
+        call = self.call
+        if call.checkpoint is None and not call.untrained and not self.model.scored_untrained:
+            raise SmolbenchError(call.missing or "There is no checkpoint to score.")
+
+    def _summarise(self, *splits: str) -> None:
+        writer = next(c for c in self.trainer.callbacks if isinstance(c, ResultsWriter))  # type: ignore[attr-defined]
+        if self.trainer.is_global_zero:
+            print_summary(writer.results, self.folder, splits=splits)
+
+
+def _read_settings(path: Path) -> Settings:
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise SmolbenchError(f"The run's settings {path} cannot be read: {error}.") from error
+    if not isinstance(settings, dict):
+        raise SmolbenchError(f"The run's settings {path} are not a mapping.")
+    return settings
+
+
+def _git_revision() -> str | None:
+    """Commit of the checkout that smolbench runs from, marked if it has changes; else ``None``."""
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _quieten_libraries() -> None:
+    """Hide what libraries print on every start and what says nothing about this run."""
+    import transformers  # lazy: keeps this module's import cheap for --help of other commands
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    # the devices found, the seed, tips for other products; warnings still come through
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # lightning 2.6, torch 2.13
+    # recipe names in sys.argv have become paths in the arguments handed on
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")

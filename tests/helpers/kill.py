@@ -1,0 +1,31 @@
+"""Ways for a run to die in the middle."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Callback
+
+
+class Killed(BaseException):
+    """Nothing but the test catches it, and no callback takes it for an interruption."""
+
+
+class KillAt(Callback):
+    """Die at the ``n``-th call of a hook, like a process that is killed there.
+
+    Args:
+        hook: Name of the hook.
+        n: Which call of it, counted from 1.
+    """
+
+    def __init__(self, hook: str, n: int) -> None:
+        self.calls = 0
+
+        def die(*args: object, **kwargs: object) -> None:
+            # `batch_idx` and the like differ between hooks; only the count matters
+            if args and getattr(args[0], "sanity_checking", False):
+                return
+            self.calls += 1
+            if self.calls == n:
+                raise Killed(f"{hook} number {n}")
+
+        setattr(self, hook, die)
