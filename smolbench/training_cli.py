@@ -139,7 +139,10 @@ class SmolCLI(LightningCLI):
     ) -> LightningArgumentParser:
         # LightningCLI does not tell `add_arguments_to_parser` whose parser it is given
         self._parsed_subcommand = subcommand
-        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in {"validate", "test"}:
+            parser.set_defaults(verbose=False)  # the closing table says it all, and more
+        return parser
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as the user gave it.
@@ -319,6 +322,11 @@ def _quieten_libraries() -> None:
     # the devices found, the seed, tips for other products; warnings still come through
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")  # lightning 2.6, torch 2.13
+    for harmless in (
+        ".*treespec, LeafSpec.*",  # lightning 2.6 with torch 2.13
+        ".*It is recommended to use `self.log.*sync_dist.*",  # metrics are of all ranks' rows
+        "Total length of `list` across ranks is zero.*",  # no validation was asked for
+    ):
+        warnings.filterwarnings("ignore", message=harmless)
     # recipe names in sys.argv have become paths in the arguments handed on
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")

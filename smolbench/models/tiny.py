@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smolbench.data.sample import imdb_sample
 from smolbench.digest import digest, text_digest
 from smolbench.errors import SmolbenchError
 
@@ -33,7 +32,7 @@ _COMMON_STD = 2.0
 """Size of the vector that all embeddings share, where their own parts have 1. As in pretrained
 models it dominates the norm, so that normalising leaves rare and frequent words their weights."""
 _VALUE_STD = 0.1
-"""Of the attention's value and output matrices: large enough that a token shows what precedes it."""
+"""Of the attention's value and output matrices: a token shows what stands before it."""
 _WEIGHT_STD = 0.03
 """Of all other matrices: small, so that the layers do not drown the embeddings."""
 
@@ -54,15 +53,20 @@ def tiny_model(cache_dir: Path) -> Path:
     Raises:
         SmolbenchError: If the folder cannot be written.
     """
+    from smolbench.data.sample import imdb_sample  # lazy: its package imports lightning
+
     texts = imdb_sample("train")["text"]
     folder = cache_dir / f"tiny-{digest({**_RECIPE, 'texts': text_digest(texts)})}"
     if folder.is_dir():
         return folder
+    import torch  # lazy: import cost
+
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".tiny-") as temporary:
             built = Path(temporary) / "model"
-            _build(built, texts)
+            with torch.device("cpu"):  # a caller may have made another device the default
+                _build(built, texts)
             _publish(built, folder)
     except OSError as error:
         raise SmolbenchError(
@@ -85,10 +89,11 @@ def _publish(built: Path, folder: Path) -> None:
 def _build(folder: Path, texts: Sequence[str]) -> None:
     """Train the tokenizer, draw the weights and save both."""
     import torch  # lazy: import cost
+    from safetensors.torch import save_file
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = _train_tokenizer(texts)
-    PreTrainedTokenizerFast(
+    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call] # untyped in transformers
         tokenizer_object=tokenizer,
         bos_token=END,
         eos_token=END,
@@ -109,7 +114,12 @@ def _build(folder: Path, texts: Sequence[str]) -> None:
                 std = _VALUE_STD if wide else _WEIGHT_STD
                 noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 parameter.copy_(std * noise)
-    model.save_pretrained(folder)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    # not model.save_pretrained, which shows a progress bar for its one file; the output layer is
+    # the embeddings again
+    weights = {name: w for name, w in model.state_dict().items() if name != "lm_head.weight"}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _train_tokenizer(texts: Sequence[str]) -> Tokenizer:
@@ -147,13 +157,15 @@ def _empty_model(vocabulary: int) -> LlamaForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=_MAX_POSITIONS,
+        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
+        rms_norm_eps=1e-5,
         tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=0,
+        dtype="bfloat16",
     )
-    # a caller may have chosen another default device, such as that of its training
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        return LlamaForCausalLM(config).to(torch.bfloat16)
+    with torch.random.fork_rng(devices=[]):
+        return LlamaForCausalLM(config).bfloat16()
 
 
 def _embeddings(
@@ -174,11 +186,12 @@ def _embeddings(
     rarity = torch.where(documents > 1, torch.log(len(texts) / documents.clamp(min=1)), 0.0)
     weights = counts.sqrt() * rarity
     weights /= weights.norm(dim=1, keepdim=True)
-    _, strengths, directions = torch.linalg.svd(weights - weights.mean(0), full_matrices=False)
-    directions = directions[:width]
-    # a decomposition leaves the signs open: make each direction's largest entry positive
-    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
-    vectors = (directions * largest.sign()).T * strengths[:width]
+    weights -= weights.mean(0)
+    # the reviews' strongest directions, by randomised subspace iteration (Halko et al., 2011)
+    basis = torch.randn(len(texts), width, generator=generator, dtype=torch.float64)
+    for _ in range(4):
+        basis, _ = torch.linalg.qr(weights @ (weights.T @ basis))
+    vectors: torch.Tensor = weights.T @ basis
     vectors -= vectors.mean(0)
     vectors /= vectors.square().mean().sqrt()
     common = torch.randn(width, generator=generator, dtype=torch.float64)

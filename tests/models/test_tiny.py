@@ -1,9 +1,5 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -81,41 +77,26 @@ def test_files_do_not_depend_on_the_callers_state_and_leave_it_alone(folder, tmp
     assert contents(again) == contents(folder)
 
 
-def test_two_processes_at_once(folder, tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from smolbench.models.tiny import tiny_model; "
-        "print(tiny_model(Path(sys.argv[1])))"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    both = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ)
-        for _ in range(2)
-    ]
-    assert {process.communicate()[0].strip() for process in both} == {str(tmp_path / folder.name)}
-    assert [process.returncode for process in both] == [0, 0]
+def test_slower_of_two_processes_keeps_the_faster_ones_folder(folder, tmp_path, monkeypatch):
+    def build_while_another_process_finishes(built, texts):
+        for where, content in ((built, "slower"), (tmp_path / folder.name, "faster")):
+            where.mkdir()
+            (where / "config.json").write_text(content)
+
+    monkeypatch.setattr(tiny, "_build", build_while_another_process_finishes)
+    assert (tiny_model(tmp_path) / "config.json").read_text() == "faster"
     assert [path.name for path in tmp_path.iterdir()] == [folder.name], "nothing is left behind"
-    assert contents(tmp_path / folder.name) == contents(folder)
 
 
-def test_process_that_comes_second_keeps_the_first_ones_folder(tmp_path, monkeypatch):
-    def slow_build(folder, texts):
-        folder.mkdir()
-        (folder / "config.json").write_text("second")
-        faster = tiny_path / "config.json"
-        faster.parent.mkdir()
-        faster.write_text("first")
+def test_failed_build_publishes_nothing(tmp_path, monkeypatch):
+    def fail_halfway(built, texts):
+        built.mkdir()
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tiny, "_build", lambda *_: None)
-    with pytest.raises(SmolbenchError):
-        tiny_model(tmp_path)  # a build that made nothing is not published
+    monkeypatch.setattr(tiny, "_build", fail_halfway)
+    with pytest.raises(SmolbenchError, match="No space left"):
+        tiny_model(tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-    monkeypatch.setattr(tiny, "_publish", lambda built, folder: None)
-    tiny_path = tiny_model(tmp_path)
-    monkeypatch.undo()
-    monkeypatch.setattr(tiny, "_build", slow_build)
-    assert tiny_model(tmp_path) == tiny_path
-    assert (tiny_path / "config.json").read_text() == "first"
 
 
 def test_cache_that_cannot_be_written_is_a_sentence(tmp_path):
