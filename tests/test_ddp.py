@@ -1,0 +1,232 @@
+"""Two processes on CPU (gloo): the same numbers as one, exact resume, errors that end both."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from smolbench.cli import main
+from smolbench.errors import SmolbenchError
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+ROOT = Path(__file__).parents[1]
+PYTHON = [sys.executable, "-m"]
+TORCHRUN = [*PYTHON, "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+# what another launcher or an earlier test in this process may have left behind
+_LEFT_BEHIND = ("LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_", "PL_", "SLURM_")
+TRAIN = 120
+# three validation and five test batches: the ranks have different numbers of them
+SETTINGS = [
+    "--config=imdb_probe",
+    "--config=tiny",
+    "--config=configs/trainer/ddp2_cpu.yaml",
+    "--model.dtype=float32",
+    "--model.pass_tokens=1024",
+    "--data.batch_size=16",
+    "--data.val_fraction=0.2",
+    f"--data.limit_train={TRAIN}",
+    "--data.limit_val=40",
+    "--data.limit_test=72",
+    "--trainer.enable_progress_bar=false",
+]
+FIT = [
+    *SETTINGS,
+    "--trainer.max_epochs=2",
+    "--trainer.accumulate_grad_batches=2",
+    "--trainer.val_check_interval=0.5",
+    "--trainer.log_every_n_steps=1",
+    "--checkpoint.every_minutes=1e-6",
+    "--trainer.callbacks+=tests.test_ddp.Intruder",
+]
+
+
+class Intruder(Callback):
+    """Runs on every rank; what it does beside counting is said by the environment."""
+
+    def setup(self, trainer, pl_module, stage):
+        """Write down which rows this rank's frozen network reads."""
+        start_pass = pl_module._start_pass
+        log = Path(os.environ["ROWS_LOG"] + f".{trainer.global_rank}")
+
+        def counting(*args):
+            compute = start_pass(*args)
+
+            def compute_and_log(rows):
+                with log.open("a") as file:
+                    file.write(f"{len(rows)}\n")
+                return compute(rows)
+
+            return compute_and_log
+
+        pl_module._start_pass = counting
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        """Kill all ranks, send a signal to this one, or fail on it."""
+        if (trainer.global_rank, trainer.global_step, batch_idx % 2) != (1, 3, 0):
+            return
+        if os.environ.get("INTRUDER") == "kill":
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+        if os.environ.get("INTRUDER") == "terminate":
+            os.kill(os.getpid(), signal.SIGTERM)
+        if os.environ.get("INTRUDER") == "error":
+            raise SmolbenchError("The second rank cannot go on.")
+
+
+class Job:
+    """Runs commands in one folder, with caches of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows_log = folder / "rows"
+
+    def run(self, *command: str, intruder: str = "") -> subprocess.CompletedProcess[str]:
+        env = {k: v for k, v in os.environ.items() if not k.startswith(_LEFT_BEHIND)}
+        env |= {
+            "PYTHONPATH": str(ROOT),
+            "SMOLBENCH_CACHE": str(self.folder / "cache"),
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
+            "ROWS_LOG": str(self.rows_log),
+            "INTRUDER": intruder,
+        }
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            start_new_session=True,  # a group of its own, for the intruder to kill
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """A run of two processes, started by torchrun with nothing in its caches."""
+    job = Job(tmp_path_factory.mktemp("ddp"))
+    done = job.run(*TORCHRUN, "smolbench", "fit", *FIT)
+    assert done.returncode == 0, done.stderr
+    return job
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job):
+    (run,) = (job.folder / "runs" / "imdb_probe+tiny").iterdir()  # one folder for both ranks
+    return run
+
+
+def results(run: Path) -> dict:
+    return json.loads((run / "results.json").read_text())
+
+
+def checkpoint(run: Path, name: str) -> dict:
+    return torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def test_ranks_share_the_frozen_pass(job, undisturbed):
+    first, second = (
+        [int(line) for line in Path(f"{job.rows_log}.{rank}").read_text().split()]
+        for rank in (0, 1)
+    )
+    found = results(undisturbed)
+    assert sum(first) + sum(second) == found["data/n_train"] + found["data/n_val"] == TRAIN + 40
+    assert abs(len(first) - len(second)) <= 2  # whole blocks, dealt in turn, for either split
+
+
+def test_results_are_of_the_whole_job(undisturbed):
+    found = results(undisturbed)
+    assert found["status"] == "finished"
+    assert found["attempts"] == 1
+    assert found["hardware/world_size"] == 2
+    assert found["hardware/threads"] == 1
+    assert found["strategy"] == "DDPStrategy"
+    assert found["cost/cache_reused"] is False
+    assert found["val/n"] == 40
+    assert found["cost/peak_rss_mib"] > 100
+    assert found["cost/head_train_samples_per_s"] > 0
+    assert found["cost/fit_s"] > 0
+
+
+def test_metrics_are_written_once(undisturbed):
+    with (undisturbed / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    # 120 rows are 4 batches for either rank, two to a step
+    assert [row["step"] for row in rows if row["train/loss"]] == ["1", "2", "3", "4"]
+    assert [row["step"] for row in rows if row["val/accuracy"]] == ["1", "2", "3", "4"]
+
+
+def test_two_processes_predict_like_one(job, undisturbed, tmp_path, monkeypatch):
+    best = str(undisturbed / "checkpoints" / "best.ckpt")
+    test = ["test", *SETTINGS, f"--ckpt_path={best}"]
+    done = job.run(*PYTHON, "smolbench", *test, "--run_dir=tested")
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    one = ["--trainer.devices=1", "--trainer.strategy=auto", "--run_dir=tested"]
+    assert main([*test, *one]) == 0
+
+    two, one = job.folder / "tested", tmp_path / "tested"
+    assert results(two)["hardware/world_size"] == 2
+    assert results(one)["hardware/world_size"] == 1
+    assert results(two)["test/n"] == results(one)["test/n"] == 72
+    assert results(two)["test/accuracy"] == results(one)["test/accuracy"]
+    assert results(two)["data/test_digest"] == results(one)["data/test_digest"]
+    found, expected = (
+        pyarrow.parquet.read_table(run / "predictions.parquet").to_pydict() for run in (two, one)
+    )
+    assert found.keys() == expected.keys()
+    for column in ("index", "label", "prediction"):
+        assert found[column] == expected[column]
+    for column in found.keys() - {"index", "label", "prediction"}:
+        np.testing.assert_allclose(found[column], expected[column], rtol=0, atol=1e-6)
+
+
+def test_killed_and_resumed_job_is_equal(job, undisturbed):
+    fit = [*PYTHON, "smolbench", "fit", *FIT, "--run_dir=killed"]
+    killed = job.run(*fit, intruder="kill")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    run = job.folder / "killed"
+    assert results(run)["status"] == "running"
+    assert checkpoint(run, "last")["global_step"] == 3
+    resumed = job.run(*fit, "--ckpt_path=last")
+    assert resumed.returncode == 0, resumed.stderr
+
+    assert results(run)["attempts"] == 2
+    assert results(run)["cost/cache_reused"] is True
+    expected_rows = (undisturbed / "metrics.csv").read_text()
+    assert (run / "metrics.csv").read_text() == expected_rows
+    for name in ("last", "best"):
+        expected, found = checkpoint(undisturbed, name), checkpoint(run, name)
+        assert expected["global_step"] == found["global_step"]
+        assert expected["state_dict"].keys() == found["state_dict"].keys()
+        for key, value in expected["state_dict"].items():
+            assert torch.equal(value, found["state_dict"][key]), key
+
+
+def test_error_on_one_rank_ends_both(job):
+    failed = job.run(*PYTHON, "smolbench", "fit", *FIT, "--run_dir=failed", intruder="error")
+    # the first rank finds the connection closed, or Lightning's observer ends it
+    assert failed.returncode in {2, -signal.SIGKILL}
+    assert "smolbench: error: The second rank cannot go on.\n" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert results(job.folder / "failed")["status"] != "finished"
+
+
+def test_signal_to_one_rank_stops_both_after_the_step(job):
+    stopped = job.run(*PYTHON, "smolbench", "fit", *FIT, "--run_dir=stopped", intruder="terminate")
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
+    run = job.folder / "stopped"
+    assert results(run)["status"] == "interrupted"
+    assert checkpoint(run, "last")["global_step"] == 4  # the step in which it came is finished
