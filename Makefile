@@ -54,7 +54,7 @@ $(VENV)/.created:
 	@command -v $(PYTHON) > /dev/null || { \
 	  echo "There is no $(PYTHON): name a Python 3.11 or later, as in: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
-	  echo "smolbench needs Python 3.11 or later, but $(PYTHON) is `$(PYTHON) -V 2>&1`: name another one, as in: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	  echo "smolbench needs Python 3.11 or later, and $(PYTHON) is none: name another one, as in: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
 	@echo "== Making $(VENV) with `$(PYTHON) -V`"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@touch $@

@@ -10,6 +10,7 @@ from smolbench.callbacks.guards import TrainingGuard
 from smolbench.callbacks.memory import MemoryMonitor
 from smolbench.callbacks.metrics_csv import MetricsCSV
 from smolbench.callbacks.results import ResultsWriter
+from smolbench.callbacks.threads import TrainingThreads
 from smolbench.callbacks.throughput import ThroughputMonitor
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "RunInterrupted",
     "ThroughputMonitor",
     "TrainingGuard",
+    "TrainingThreads",
 ]

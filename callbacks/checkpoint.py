@@ -1,7 +1,8 @@
-"""``checkpoints/best.ckpt`` and ``checkpoints/last.ckpt``, written so that no kill can spoil them."""
+"""``checkpoints/best.ckpt`` and ``last.ckpt``, written so that no kill can spoil them."""
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -52,6 +53,8 @@ class RunCheckpoint(Checkpoint):
         self.mode: Literal["min", "max"] = mode or "max"
         self._mode_given = mode is not None
         self._stop: GracefulStop | None = None
+        self._fits = False
+        self._trial = False
         self.best_score: float | None = None
         self.best_metrics: dict[str, float | int] = {}
         self._folder = Path()
@@ -66,8 +69,13 @@ class RunCheckpoint(Checkpoint):
         self._folder = run_folder(trainer) / "checkpoints"
         stops = [c for c in trainer.callbacks if isinstance(c, GracefulStop)]  # type: ignore[attr-defined]
         self._stop = stops[0] if stops else None
-        if self.monitor is None and hasattr(pl_module, "monitor"):
-            self.monitor, mode = pl_module.monitor
+        if self._stop is not None:
+            self._stop.saved_by_checkpoint = True
+        self._fits = stage == "fit"
+        self._trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        monitor = getattr(pl_module, "monitor", None)
+        if self.monitor is None and isinstance(monitor, tuple):  # another's may be anything
+            self.monitor, mode = monitor
             self.mode = self.mode if self._mode_given else mode
         if stage == "fit" and trainer.is_global_zero:
             _sweep(self._folder)
@@ -91,8 +99,9 @@ class RunCheckpoint(Checkpoint):
         if not self._between_steps or self._validation_may_follow(trainer, batch_idx):
             return
         # Without a validation an epoch ends here: Lightning 2.6 resumes a checkpoint of
-        # `on_train_epoch_end` with an empty epoch too many if `max_steps` is set.
-        self._due |= trainer.is_last_batch
+        # `on_train_epoch_end` with an empty epoch too many if `max_steps` is set. So does an epoch
+        # that is broken off (by `max_time`): what is saved after it counts it as complete.
+        self._due |= trainer.is_last_batch or _ends_early(trainer)
         overdue = self._due or time.monotonic() - self._saved_at > self.every_minutes * 60
         if trainer.strategy.broadcast(overdue) if trainer.world_size > 1 else overdue:
             self._save_last(trainer)
@@ -100,7 +109,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the state if it is the best so far, then as the last one."""
-        if trainer.sanity_checking or not trainer.state.fn == "fit":
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         metrics = {k: counted(k, plain(v)) for k, v in trainer.callback_metrics.items()}
         score = metrics.get(self.monitor) if self.monitor is not None else None
@@ -133,7 +142,9 @@ class RunCheckpoint(Checkpoint):
         return {"best_score": self.best_score, "best_metrics": dict(self.best_metrics)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with an earlier attempt's best."""
+        """Go on with an earlier attempt's best; a test of another checkpoint has no part in it."""
+        if not self._fits:
+            return
         self.best_score = state_dict["best_score"]
         self.best_metrics = dict(state_dict["best_metrics"])
 
@@ -150,11 +161,24 @@ class RunCheckpoint(Checkpoint):
     def _validation_may_follow(self, trainer: Trainer, batch_idx: int) -> bool:
         if not trainer.enable_validation or not sum(trainer.num_val_batches):
             return False
-        if trainer.is_last_batch or trainer.val_check_batch is None:
-            return True  # the epoch's end, or a validation by the clock: they save by themselves
+        epochs = trainer.check_val_every_n_epoch
+        if epochs is not None and (trainer.current_epoch + 1) % epochs:
+            return False
+        if _ends_early(trainer):
+            return True
+        if trainer.val_check_batch is None:  # validations by the clock
+            interval: float = trainer._val_check_time_interval  # type: ignore[attr-defined]
+            since: float = trainer._last_val_time  # type: ignore[attr-defined]
+            return time.monotonic() - since >= interval
+        if trainer.val_check_batch == float("inf"):
+            return trainer.is_last_batch
+        if epochs is None:
+            batch_idx = trainer.fit_loop.epoch_loop.total_batch_idx
         return (batch_idx + 1) % trainer.val_check_batch == 0
 
     def _is_better(self, score: float) -> bool:
+        if math.isnan(score):
+            return False
         if self.best_score is None:
             return True
         return score > self.best_score if self.mode == "max" else score < self.best_score
@@ -173,6 +197,8 @@ class RunCheckpoint(Checkpoint):
         self._due = False
 
     def _write(self, trainer: Trainer, name: str, *, weights_only: bool) -> None:
+        if self._trial:
+            return  # `fast_dev_run` leaves no trace
         path = self._folder / f"{name}.ckpt"
         temporary = path.with_suffix(".partial")
         try:
@@ -188,6 +214,10 @@ class RunCheckpoint(Checkpoint):
                 "before it is untouched. Free some space and resume with --ckpt_path last."
             ) from error
         trainer.strategy.barrier("checkpoint")
+
+
+def _ends_early(trainer: Trainer) -> bool:
+    return trainer.should_stop and trainer.fit_loop._can_stop_early
 
 
 def _sweep(folder: Path) -> None:
@@ -206,11 +236,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise SmolbenchError(f"There is no checkpoint {path}.") from None
-    except Exception as error:  # noqa: BLE001 - torch.load fails in many ways on damaged files
+    except Exception as error:  # torch.load fails in many ways on damaged files
         raise SmolbenchError(
             f"{path} is damaged or not a checkpoint ({type(error).__name__}); give another one "
             "with --ckpt_path, or train anew."
         ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise SmolbenchError(f"{path} is not a Lightning checkpoint: it has no state_dict.")
+    needed = ("state_dict", "pytorch-lightning_version")
+    if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in needed):
+        raise SmolbenchError(
+            f"{path} is not a Lightning checkpoint: it lacks {' or '.join(needed)}."
+        )
     return checkpoint

@@ -37,10 +37,16 @@ class ExactResume(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """Seed python, numpy and torch (all devices)."""
+        """Seed python, numpy and torch, on the CPU and on the module's device."""
         base = self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
         entropy = [base, trainer.current_epoch, batch_idx, trainer.global_rank]
         words = np.random.SeedSequence(entropy).generate_state(3, dtype=np.uint32)
         random.seed(int(words[0]))
-        np.random.seed(int(words[1]))  # noqa: NPY002 - users' code draws from the global generator
-        torch.manual_seed(int(words[2]))
+        np.random.seed(int(words[1]))  # users' code draws from the global generator
+        # not torch.manual_seed: where there is no GPU it records a traceback for each kind of GPU
+        # at every call, which takes as long as a small step
+        torch.default_generator.manual_seed(int(words[2]))
+        if pl_module.device.type == "cuda":
+            torch.cuda.manual_seed(int(words[2]))
+        elif pl_module.device.type == "mps":
+            torch.mps.manual_seed(int(words[2]))

@@ -36,7 +36,8 @@ class MetricsCSV(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Agree on the file."""
         self._path = run_folder(trainer) / "metrics.csv"
-        self._write = trainer.is_global_zero and stage == "fit"
+        trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        self._write = trainer.is_global_zero and stage == "fit" and not trial
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cut the file back to the rows that belong to the state the run starts from."""
@@ -44,9 +45,9 @@ class MetricsCSV(Callback):
         if not self._write:
             return
         rows = _read(self._path)[: self._rows]
-        self._columns = list(rows[0]) if rows else []
-        if rows or self._path.exists():
-            write_atomically(self._path, _render(self._columns, rows, header=True))
+        # also of a run too short for a row there is a file, with nothing but its header
+        self._columns = list(rows[0]) if rows else list(_FIRST_COLUMNS)
+        write_atomically(self._path, _render(self._columns, rows, header=True))
 
     def on_train_batch_end(
         self,
@@ -59,7 +60,8 @@ class MetricsCSV(Callback):
         """Write the training metrics of a step that is due."""
         step = trainer.global_step
         stepped, self._step_before = step != self._step_before, step
-        if stepped and step % trainer.log_every_n_steps == 0:
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if stepped and every and step % every == 0:
             self._append(trainer, "train/")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -85,9 +87,9 @@ class MetricsCSV(Callback):
             return
         row = {"step": str(trainer.global_step), "epoch": str(trainer.current_epoch)}
         row |= {name: repr(counted(name, plain(value))) for name, value in metrics.items()}
-        new = [name for name in [*_FIRST_COLUMNS, *sorted(metrics)] if name not in self._columns]
+        new = [name for name in sorted(metrics) if name not in self._columns]
         if new:
-            rows = _read(self._path) if self._columns else []
+            rows = _read(self._path)
             self._columns += new
             write_atomically(self._path, _render(self._columns, [*rows, row], header=True))
             return

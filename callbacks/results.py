@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -29,11 +30,12 @@ class ResultsWriter(Callback):
     Everything that takes part may have a method ``facts()`` that returns a flat mapping: the
     LightningModule, the DataModule and all callbacks. The file is written when a stage starts
     (``status: running``, which is all that a kill leaves) and when it ends. A stage that adds to a
-    run that has results already keeps them; of two peaks of memory the higher one stands.
+    run that has results already keeps them; of two peaks of memory the higher one stands. Training
+    that goes on removes the test results: they were its old checkpoint's.
 
     Args:
         identity: What is known before the run starts: recipe, seed, start time and the like.
-        config: Text of the run's ``config.yaml``, for a run that is new.
+        config: Text of ``config.yaml``; ``None`` leaves the run's own.
     """
 
     def __init__(
@@ -44,22 +46,36 @@ class ResultsWriter(Callback):
         self.folder = Path()
         self.results: Results = {}
         self._status_before: str | None = None
+        self._silent = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say that the stage runs."""
         self.folder = run_folder(trainer)
-        if not trainer.is_global_zero or stage == "predict":
+        self.results = {}
+        trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        self._silent = not trainer.is_global_zero or stage == "predict" or trial
+        if self._silent:
             return
         known = read_results(self.folder) if (self.folder / FILE_NAME).is_file() else {}
         self._status_before = known.get("status")
-        self.results = {**self.identity, **known} if stage != "fit" else {**known, **self.identity}
+        hardware = _hardware(trainer)
         if stage == "fit":
+            self.results = {**known, **self.identity, **hardware, "status": "running"}
             self.results["attempts"] = int(known.get("attempts", 0)) + 1
             self.results["started_at"] = known.get("started_at", self.identity.get("started_at"))
-        self.results["status"] = "running"
-        self.results |= _hardware(trainer)
+        else:
+            self.results = {"status": "running", **self.identity, **hardware, **known}
+            for key, value in hardware.items():
+                # what is known is the training's, which may have run on another machine
+                own = f"{key}_{trainer.state.fn.value}"  # type: ignore[union-attr]
+                self.results.pop(own, None)
+                if self.results[key] != value:
+                    self.results[own] = value
+        if known and stage != "fit":
+            return  # nothing changes before there is a result, nor if there is none
         if self.config is not None:
             write_atomically(self.folder / "config.yaml", self.config)
+        write_results(self.folder, self.results)
         environment = {
             "command": sys.argv,
             "python": platform.python_version(),
@@ -67,14 +83,27 @@ class ResultsWriter(Callback):
             "cpu_count": os.cpu_count(),
             "packages": _packages(),
         }
-        write_atomically(
-            self.folder / "environment.json", json.dumps(environment, indent=2) + "\n"
-        )
-        write_results(self.folder, self.results)
+        write_atomically(self.folder / "environment.json", json.dumps(environment, indent=2) + "\n")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is known once the model is built."""
         self._write(trainer, "running")
+
+    def on_train_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,  # noqa: ANN401 - as Lightning types it
+        batch_idx: int,
+    ) -> None:
+        """Forget the test of a state that is trained further."""
+        tested = [key for key in self.results if _is_of_test(key)]
+        if self._silent or not tested:
+            return
+        for key in tested:
+            del self.results[key]
+        (self.folder / "predictions.parquet").unlink(missing_ok=True)
+        write_results(self.folder, self.results)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the finished training."""
@@ -92,20 +121,25 @@ class ResultsWriter(Callback):
         self._write(trainer, self._status_before or "finished")
         predictions = getattr(pl_module, "predictions", None)
         columns = predictions() if callable(predictions) else None
-        if columns is not None and trainer.is_global_zero:
+        if columns is not None and not self._silent:
             _write_parquet(self.folder / "predictions.parquet", columns)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Say how the run ended."""
-        if not self.results:
+        if not self.results or self._silent:
             return  # it failed before it was set up
-        if trainer.state.fn == "fit":
-            stopped = isinstance(exception, (RunInterrupted, KeyboardInterrupt))
-            self._write(trainer, "interrupted" if stopped else "failed")
-        else:
-            self._write(trainer, self._status_before or "failed")
+        if trainer.state.fn != "fit" and self._status_before is not None:
+            return  # it says how the training ended
+        stopped = isinstance(exception, (RunInterrupted, KeyboardInterrupt))
+        status = "interrupted" if stopped else "failed"
+        try:
+            self._write(trainer, status)
+        except Exception:  # the failure itself may keep others from saying anything
+            self.results["status"] = status
+            with contextlib.suppress(OSError):  # a full disk may be what this is about
+                write_results(self.folder, self.results)
 
     def _add_metrics(self, trainer: Trainer, prefix: str) -> None:
         for name, value in trainer.callback_metrics.items():
@@ -113,7 +147,7 @@ class ResultsWriter(Callback):
                 self.results[name] = counted(name, plain(value))
 
     def _write(self, trainer: Trainer, status: str) -> None:
-        if not trainer.is_global_zero:
+        if self._silent:
             return
         sources = [trainer.lightning_module, trainer.datamodule, *trainer.callbacks]  # type: ignore[attr-defined]
         for source in sources:
@@ -125,6 +159,10 @@ class ResultsWriter(Callback):
                 self.results[key] = value
         self.results["status"] = status
         write_results(self.folder, self.results)
+
+
+def _is_of_test(key: str) -> bool:
+    return key.startswith(("test/", "cost/test_", "cost/head_test_")) or key.endswith("_test")
 
 
 def _hardware(trainer: Trainer) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from smolbench import __version__
 from smolbench.errors import SmolbenchError
 from smolbench.invocation import SUBCOMMANDS
 
+_HANDLER = logging.StreamHandler()
+
 USAGE = f"""\
 smolbench {__version__}: fine-tune, probe and score small language models, and say what it costs.
 
@@ -47,6 +49,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except SmolbenchError as error:
         sys.stderr.write(f"smolbench: error: {error}\n")
         return 2
+    except SystemExit as end:  # the option parser has said why
+        return end.code if isinstance(end.code, int) else 2 if end.code else 0
     except KeyboardInterrupt:
         sys.stderr.write("smolbench: stopped by Ctrl-C.\n")
         return 130
@@ -92,13 +96,13 @@ def _list_recipes(arguments: list[str]) -> int:
 def _set_up_logging() -> None:
     """Set what must stand before the heavy imports: messages to stderr, libraries quiet."""
     logger = logging.getLogger("smolbench")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("smolbench: %(message)s"))
-        logger.addHandler(handler)
-        logger.propagate = False
+    _HANDLER.setFormatter(logging.Formatter("smolbench: %(message)s"))
+    _HANDLER.stream = sys.stderr  # another one than before, where it is called in process
+    logger.addHandler(_HANDLER)
+    logger.propagate = False
     # ranks other than the first repeat what the first says
-    others = any(os.environ.get(name, "0") != "0" for name in ("LOCAL_RANK", "RANK", "NODE_RANK"))
+    ranks = ("LOCAL_RANK", "RANK", "NODE_RANK", "SLURM_PROCID")
+    others = any(os.environ.get(name, "0") != "0" for name in ranks)
     logger.setLevel(logging.ERROR if others else logging.INFO)
     # lightning 2.6 calls functions that jsonargparse 4.49 and later deprecate
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")

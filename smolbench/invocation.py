@@ -6,14 +6,21 @@ it works in any later process: only the run folders are looked at.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
 from smolbench.errors import SmolbenchError
 from smolbench.recipes import resolve_config
-from smolbench.runs.run_dir import CheckpointName, Run, find_runs, recipe_name, run_of
+from smolbench.runs.results import FILE_NAME
+from smolbench.runs.run_dir import (
+    CheckpointName,
+    Run,
+    find_runs,
+    recipe_name,
+    run_of,
+    run_of_config,
+)
 
 Subcommand = Literal["fit", "validate", "test", "predict"]
 SUBCOMMANDS: tuple[Subcommand, ...] = ("fit", "validate", "test", "predict")
@@ -37,6 +44,7 @@ class Invocation:
         texts: Texts to predict, from ``--text``.
         input: File of texts to predict, one per line; ``-`` is standard input.
         output: File that predictions are written to.
+        made: Folder that was made for this command.
     """
 
     subcommand: Subcommand
@@ -52,6 +60,7 @@ class Invocation:
     texts: list[str] = field(default_factory=list)
     input: str | None = None
     output: Path | None = None
+    made: Path | None = None
 
     @property
     def resumes(self) -> bool:
@@ -67,29 +76,33 @@ def read_invocation(subcommand: Subcommand, arguments: list[str]) -> Invocation:
         arguments: Everything behind the subcommand.
 
     Raises:
-        SmolbenchError: If a recipe, run or checkpoint does not exist.
+        SmolbenchError: If an option lacks its value, or a recipe, run or checkpoint does not exist.
     """
-    known, _ = _own_parser().parse_known_args(arguments)
+    given, argv = _split(subcommand, arguments)
     call = Invocation(
         subcommand,
-        argv=_rewritten(arguments),
-        runs_dir=Path(known.runs_dir).expanduser().absolute(),
-        run_dir=Path(known.run_dir).expanduser().absolute() if known.run_dir else None,
-        extend=known.extend,
-        texts=known.text,
-        input=known.input,
-        output=known.output,
+        argv=argv,
+        runs_dir=_absolute(_last(given["--runs_dir"]) or "runs"),
+        run_dir=_absolute(folder) if (folder := _last(given["--run_dir"])) else None,
+        extend=bool(given["--extend"]),
+        texts=given["--text"],
+        input=_last(given["--input"]),
+        output=Path(file).expanduser() if (file := _last(given["--output"])) else None,
     )
-    configs = [resolve_config(given) for given in known.config]
+    if call.run_dir is not None and call.run_dir.exists() and not call.run_dir.is_dir():
+        raise SmolbenchError(f"--run_dir {call.run_dir} is a file; name a folder.")
+    configs = [Path(config) for config in given["--config"]]
     if configs:
         call.recipe = recipe_name(configs)
     if not _only_shown(arguments):
-        _settle_checkpoint(call, known.ckpt_path, named=bool(configs))
+        _settle_checkpoint(call, _last(given["--ckpt_path"]), configs)
+        if call.extend and not call.resumes:
+            raise SmolbenchError("--extend is for a run that goes on: add --ckpt_path last.")
         if not configs and call.run is not None:
             _check_own_config(call.run)
             call.recipe = recipe_name([call.run.config])
-            call.argv = ["--config", str(call.run.config), *call.argv]
-        elif not configs and "--model" not in " ".join(arguments):
+            call.argv = ["--config", str(resolve_config(str(call.run.config))), *call.argv]
+        elif not configs and not any(a.partition("=")[0] == "--model" for a in arguments):
             raise SmolbenchError(
                 call.missing
                 or f"smolbench {subcommand} needs --config RECIPE; `smolbench recipes` lists them."
@@ -100,60 +113,63 @@ def read_invocation(subcommand: Subcommand, arguments: list[str]) -> Invocation:
     return call
 
 
-def _own_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("-c", "--config", action="append", default=[])
-    parser.add_argument("--ckpt_path")
-    parser.add_argument("--run_dir")
-    parser.add_argument("--runs_dir", default="runs")
-    parser.add_argument("--extend", action="store_true")
-    parser.add_argument("--text", action="append", default=[])
-    parser.add_argument("--input")
-    parser.add_argument("--output", type=Path)
-    return parser
+_SETTLED = ("--ckpt_path", "--run_dir", "--runs_dir")
+_SETTLED_OF_PREDICT = ("--text", "--input", "--output")
 
 
-_SETTLED = {"--ckpt_path", "--run_dir", "--runs_dir", "--text", "--input", "--output"}
-
-
-def _rewritten(arguments: list[str]) -> list[str]:
-    """The arguments with recipes as paths, in their order, less the options settled here."""
+def _split(subcommand: Subcommand, arguments: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """Values of the options settled here, and the other arguments with recipes as paths."""
+    given: dict[str, list[str]] = {
+        name: [] for name in ("--config", "--extend", *_SETTLED, *_SETTLED_OF_PREDICT)
+    }
+    settled = _SETTLED + (_SETTLED_OF_PREDICT if subcommand == "predict" else ())
     kept: list[str] = []
-    position = 0
-    while position < len(arguments):
-        name, _, value = arguments[position].partition("=")
-        takes_next = name in _SETTLED | {"-c", "--config"} and "=" not in arguments[position]
-        if takes_next:
-            if position + 1 >= len(arguments):
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        name = "--config" if name == "-c" else name
+        if argument == "--extend" and subcommand == "fit":
+            given[name].append("true")
+        elif name != "--config" and name not in settled:
+            kept.append(argument)
+        else:
+            # a text may start like an option; nothing else does
+            found = value if equals else next(rest, None)
+            if found is None or (not equals and name != "--text" and found.startswith("--")):
                 raise SmolbenchError(f"{name} needs a value.")
-            value = arguments[position + 1]
-        if name in {"-c", "--config"}:
-            kept += ["--config", str(resolve_config(value))]
-        elif name not in _SETTLED and name != "--extend":
-            kept.append(arguments[position])
-        position += 2 if takes_next else 1
-    return kept
+            if name == "--config":
+                found = str(resolve_config(found))
+                kept += [name, found]
+            given[name].append(found)
+    return given, kept
+
+
+def _last(values: list[str]) -> str | None:
+    return values[-1] if values else None
+
+
+def _absolute(path: str) -> Path:
+    """One spelling for every way to name a folder."""
+    return Path(path).expanduser().resolve()
 
 
 def _only_shown(arguments: list[str]) -> bool:
     """Whether the command only prints help or its configuration."""
-    shown = ("--help", "-h", "--print_config", "--model.help", "--data.help")
-    return any(argument.startswith(shown) for argument in arguments)
+    names = {argument.partition("=")[0] for argument in arguments}
+    return not names.isdisjoint({"--help", "-h", "--print_config"}) or any(
+        name.startswith("--") and name.endswith(".help") for name in names
+    )
 
 
-def _settle_checkpoint(call: Invocation, asked: str | None, *, named: bool) -> None:
+def _settle_checkpoint(call: Invocation, asked: str | None, configs: list[Path]) -> None:
     """Find the run and the file that ``--ckpt_path`` stands for."""
     training = call.subcommand == "fit"
     if asked == "none" or (asked is None and training):
         call.untrained = not training
-        if training and call.run_dir is not None and (call.run_dir / "results.json").exists():
-            raise SmolbenchError(
-                f"{call.run_dir} holds a run already: go on with it by --ckpt_path last, or name "
-                "another --run_dir."
-            )
         return
     if asked not in (None, "last", "best"):
-        call.checkpoint = Path(cast("str", asked)).expanduser().absolute()
+        file = Path(asked).expanduser()
+        call.checkpoint = file.parent.resolve() / file.name
         if not call.checkpoint.is_file():
             raise SmolbenchError(f"There is no checkpoint {call.checkpoint}.")
         call.run = run_of(call.checkpoint)
@@ -162,29 +178,38 @@ def _settle_checkpoint(call: Invocation, asked: str | None, *, named: bool) -> N
                 f"{call.checkpoint} does not lie in a run folder; training goes on in the folder "
                 "of the run that wrote it."
             )
+        if training and call.run_dir not in (None, cast("Run", call.run).path):
+            raise SmolbenchError(
+                f"Training goes on in the folder of the run, {cast('Run', call.run).path}; leave "
+                "out --run_dir."
+            )
     else:
         name: CheckpointName = "last" if asked == "last" else "best"
-        call.run = _find_run(call, name, named=named)
+        call.run = _find_run(call, name, configs)
         if call.run is not None:
             call.checkpoint = call.run.checkpoint(name)
     if training:
         _check_resumable(call)
 
 
-def _find_run(call: Invocation, name: CheckpointName, *, named: bool) -> Run | None:
-    """The run that is meant: the one in ``--run_dir``, else the newest that will do."""
+def _find_run(call: Invocation, name: CheckpointName, configs: list[Path]) -> Run | None:
+    """The run that is meant.
+
+    It is the one in ``--run_dir``, else the one whose own ``config.yaml`` is given, else the newest
+    that will do.
+    """
     training = call.subcommand == "fit"
     if call.run_dir is not None:
-        found = [Run(call.run_dir)] if (call.run_dir / "results.json").is_file() else []
+        found = [Run(call.run_dir)] if (call.run_dir / FILE_NAME).is_file() else []
         where = f"in {call.run_dir}"
+    elif own := [run for run in map(run_of_config, configs) if run is not None]:
+        found = own[-1:]
+        where = f"in {found[0].path}"
     else:
-        # folders of tests with other settings hold no training, and so no attempts
-        found = [
-            run
-            for run in find_runs(call.runs_dir, call.recipe if named else None)
-            if "attempts" in run.results()
-        ]
-        where = f"of {call.recipe} below {call.runs_dir}" if named else f"below {call.runs_dir}"
+        found = find_runs(call.runs_dir, call.recipe if configs else None)
+        where = f"of {call.recipe} below {call.runs_dir}" if configs else f"below {call.runs_dir}"
+    # folders of tests with other settings hold no training, and so no attempts
+    found = [run for run in found if "attempts" in run.results()]
     if not training:
         found = [run for run in found if run.checkpoint(name).is_file()]
     if found:

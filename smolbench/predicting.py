@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -27,13 +28,16 @@ def read_texts(texts: Sequence[str], source: str | None) -> list[str]:
         SmolbenchError: If there is no text, or the file cannot be read.
     """
     found = list(texts)
-    if source == "-" or (source is None and not found and not sys.stdin.isatty()):
-        found += sys.stdin.read().splitlines()
-    elif source is not None:
-        try:
-            found += Path(source).expanduser().read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SmolbenchError(f"--input {source} cannot be read: {error}.") from error
+    read = ""
+    try:
+        if source == "-" or (source is None and not found and not sys.stdin.isatty()):
+            read = sys.stdin.read()
+        elif source is not None:
+            # some editors put a mark in front, which is no part of the first text
+            read = Path(source).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SmolbenchError(f"--input {source or '-'} cannot be read: {error}.") from error
+    found += read.split("\n")  # not splitlines(): that also cuts at rare characters within a text
     found = [text for text in found if text.strip()]
     if not found:
         raise SmolbenchError(
@@ -46,10 +50,14 @@ def check_output(output: Path | None) -> None:
     """Refuse an output file of an unknown format before anything is computed.
 
     Raises:
-        SmolbenchError: If the file's ending is not known.
+        SmolbenchError: If the file's ending is not known, or it cannot be a file.
     """
-    if output is not None and output.suffix not in _FORMATS:
+    if output is None:
+        return
+    if output.suffix not in _FORMATS:
         raise SmolbenchError(f"--output must end in {', '.join(_FORMATS)}; it is {output}.")
+    if output.is_dir():
+        raise SmolbenchError(f"--output {output} is a folder; name a file.")
 
 
 def write_predictions(
@@ -65,6 +73,9 @@ def write_predictions(
         texts: The texts, ``N`` of them.
         label_names: Names of the ``C`` classes.
         output: Parquet, CSV or JSON lines by its ending; the terminal if not given.
+
+    Raises:
+        SmolbenchError: If the file cannot be written.
     """
     index = torch.cat([batch["index"] for batch in batches])
     scores = torch.cat([batch["scores"] for batch in batches])[index.argsort()]
@@ -84,17 +95,29 @@ def write_predictions(
             best = max(v for k, v in row.items() if k.startswith("score_"))
             sys.stdout.write(f"{row['label']}\t{best:.4f}\t{row['text']}\n")
         return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if output.suffix == ".jsonl":
+    temporary = output.with_name(f".{output.name}.partial")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _write_table(rows, temporary, output.suffix)
+        temporary.replace(output)
+    except OSError as error:
+        raise SmolbenchError(f"--output {output} cannot be written: {error}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _write_table(rows: list[dict[str, Any]], path: Path, kind: str) -> None:
+    if kind == ".jsonl":
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        output.write_text("".join(lines), encoding="utf-8")
+        path.write_text("".join(lines), encoding="utf-8")
         return
     import pyarrow  # lazy: only these formats need it
     import pyarrow.csv
     import pyarrow.parquet
 
     table = pyarrow.Table.from_pylist(rows)
-    if output.suffix == ".csv":
-        pyarrow.csv.write_csv(table, output)
+    if kind == ".csv":
+        pyarrow.csv.write_csv(table, path)
     else:
-        pyarrow.parquet.write_table(table, output)
+        pyarrow.parquet.write_table(table, path)

@@ -12,17 +12,21 @@ DEFAULTS = Path(__file__).parent / "defaults.yaml"
 
 def recipe_names() -> list[str]:
     """Names of all shipped recipes and overlays, such as ``imdb_probe`` or ``trainer/cpu``."""
-    return sorted(p.relative_to(CONFIGS).with_suffix("").as_posix() for p in CONFIGS.rglob("*.yaml"))
+    return sorted(
+        p.relative_to(CONFIGS).with_suffix("").as_posix() for p in CONFIGS.rglob("*.yaml")
+    )
 
 
 def resolve_config(given: str) -> Path:
     """Find a configuration file: a path, or the name of a shipped recipe.
 
     Raises:
-        SmolbenchError: If neither a file nor a shipped recipe has this name.
+        SmolbenchError: If neither a file nor a shipped recipe has this name, or the file is no
+            YAML mapping.
     """
     path = Path(given).expanduser()
     if path.is_file():
+        _check_mapping(path)
         return path
     # `configs/imdb_probe.yaml` means the shipped recipe also where there is no such folder
     name = given.removesuffix(".yaml").removeprefix("configs/")
@@ -33,6 +37,23 @@ def resolve_config(given: str) -> Path:
         f"There is no configuration {given!r}: it is neither a file nor a shipped recipe "
         f"({', '.join(recipe_names())})."
     )
+
+
+def _check_mapping(path: Path) -> None:
+    """Say which file cannot be read, and where; the parser behind says only what it missed."""
+    import yaml  # lazy: `recipes` and `--help` need none
+
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SmolbenchError(
+            f"The configuration {path} is no readable YAML: {' '.join(str(error).split())}."
+        ) from error
+    if not isinstance(settings, dict):
+        raise SmolbenchError(
+            f"The configuration {path} must hold settings such as `model:` and `data:`, but it is "
+            f"{'empty' if settings is None else 'a ' + type(settings).__name__}."
+        )
 
 
 def describe(name: str) -> str:

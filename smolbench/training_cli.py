@@ -7,18 +7,24 @@ a folder with everything needed to repeat it.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import errno
+import gc
 import logging
 import subprocess
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 import smolbench.data
 import smolbench.tasks  # noqa: F401 - imported classes can be named without their module
@@ -39,13 +45,22 @@ from smolbench.errors import SmolbenchError
 from smolbench.invocation import SUBCOMMANDS, Invocation, Subcommand, read_invocation
 from smolbench.predicting import check_output, read_texts, write_predictions
 from smolbench.recipes import DEFAULTS
-from smolbench.runs.run_dir import new_run_dir
+from smolbench.runs.results import FILE_NAME
+from smolbench.runs.run_dir import make_folder, new_run_dir
 from smolbench.runs.settings import Settings, changed_for_scoring, check_same_run
 from smolbench.runs.summary import print_summary
 from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask
 
 log = logging.getLogger("smolbench")
 _SETTINGS = ("seed_everything", "trainer", "model", "data", "checkpoint")
+_FULL_OR_FORBIDDEN = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+}
 
 
 def run(subcommand: Subcommand, arguments: list[str]) -> int:
@@ -59,17 +74,66 @@ def run(subcommand: Subcommand, arguments: list[str]) -> int:
     """
     _quieten_libraries()
     call = read_invocation(subcommand, arguments)
+    stop = GracefulStop()
+    stop.take_over()
     try:
-        SmolCLI(call)
-    except RunInterrupted as stop:
+        SmolCLI(call, stop)
+    except RunInterrupted as interruption:
         again = ""
-        if subcommand == "fit":
+        if call.resumes or (call.made is not None and (call.made / FILE_NAME).is_file()):
             again = " Go on with the same command and --ckpt_path last."
-        log.warning("%s%s", stop, again)
-        return stop.status
+        log.warning("%s%s", interruption, again if subcommand == "fit" else "")
+        return interruption.status
     except MisconfigurationException as error:
         raise SmolbenchError(" ".join(str(error).split())) from error
+    except OSError as error:
+        if error.errno not in _FULL_OR_FORBIDDEN:
+            raise
+        raise SmolbenchError(
+            f"{error.filename or 'A file'} cannot be written ({error.strerror}); free some space "
+            "or name another folder."
+        ) from error
+    except RuntimeError as error:
+        if not _lost_another_rank(error):
+            raise
+        raise SmolbenchError(
+            "Another process of this job has ended; why stands in its own message."
+        ) from error
+    finally:
+        stop.give_back()
+        _leave_job()
+        _remove_empty(call)
     return 0
+
+
+def _leave_job() -> None:
+    """Leave the process group while Python is whole.
+
+    The group's worker threads live as long as anything refers to it; one that drops a tensor while
+    the interpreter shuts down aborts the process (torch 2.13), and with it the job's exit status.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()  # the trainer and its parts refer to each other, and to the group
+        torch.distributed.destroy_process_group()
+
+
+def _lost_another_rank(error: RuntimeError) -> bool:
+    """Whether a collective call failed because another process is gone."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    gone = ("closed by peer", "reset by peer", "Broken pipe")  # gloo has no type of its own
+    return distributed and (
+        isinstance(error, torch.distributed.DistError) or any(text in str(error) for text in gone)
+    )
+
+
+def _remove_empty(call: Invocation) -> None:
+    """Remove the folder that was made for a command if nothing came into it."""
+    with contextlib.suppress(OSError):
+        if call.made is not None:
+            call.made.rmdir()
+        if call.made is not None and call.made.parents[1] == call.runs_dir:
+            call.made.parent.rmdir()
+            call.runs_dir.rmdir()
 
 
 class SmolCLI(LightningCLI):
@@ -77,14 +141,19 @@ class SmolCLI(LightningCLI):
 
     Args:
         call: What the command line asks for, with its checkpoint already found.
+        stop: Handles the signals.
     """
 
-    def __init__(self, call: Invocation) -> None:
+    def __init__(self, call: Invocation, stop: GracefulStop) -> None:
         self.call = call
+        self.stop = stop
         self.folder = Path()
         self.config_text: str | None = None
         self.identity: dict[str, Any] = {}
         self.labels: list[str] | None = None
+        parser_kwargs: dict[str, Any] = {
+            name: {"default_config_files": [str(DEFAULTS)]} for name in SUBCOMMANDS
+        }
         super().__init__(
             model_class=BaseTask,
             datamodule_class=LightningDataModule,
@@ -93,9 +162,7 @@ class SmolCLI(LightningCLI):
             save_config_callback=None,  # ResultsWriter saves it, once per run
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs={
-                name: {"default_config_files": [str(DEFAULTS)]} for name in SUBCOMMANDS
-            },
+            parser_kwargs=parser_kwargs,
             args=call.argv,
         )
 
@@ -156,6 +223,7 @@ class SmolCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Decide which folder is written to, and refuse what would not be the same run."""
         call = self.call
+        self._refuse_misplaced()
         settings = self._settings()
         parent = call.run
         fresh = True
@@ -170,18 +238,52 @@ class SmolCLI(LightningCLI):
         elif parent is not None and call.subcommand != "fit":
             changed = changed_for_scoring(_read_settings(parent.config), settings)
             own = call.run_dir not in (None, parent.path) or bool(changed)
-            own = own or call.checkpoint != parent.checkpoint("best")
+            pass
             self.folder = self._new_folder() if own else parent.path
             fresh = own
         else:
             self.folder = self._new_folder()
-        self.config_text = yaml.safe_dump(settings, sort_keys=False) if fresh else None
+        # a resumed run may have become longer
+        if fresh or call.resumes:
+            self.config_text = yaml.safe_dump(settings, sort_keys=False)
         self.identity = self._identity(settings, fresh=fresh)
         if call.checkpoint is not None:
             self._check_checkpoint(read_checkpoint(call.checkpoint))
 
+    def _refuse_misplaced(self) -> None:
+        """Refuse in files what is settled before they are read, and would be passed over."""
+        call, config = self.call, self.config[self.subcommand]
+        settled = {"run_dir": None, "runs_dir": "runs", "extend": False}
+        settled |= dict.fromkeys(("text", "input", "output"))
+        settled["ckpt_path"] = str(call.checkpoint) if call.checkpoint is not None else None
+        for name, value in settled.items():
+            if config.get(name, value) != value:
+                raise SmolbenchError(
+                    f"{name} stands in a configuration file; give it on the command line: --{name}."
+                )
+        if config["trainer"]["default_root_dir"] is not None:
+            raise SmolbenchError(
+                "trainer.default_root_dir is the run's folder; choose it with --run_dir or "
+                "--runs_dir."
+            )
+
     def _new_folder(self) -> Path:
-        return self.call.run_dir or new_run_dir(self.call.runs_dir, self.call.recipe)
+        """The folder of a new run; rank 0 makes it, and tells the others later."""
+        call = self.call
+        resumed = call.run.path if call.run is not None else None
+        chosen = call.run_dir if call.run_dir != resumed else None
+        if getattr(rank_zero_only, "rank", 0) != 0:
+            return chosen or call.runs_dir
+        if chosen is None:
+            call.made = new_run_dir(call.runs_dir, call.recipe)
+            return call.made
+        if (chosen / FILE_NAME).exists():
+            raise SmolbenchError(
+                f"{chosen} holds a run already: name another --run_dir"
+                + (", or go on with it by --ckpt_path last." if call.subcommand == "fit" else ".")
+            )
+        call.made = chosen if make_folder(chosen) else None
+        return chosen
 
     def _settings(self) -> Settings:
         dumped = self._parser(self.subcommand).dump(
@@ -201,9 +303,9 @@ class SmolCLI(LightningCLI):
         if not fresh and call.subcommand != "fit":
             return {}  # a test with the run's own settings adds to what the run says of itself
         identity["started_at"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        if call.subcommand != "fit":
-            identity["parent_run"] = str(call.run.path) if call.run else None
-            identity["checkpoint"] = str(call.checkpoint) if call.checkpoint else None
+        scored = call.subcommand != "fit"
+        identity["parent_run"] = str(call.run.path) if scored and call.run else None
+        identity["checkpoint"] = str(call.checkpoint) if scored and call.checkpoint else None
         return identity
 
     def _check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -215,16 +317,28 @@ class SmolCLI(LightningCLI):
                 f"{self.call.checkpoint} holds no optimiser state; training goes on from a "
                 "last.ckpt."
             )
-        self.labels = checkpoint[CHECKPOINT_KEY]["signature"].get("labels")
+        self.labels = checkpoint[CHECKPOINT_KEY].get("signature", {}).get("labels")
 
     # -- running ----------------------------------------------------------------------------------
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and Trainer; what they object to is said as they say it."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, SmolbenchError):
+                cause = cause.__cause__ or cause.__context__
+            raise cause or error from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401 - as Lightning types it
         """A Trainer that writes into the run folder, with the callbacks every run has."""
         config = self._get(self.config_init, "trainer", default={})
         callbacks = config["callbacks"] or []
+        if not isinstance(callbacks, list):
+            callbacks = [callbacks]
         always = [
-            GracefulStop(),
+            self.stop,
             ExactResume(),
             MemoryMonitor(),
             ThroughputMonitor(),
@@ -235,13 +349,18 @@ class SmolCLI(LightningCLI):
         writer = ResultsWriter(self.identity, self.config_text)
         if config["enable_progress_bar"] is not False:
             always.append(RichProgressBar(leave=False))
-        return super().instantiate_trainer(
-            default_root_dir=str(self.folder), callbacks=[*always, *callbacks, writer], **kwargs
-        )
+        callbacks = [*always, *callbacks, writer]
+        try:
+            return super().instantiate_trainer(
+                default_root_dir=str(self.folder), callbacks=callbacks, **kwargs
+            )
+        except ValueError as error:  # an unknown strategy or accelerator, for example
+            raise SmolbenchError(" ".join(str(error).split())) from error
 
     def before_fit(self) -> None:
         """Say where the run goes."""
-        log.info("Run folder: %s", self.folder)
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            log.info("Run folder: %s", self.folder)
 
     def after_fit(self) -> None:
         """Print what came out."""
@@ -250,6 +369,11 @@ class SmolCLI(LightningCLI):
     def before_validate(self) -> None:
         """Nothing is scored by mistake."""
         self._require_checkpoint()
+        if getattr(self.datamodule, "val_fraction", None) == 0:
+            raise SmolbenchError(
+                "There is nothing to validate on: data.val_fraction is 0, all of train is trained "
+                "on. Use `smolbench test`."
+            )
 
     def after_validate(self) -> None:
         """Print what came out."""
@@ -274,8 +398,8 @@ class SmolCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:  # noqa: ANN401 - as Lightning types it
         """Label the texts and write them to a file or the terminal."""
-        batches = self.trainer.predict(**kwargs)
-        write_predictions(batches or [], self.texts, self.model.label_names, self.call.output)
+        batches: list[Any] = self.trainer.predict(**kwargs) or []
+        write_predictions(batches, self.texts, self.model.label_names, self.call.output)
 
     def _require_checkpoint(self) -> None:
         call = self.call
@@ -283,6 +407,9 @@ class SmolCLI(LightningCLI):
             raise SmolbenchError(call.missing or "There is no checkpoint to score.")
 
     def _summarise(self, *splits: str) -> None:
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            log.info("fast_dev_run went through; nothing was written.")
+            return
         writer = next(c for c in self.trainer.callbacks if isinstance(c, ResultsWriter))  # type: ignore[attr-defined]
         if self.trainer.is_global_zero:
             print_summary(writer.results, self.folder, splits=splits)
@@ -292,7 +419,8 @@ def _read_settings(path: Path) -> Settings:
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise SmolbenchError(f"The run's settings {path} cannot be read: {error}.") from error
+        said = " ".join(str(error).split())
+        raise SmolbenchError(f"The run's settings {path} cannot be read: {said}.") from error
     if not isinstance(settings, dict):
         raise SmolbenchError(f"The run's settings {path} are not a mapping.")
     return settings
@@ -301,24 +429,31 @@ def _read_settings(path: Path) -> Settings:
 def _git_revision() -> str | None:
     """Commit of the checkout that smolbench runs from, marked if it has changes; else ``None``."""
     try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout.strip()
+        # installed into an environment within somebody's project, it is not of that project
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=10,
+    )
+    return done.stdout.strip()
 
 
 def _quieten_libraries() -> None:
     """Hide what libraries print on every start and what says nothing about this run."""
     import transformers  # lazy: keeps this module's import cheap for --help of other commands
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     # the devices found, the seed, tips for other products; warnings still come through
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

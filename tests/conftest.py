@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import socket
+import tempfile
 
+# before the imports: the libraries read these once, and a developer's own models and datasets must
+# not be found
+_CACHES = tempfile.mkdtemp(prefix="smolbench-tests-")
+atexit.register(shutil.rmtree, _CACHES, ignore_errors=True)
+for _name in ("HF_ENDPOINT", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN"):
+    os.environ.pop(_name, None)
+os.environ["HF_HOME"] = f"{_CACHES}/huggingface"
+os.environ["SMOLBENCH_CACHE"] = f"{_CACHES}/smolbench"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -14,13 +25,6 @@ import pytest
 import torch
 
 torch.set_num_threads(2)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _session_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
-    root = tmp_path_factory.mktemp("caches")
-    os.environ["SMOLBENCH_CACHE"] = str(root / "smolbench")
-    os.environ["HF_HOME"] = str(root / "huggingface")
 
 
 @pytest.fixture(autouse=True)

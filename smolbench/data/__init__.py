@@ -2,5 +2,6 @@
 
 from smolbench.data.datamodule import TextDataModule
 from smolbench.data.imdb import IMDbDataModule
+from smolbench.data.text_files import TextFilesDataModule
 
-__all__ = ["IMDbDataModule", "TextDataModule"]
+__all__ = ["IMDbDataModule", "TextDataModule", "TextFilesDataModule"]

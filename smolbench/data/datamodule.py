@@ -6,6 +6,7 @@ the LightningModule it is used with (its ``encode`` method), or by the ``encode`
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ from lightning.pytorch import LightningDataModule
 from smolbench.data.batching import BatchLoader, BatchPlan, Rows, TokenRows
 from smolbench.data.sources import (
     Source,
+    column_values,
     count_duplicates,
     count_overlap,
     select,
@@ -79,7 +81,7 @@ class TextDataModule(LightningDataModule):
         num_workers: Processes that prepare batches; 0 prepares them in the main process.
         cache_dir: Folder for token ids and frozen features; default ``~/.cache/smolbench``.
         encode: How a batch of examples becomes columns of token ids, where the LightningModule does
-            not say. It is called as ``encode({"text": [...], "label": [...]})`` and returns
+            not say. It is called as ``encode({"text": [...]})``, without the labels, and returns
             ``{"input_ids": [[...], ...], ...}``. With an attribute ``key`` (a mapping of plain
             values that changes whenever its result would) the ids are cached on disk; else they
             are encoded anew in every process.
@@ -154,18 +156,22 @@ class TextDataModule(LightningDataModule):
 
     def _loaded(self) -> Source:
         if self._source is None:
-            self._source = self.load_sample() if self.source == "sample" else self.load_hub()
-            self._describe(self._source)
+            source = self.load_sample() if self.source == "sample" else self.load_hub()
+            _check(source)
+            self._describe(source)
+            self._source = source
         return self._source
 
     def _describe(self, source: Source) -> None:
-        train, test = (source.splits[name]["text"] for name in ("train", "test"))
+        train, test = source.splits["train"], source.splits["test"]
         self._facts = {
             "data/id": source.id,
             "data/revision": source.revision,
             "data/split_seed": self.split_seed,
-            "data/duplicates": count_duplicates(train),
-            "data/overlap": count_overlap(train, test),
+            "data/duplicates": count_duplicates(column_values(train, "text")),
+            "data/overlap": count_overlap(
+                column_values(train, "text"), column_values(test, "text")
+            ),
             **{f"data/limit_{name}": limit for name, limit in self.limits.items()},
         }
 
@@ -173,30 +179,43 @@ class TextDataModule(LightningDataModule):
         """Examples of a split, after the limit.
 
         Raises:
-            SmolbenchError: If the split is empty.
+            SmolbenchError: If the split is empty, there is but one class to learn from, or there
+                are no texts to predict.
         """
         if name not in self._splits:
+            if name == "predict":
+                raise SmolbenchError(
+                    "There is no text to predict: give the texts to predict_on(texts) of "
+                    f"{type(self).__name__} first."
+                )
             source = self._loaded()
-            dataset = source.splits["test" if name == "test" else "train"]
-            labels = np.asarray(dataset["label"], dtype=np.int64)
+            # a dataset with validation rows of its own is not split
+            own = {"train": "train", "val": "validation", "test": "test"}[name]
+            dataset = source.splits[own if own in source.splits else "train"]
+            labels = np.fromiter(column_values(dataset, "label"), np.int64, count=len(dataset))
             rows = np.arange(len(dataset))
-            if name != "test" and self.val_fraction > 0:
-                train, val = stratified_split(labels, self.val_fraction, self.split_seed)
-                rows = train if name == "train" else val
-            elif name == "val":
-                rows = rows[:0]
-            chosen = select(
-                rows, self.limits[name], labels[rows], self.limit_mode, self.split_seed
-            )
+            if name != "test" and "validation" not in source.splits:
+                if self.val_fraction > 0:
+                    train, val = stratified_split(labels, self.val_fraction, self.split_seed)
+                    rows = train if name == "train" else val
+                elif name == "val":
+                    rows = rows[:0]
+            chosen = select(rows, self.limits[name], labels[rows], self.limit_mode, self.split_seed)
             rows = rows[chosen]
             if not len(rows) and name != "val":
                 raise SmolbenchError(f"The {name} split of {source.id} is empty.")
+            if name == "train" and len(np.unique(labels[rows])) == 1:
+                only = self.label_names[labels[rows[0]]]
+                raise SmolbenchError(
+                    f"All {len(rows)} training examples of {source.id} are of the class {only!r}: "
+                    "raise data.limit_train, or use limit_mode stratified."
+                )
             self._splits[name] = Split(dataset.select(rows), labels[rows])
             self._facts[f"data/n_{name}"] = len(rows)
             if name == "test":
+                texts = column_values(self._splits[name].examples, "text")
                 self._facts["data/test_digest"] = text_digest(
-                    f"{row}\0{text}"
-                    for row, text in zip(rows, self._splits[name].examples["text"], strict=True)
+                    f"{row}\0{text}" for row, text in zip(rows, texts, strict=True)
                 )
         return self._splits[name]
 
@@ -234,12 +253,14 @@ class TextDataModule(LightningDataModule):
 
     def _encoded(self, name: str, split: Split) -> TokenTable:
         encode, key = self._encoder()
-        examples = split.examples
+        # labels are not in the key, so the encoder must not see them
+        examples = split.examples.select_columns(_encoded_columns(split.examples))
         description = f"Encoding {name}"
         if key is None:
             # an encoder that cannot be named exactly must not be found again by another one
             folder = Path(tempfile.mkdtemp(prefix="smolbench-"))
             self._temporary.append(folder)
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)  # used without a Trainer
             name_on_disk = "tokens"
         else:
             folder = self.cache_dir / "tokens"
@@ -309,7 +330,7 @@ class TextDataModule(LightningDataModule):
         self.setup({"train": "fit", "val": "validate"}.get(name, name))
         rows = self._rows(name, self._splits[name])
         # Lightning can switch off the shuffling of its own loaders only
-        shuffle = shuffle and not (self.trainer and self.trainer.overfit_batches)
+        shuffle = shuffle and not getattr(self.trainer, "overfit_batches", False)
         plan = BatchPlan(
             len(rows) if rows.lengths is None else rows.lengths,
             batch_size,
@@ -325,7 +346,12 @@ class TextDataModule(LightningDataModule):
         assert split.table is not None, "setup has encoded the split"
         module = self.trainer.lightning_module if self.trainer else None
         # a task with a frozen backbone learns from its features instead of from token ids
-        if self._encode is None and callable(replace := getattr(module, "rows", None)):
+        if callable(replace := getattr(module, "rows", None)):
+            if self._encode is not None:
+                raise SmolbenchError(
+                    f"{type(module).__name__} encodes texts itself: leave out the argument encode= "
+                    f"of {type(self).__name__}."
+                )
             rows: Rows = replace(name, split.table, split.labels)
             return rows
         encoder: Any = self._encode if self._encode is not None else module
@@ -346,6 +372,42 @@ class TextDataModule(LightningDataModule):
 
 
 def _examples_digest(examples: Dataset) -> str:
-    """Digest of the columns that an encoder may read; labels are not among them."""
-    columns = sorted(set(examples.column_names) - {"label"})
-    return digest({name: text_digest(map(str, examples[name])) for name in columns})
+    columns = {name: map(str, column_values(examples, name)) for name in examples.column_names}
+    return digest({name: text_digest(values) for name, values in columns.items()})
+
+
+def _encoded_columns(examples: Dataset) -> list[str]:
+    """Columns that an encoder may read; labels are not among them."""
+    return sorted(set(examples.column_names) - {"label"})
+
+
+def _check(source: Source) -> None:
+    """Refuse rows that cannot be learned from.
+
+    Raises:
+        SmolbenchError: If a column is missing, there are no names for at least two classes, a text
+            is missing, or a label has no name.
+    """
+    for name, split in source.splits.items():
+        where = f"The {name} split of {source.id}"
+        missing = [column for column in ("text", "label") if column not in split.column_names]
+        if missing:
+            raise SmolbenchError(
+                f"{where} has no column {' and no column '.join(map(repr, missing))}; it has "
+                f"{', '.join(map(repr, split.column_names)) or 'none'}."
+            )
+        names = getattr(split.features["label"], "names", None) or []
+        if len(names) < 2:
+            raise SmolbenchError(
+                f"{where} must name at least two classes in its column 'label' (a ClassLabel of "
+                f"datasets); it names {', '.join(map(repr, names)) or 'none'}."
+            )
+        columns = (column_values(split, name) for name in ("text", "label"))
+        for row, (text, label) in enumerate(zip(*columns, strict=True)):
+            if not isinstance(text, str):
+                raise SmolbenchError(f"{where} has no text in row {row}: {text!r}.")
+            if label is None or not 0 <= label < len(names):
+                raise SmolbenchError(
+                    f"{where} has the label {label!r} in row {row}; labels go from 0 to "
+                    f"{len(names) - 1} ({', '.join(names)})."
+                )

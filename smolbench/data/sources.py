@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +25,9 @@ RETRY_WAITS_S = (1.0, 4.0, 16.0)
 
 REACH_TIMEOUT_S = 10.0
 """Seconds after which the hub counts as unreachable."""
+
+BLOCK_ROWS = 1000
+"""Rows of a column that are read at once."""
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -163,20 +166,46 @@ def stratified_split(
     return np.sort(train), np.sort(validation)
 
 
+def column_values(dataset: datasets.Dataset, name: str) -> Iterator[Any]:
+    """Values of a column, in order, a block of rows at a time.
+
+    ``dataset[name]`` reads row by row, which takes twenty times as long, and ``dataset[name][:]``
+    holds all values at once.
+    """
+    chosen = None if dataset._indices is None else np.asarray(dataset._indices.column(0), np.int64)
+    if chosen is not None and np.any(chosen[1:] < chosen[:-1]):  # not the order on disk
+        for batch in dataset.select_columns(name).with_format("arrow").iter(BLOCK_ROWS):
+            yield from batch.column(0).to_pylist()
+        return
+    first = 0
+    for chunk in dataset.data.column(name).chunks:
+        for start in range(0, len(chunk), BLOCK_ROWS):
+            block = chunk.slice(start, BLOCK_ROWS)
+            if chosen is not None:
+                here = slice(*np.searchsorted(chosen, [first, first + len(block)]))
+                block_rows = chosen[here] - first
+                first += len(block)
+                block = block.take(block_rows)
+            yield from block.to_pylist()
+
+
 def count_duplicates(texts: Iterable[str]) -> int:
     """Count texts that repeat an earlier one, up to white space at the ends."""
-    total = 0
-    seen: set[str] = set()
-    for text in texts:
-        total += 1
-        seen.add(text.strip())
-    return total - len(seen)
+    hashes = _hashes(texts)
+    return len(hashes) - len(np.unique(hashes))
 
 
 def count_overlap(train_texts: Iterable[str], test_texts: Iterable[str]) -> int:
     """Count test texts that occur among the training texts, up to white space at the ends."""
-    seen = {text.strip() for text in train_texts}
-    return sum(text.strip() in seen for text in test_texts)
+    return int(np.isin(_hashes(test_texts), _hashes(train_texts)).sum())
+
+
+def _hashes(texts: Iterable[str]) -> npt.NDArray[np.int64]:
+    """64 bits per text, where the texts themselves would fill the memory.
+
+    Two of ten million texts share one by chance with a probability of 3 in a million.
+    """
+    return np.fromiter((hash(text.strip()) for text in texts), dtype=np.int64)
 
 
 Loaded = tuple["datasets.DatasetDict", str]

@@ -1,0 +1,1 @@
+"""What learns; no Lightning here."""

@@ -24,10 +24,13 @@ from smolbench.models.precision import native_bfloat16
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.cache_utils import Cache
 
 log = logging.getLogger("smolbench")
 
 DType = Literal["auto", "float32", "bfloat16"]
+_UNKNOWN = ("not a valid model identifier", "repo id must", "404", "401")
+"""What messages about a model that does not exist say."""
 TINY = "tiny"
 """Backbone name of the built-in tiny model."""
 
@@ -84,7 +87,10 @@ class Backbone:
         from transformers import AutoConfig  # lazy: import cost
 
         with readable_errors(self.name, self._asked_revision):
-            return AutoConfig.from_pretrained(self.location, revision=self._asked_revision)
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                self.location, revision=self._asked_revision
+            )
+        return config
 
     @cached_property
     def revision(self) -> str:
@@ -131,7 +137,7 @@ class Backbone:
     def max_positions(self) -> int | None:
         """Longest row the model has positions for, in tokens; ``None`` if it has no limit."""
         limit = getattr(self.config, "max_position_embeddings", None)
-        return int(limit) if limit else None
+        return int(limit) if limit and limit > 0 else None  # XLNet says -1
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """Data type of the weights on a device."""
@@ -147,15 +153,32 @@ class Backbone:
         """
         from transformers import AutoModel  # lazy: import cost
 
-        dtype = self.dtype(device)
-        with readable_errors(self.name, self._asked_revision):
-            model = AutoModel.from_pretrained(
-                self.location, revision=self._pinned_revision, dtype=dtype
+        # transformers draws some weights before it reads them: the training's random state must not
+        # depend on whether there was anything to load
+        with (
+            readable_errors(self.name, self._asked_revision),
+            torch.random.fork_rng(devices=[]),
+        ):
+            model, report = AutoModel.from_pretrained(
+                self.location,
+                revision=self._pinned_revision,
+                dtype=self.dtype(device),
+                output_loading_info=True,
             )
+        missing = set(report["missing_keys"])
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
+            missing = {name for name in missing if not name.startswith("decoder.")}
+        # checkpoints of language models lack the pooler, which hidden states do not pass through
+        missing = {name for name in missing if "pooler" not in name}
+        if missing:
+            raise SmolbenchError(
+                f"The weights of model {self.name!r} are incomplete: {len(missing)} are missing, "
+                f"such as {min(missing)}, and would be random. Use files that hold them all."
+            )
         model.config.use_cache = False  # else every pass keeps all layers' keys and values
-        return model.to(device).eval().requires_grad_(False)
+        frozen: PreTrainedModel = model.to(device).eval().requires_grad_(False)
+        return frozen
 
     def facts(self, device: torch.device) -> Facts:
         """Width, direction and size of the backbone, measured once and remembered on disk.
@@ -163,7 +186,9 @@ class Backbone:
         Raises:
             SmolbenchError: If the layer asked for does not exist.
         """
-        key = digest({"model": self.name, "revision": self.revision, "layer": self.layer})
+        key = digest(
+            {"facts": 2, "model": self.name, "revision": self.revision, "layer": self.layer}
+        )
         path = cache_root() / "models" / f"{key}.json"
         if path.is_file():
             try:
@@ -171,14 +196,20 @@ class Backbone:
             except (ValueError, TypeError):
                 log.warning("%s is damaged and is made anew.", path)
         model = self.load(device)
-        rows = torch.tensor([[1, 2, 3], [1, 2, 4]], device=device)
+        rows = [torch.tensor([[1, 2, last]], device=device) for last in (3, 4)]
         with torch.inference_mode():
-            states = hidden_states(model, self.layer, rows, torch.ones_like(rows))
-        # a causal model cannot tell the two rows apart before their last token
-        causal = bool(torch.equal(states[0, 0], states[1, 0]))
+            mask = torch.ones_like(rows[0])
+            width = hidden_states(model, self.layer, rows[0], mask).shape[-1]
+            # A causal model cannot tell the two rows apart before their last token. One row at a
+            # time: in one batch their last bits may differ. The last layer: embeddings never tell.
+            first, second = (hidden_states(model, -1, row, mask)[0, 0] for row in rows)
+        causal = bool(torch.equal(first, second))
         parameters = sum(p.numel() for p in model.parameters())
-        facts = Facts(width=states.shape[-1], causal=causal, parameters=parameters)
-        write_atomically(path, json.dumps(facts.__dict__))
+        facts = Facts(width=width, causal=causal, parameters=parameters)
+        try:
+            write_atomically(path, json.dumps(facts.__dict__))
+        except OSError as error:
+            log.warning("%s cannot be written (%s); the next run looks again.", path, error)
         return facts
 
 
@@ -187,7 +218,7 @@ def hidden_states(
     layer: int,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
-    prefix: Any = None,  # noqa: ANN401 - a transformers Cache; typing it would import transformers
+    prefix: Cache | None = None,
 ) -> torch.Tensor:
     """Output of one layer for right-padded rows.
 
@@ -216,8 +247,9 @@ def hidden_states(
         **options,
     )
     if last:
-        return output.last_hidden_state
-    layers = output.hidden_states
+        states: torch.Tensor = output.last_hidden_state
+        return states
+    layers: tuple[torch.Tensor, ...] = output.hidden_states
     if not 0 <= layer < len(layers):
         raise SmolbenchError(
             f"There is no layer {layer} in {model.config._name_or_path}: layers go from 0 (the "
@@ -226,7 +258,7 @@ def hidden_states(
     return layers[layer]
 
 
-def shared_prefix(model: PreTrainedModel, ids: Sequence[int]) -> Any:  # noqa: ANN401
+def shared_prefix(model: PreTrainedModel, ids: Sequence[int]) -> Cache | None:
     """Keys and values of tokens that stand in front of every row, computed once.
 
     Args:
@@ -235,12 +267,21 @@ def shared_prefix(model: PreTrainedModel, ids: Sequence[int]) -> Any:  # noqa: A
 
     Returns:
         A transformers ``Cache`` that gives every row of any batch the same prefix. It never grows:
-        a forward pass reads it and leaves it as it was.
+        a forward pass reads it and leaves it as it was. ``None`` if the model keeps something else
+        than the keys and values of all tokens (Mamba's states): the prefix must stand in every row.
     """
-    from transformers.cache_utils import Cache, DynamicCache, DynamicLayer  # lazy: import cost
+    from transformers.cache_utils import (  # lazy: import cost
+        Cache,
+        DynamicCache,
+        DynamicLayer,
+        DynamicSlidingWindowLayer,
+    )
 
-    class SharedLayer(DynamicLayer):
+    class SharedLayer(DynamicLayer):  # type: ignore[no-untyped-call] # untyped in transformers
         """One layer's prefix, shape ``(1, heads, P, head_dim)``, joined to a batch's own states."""
+
+        keys: torch.Tensor
+        values: torch.Tensor
 
         def update(
             self,
@@ -255,17 +296,23 @@ def shared_prefix(model: PreTrainedModel, ids: Sequence[int]) -> Any:  # noqa: A
                 torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=-2),
             )
 
-    filled = DynamicCache()
+    usual = DynamicCache(config=model.config).layers
+    if any(type(layer) not in {DynamicLayer, DynamicSlidingWindowLayer} for layer in usual):
+        return None
+    filled = DynamicCache()  # without the configuration: sliding windows would drop what they pass
     row = torch.tensor([list(ids)], device=model.device)
     with torch.inference_mode():
         model(input_ids=row, past_key_values=filled, use_cache=True)
-    layers = []
+    layers: list[Any] = []
     for source in filled.layers:
-        layer = SharedLayer()
+        assert isinstance(source, DynamicLayer), "nothing else was asked for"
+        assert source.keys is not None, "the pass has filled it"
+        assert source.values is not None, "the pass has filled it"
+        layer = SharedLayer()  # type: ignore[no-untyped-call] # untyped in transformers
         layer.lazy_initialization(source.keys, source.values)
         layer.keys, layer.values = source.keys, source.values
         layers.append(layer)
-    return Cache(layers=layers)
+    return Cache(layers=layers) if layers else None
 
 
 @contextmanager
@@ -273,7 +320,7 @@ def readable_errors(name: str, revision: str | None) -> Iterator[None]:
     """Turn the many ways in which loading fails into one sentence each."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # damaged files raise whatever their reader raises
         at = f" at revision {revision!r}" if revision else ""
         reason = " ".join(str(error).split())
         lowered = reason.lower()
@@ -282,7 +329,7 @@ def readable_errors(name: str, revision: str | None) -> Iterator[None]:
             advice = "It is gated: accept its licence on the Hub and run `hf auth login`."
         elif isinstance(error, OSError) and getattr(error, "errno", None) == 28:
             advice = "The disk is full: free some space or set HF_HOME to another disk."
-        elif "not a valid model identifier" in lowered or "404" in lowered or "401" in lowered:
+        elif any(sign in lowered for sign in _UNKNOWN):
             advice = (
                 "No such model is known: give an id such as HuggingFaceTB/SmolLM2-135M, a folder "
                 f"with config.json and weights, or {TINY!r} for the built-in model."

@@ -13,8 +13,8 @@ import json
 import logging
 import time
 import zlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -131,24 +131,17 @@ def cached_outputs(
     found = _open(entry, rows, width) if ranks.rank == 0 else None
     if ranks.agree(found is not None):
         return found or _open_shared(entry, rows, width)
-    lock: AbstractContextManager[object] = nullcontext()
-    if ranks.rank == 0:
-        try:
-            entry.mkdir(parents=True, exist_ok=True)
-            lock = _wait_for(entry)
-        except OSError as error:
-            raise _unwritable(entry, error) from error
+    lock: AbstractContextManager[None] = _locked(entry) if ranks.rank == 0 else nullcontext()
     with lock:
         # another job may have filled it while this one waited
         found = _open(entry, rows, width) if ranks.rank == 0 else None
         if ranks.agree(found is not None):
             return found or _open_shared(entry, rows, width)
-        try:
-            _fill(entry, width, blocks, start_compute, description, ranks)
-            if ranks.rank == 0:
-                _seal(entry, rows, width, ranks.world_size)
-        except OSError as error:
-            raise _unwritable(entry, error) from error
+        if ranks.rank == 0:
+            _discard_damaged(entry)
+        _fill(entry, width, blocks, start_compute, description, ranks)
+        if ranks.rank == 0:
+            _seal(entry, rows, width, ranks.world_size)
         ranks.barrier()
     sealed = _open_shared(entry, rows, width)
     return CachedOutputs(sealed.outputs, sealed.seconds, reused=False)
@@ -165,11 +158,11 @@ def _fill(
     """Compute this rank's missing blocks."""
     rows = sum(len(block) for block in blocks)
     if ranks.rank == 0:
-        _allocate(entry / _OUTPUTS, rows * width * 4)
-        _allocate(entry / _SECONDS, len(blocks) * 4)
+        _allocate(entry, rows * width * 4, len(blocks) * 4)
     ranks.barrier()
-    outputs = np.memmap(entry / _OUTPUTS, dtype=np.float32, mode="r+", shape=(rows, width))
-    seconds = np.memmap(entry / _SECONDS, dtype=np.float32, mode="r+", shape=(len(blocks),))
+    with _writing(entry):
+        outputs = np.memmap(entry / _OUTPUTS, dtype=np.float32, mode="r+", shape=(rows, width))
+        seconds = np.memmap(entry / _SECONDS, dtype=np.float32, mode="r+", shape=(len(blocks),))
     mine = range(ranks.rank, len(blocks), ranks.world_size)
     missing = [n for n in mine if not seconds[n]]
     if 0 < len(missing) < len(mine):
@@ -179,8 +172,10 @@ def _fill(
         compute = start_compute()
         with progress_bar(description, sum(len(blocks[n]) for n in missing)) as advance:
             for n in missing:
-                outputs[blocks[n]] = compute(blocks[n])
-                outputs.flush()  # the values must be in the file before the mark that says so
+                computed = compute(blocks[n])
+                with _writing(entry):
+                    outputs[blocks[n]] = computed
+                    outputs.flush()  # the values must be in the file before the mark that says so
                 now = time.perf_counter()
                 seconds[n] = max(now - start, 1e-9)  # the first block's holds the loading too
                 start = now
@@ -189,10 +184,22 @@ def _fill(
     ranks.barrier()
 
 
-def _allocate(path: Path, size: int) -> None:
-    """Make a file of zeros of a given size, unless an earlier pass has made it."""
-    if path.is_file() and path.stat().st_size == size:
-        return
+def _allocate(entry: Path, outputs_size: int, seconds_size: int) -> None:
+    """Make files of zeros of these sizes in bytes, unless an earlier pass has made them."""
+    with _writing(entry):
+        if _size(entry / _OUTPUTS) != outputs_size:
+            # marks without their outputs would pass zeros off as computed
+            (entry / _SECONDS).unlink(missing_ok=True)
+        for path, size in ((entry / _OUTPUTS, outputs_size), (entry / _SECONDS, seconds_size)):
+            if _size(path) != size:
+                _write_zeros(path, size)
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _write_zeros(path: Path, size: int) -> None:
     # written out, not left as a hole: a full disk is then an error now, not a bus error later
     with path.open("wb") as file:
         zeros = bytes(1 << 20)
@@ -201,19 +208,20 @@ def _allocate(path: Path, size: int) -> None:
 
 
 def _seal(entry: Path, rows: int, width: int, world_size: int) -> None:
-    seconds = np.fromfile(entry / _SECONDS, dtype=np.float32)
-    meta = {
-        "format": _FORMAT,
-        "rows": rows,
-        "width": width,
-        "seconds": float(seconds.sum()) / world_size,  # ranks work side by side
-        "crc32": _checksum(entry / _OUTPUTS),
-    }
-    write_atomically(entry / _META, json.dumps(meta))
+    with _writing(entry):
+        seconds = np.fromfile(entry / _SECONDS, dtype=np.float32)
+        meta = {
+            "format": _FORMAT,
+            "rows": rows,
+            "width": width,
+            "seconds": float(seconds.sum()) / world_size,  # ranks work side by side
+            "crc32": _checksum(entry / _OUTPUTS),
+        }
+        write_atomically(entry / _META, json.dumps(meta))
 
 
 def _open(entry: Path, rows: int, width: int) -> CachedOutputs | None:
-    """The entry if it is complete and undamaged; a damaged one is removed."""
+    """The entry if it is complete and undamaged."""
     meta_path = entry / _META
     if not meta_path.is_file():
         return None
@@ -228,12 +236,18 @@ def _open(entry: Path, rows: int, width: int) -> CachedOutputs | None:
     except (OSError, ValueError, KeyError, TypeError):
         intact = False
     if not intact:
-        log.warning("The cached outputs in %s are damaged; they are computed again.", entry)
-        for name in (_META, _SECONDS, _OUTPUTS):
-            (entry / name).unlink(missing_ok=True)
         return None
     outputs = np.memmap(entry / _OUTPUTS, dtype=np.float32, mode="r", shape=(rows, width))
     return CachedOutputs(outputs, seconds, reused=True)
+
+
+def _discard_damaged(entry: Path) -> None:
+    """Remove what was finished once and cannot be opened. Needs the entry's lock."""
+    if (entry / _META).is_file():
+        log.warning("The cached outputs in %s are damaged; they are computed again.", entry)
+        with _writing(entry):
+            for name in (_META, _SECONDS, _OUTPUTS):
+                (entry / name).unlink(missing_ok=True)
 
 
 def _open_shared(entry: Path, rows: int, width: int) -> CachedOutputs:
@@ -247,14 +261,21 @@ def _open_shared(entry: Path, rows: int, width: int) -> CachedOutputs:
     return found
 
 
-def _wait_for(entry: Path) -> AbstractContextManager[object]:
+@contextmanager
+def _locked(entry: Path) -> Iterator[None]:
+    """Hold the entry's lock; say so when another process has it."""
     lock = FileLock(entry / "lock")
+    with _writing(entry):
+        entry.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("Another process is computing %s; waiting for it.", entry)
+            lock.acquire()
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.warning("Another process is computing %s; waiting for it.", entry)
-        lock.acquire()
-    return lock
+        yield
+    finally:
+        lock.release()
 
 
 def _checksum(path: Path) -> int:
@@ -265,8 +286,13 @@ def _checksum(path: Path) -> int:
     return state
 
 
-def _unwritable(entry: Path, error: OSError) -> SmolbenchError:
-    return SmolbenchError(
-        f"The cache folder {entry.parent} cannot be written ({error.strerror or error}); free some "
-        "space, or choose another folder with --data.cache_dir DIR."
-    )
+@contextmanager
+def _writing(entry: Path) -> Iterator[None]:
+    """Turn a full disk or a read-only folder into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise SmolbenchError(
+            f"The cache folder {entry.parent} cannot be written ({error.strerror or error}); free "
+            "some space, or choose another folder with --data.cache_dir DIR."
+        ) from error

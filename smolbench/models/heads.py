@@ -27,8 +27,9 @@ def build_head(
     Returns:
         A module that maps features ``(B, D)`` to logits ``(B, C)``.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    # on the CPU, from its generator alone: the same weights whatever device they are moved to
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
         if name == "linear":
             return nn.Linear(width, classes)
         return nn.Sequential(

@@ -20,7 +20,7 @@ def native_bfloat16(device: torch.device) -> bool:
     Ti, T4). On Apple Silicon the answer is no: mixed precision there is still unreliable.
     """
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu" or platform.system() != "Linux":
         return False
     try:

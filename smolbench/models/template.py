@@ -43,6 +43,11 @@ class TemplateEncoder:
                 f"model.template must hold {SLOT} exactly once, where the text goes; it holds it "
                 f"{template.count(SLOT)} times: {template!r}."
             )
+        if not tokenizer.is_fast:
+            raise SmolbenchError(
+                f"The tokenizer of {tokenizer.name_or_path} has no fast version, which is needed: "
+                "use another backbone, or convert the tokenizer to tokenizer.json."
+            )
         self.tokenizer = tokenizer
         self.template = template
         self.max_length = max_length
@@ -64,8 +69,12 @@ class TemplateEncoder:
         """Rows without their shared beginning.
 
         Returns:
-            ``input_ids``: for each text its own ids, the suffix's and the tail specials;
+            ``input_ids``: for each text its own ids, the suffix's and the tail specials; where all
+            of these are empty, one end-of-text token, because a row needs a token;
             ``text_length``: how many of those are the text's.
+
+        Raises:
+            SmolbenchError: If a row is empty and the tokenizer has no end-of-text token.
         """
         rows: list[list[int]] = []
         lengths: list[int] = []
@@ -73,7 +82,7 @@ class TemplateEncoder:
             if len(ids) > self.text_budget:
                 keep_end = self.truncation_side == "left"
                 ids = ids[-self.text_budget :] if keep_end else ids[: self.text_budget]
-            rows.append(ids + self.suffix_ids + self._tail)
+            rows.append((ids + self.suffix_ids + self._tail) or [self._end_of_text()])
             lengths.append(len(ids))
         return {"input_ids": rows, "text_length": lengths}
 
@@ -100,6 +109,10 @@ class TemplateEncoder:
             for number, (first, last) in enumerate(encoded["offset_mapping"])
             if first < end and last > start
         ]
+        if not covering:
+            raise SmolbenchError(
+                f"model.anchor is {anchor!r}, which the tokenizer drops: name a word that it keeps."
+            )
         return covering[-1]
 
     def key(self) -> dict[str, str | int]:
@@ -112,12 +125,23 @@ class TemplateEncoder:
             "truncation_side": self.truncation_side,
         }
 
+    def _end_of_text(self) -> int:
+        tokenizer = self.tokenizer
+        for token in (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id):
+            if token is not None:
+                return int(token)
+        raise SmolbenchError(
+            "A text is empty and the tokenizer has no end-of-text token to stand for it: remove "
+            "empty texts, or put a word behind {text} in model.template."
+        )
+
     def _ids(self, texts: list[str]) -> list[list[int]]:
         # verbose=False: the tokenizer would warn of rows that are about to be truncated
         encoded = self.tokenizer(
             texts, add_special_tokens=False, return_attention_mask=False, verbose=False
         )
-        return encoded["input_ids"]
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

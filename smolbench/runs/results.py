@@ -1,7 +1,7 @@
 """``results.json``: one flat file per run that says what was measured and how to repeat it.
 
-Reports, sweeps and outside scripts start from this file. Its keys are a contract: they are listed in
-the README's table of results, and ``schema`` rises when one of them changes its meaning.
+Reports, sweeps and outside scripts start from this file. Its keys are a contract: they are listed
+in the README's table of results, and ``schema`` rises when one of them changes its meaning.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def read_results(run_dir: Path) -> Results:
     """Read a run folder's ``results.json``.
 
     Raises:
-        SmolbenchError: If the file is missing, is not JSON, or has a schema this version cannot read.
+        SmolbenchError: If the file is missing, is not JSON, or has a schema that this version
+            cannot read.
     """
     path = run_dir / FILE_NAME
     try:

@@ -19,11 +19,20 @@ _FREE_TRAINER = {
     "default_root_dir",
     "max_time",
 }
+_SCORING_TRAINER = {
+    "precision",
+    "fast_dev_run",
+    "limit_val_batches",
+    "limit_test_batches",
+    "limit_predict_batches",
+    "overfit_batches",
+}
+"""Trainer options that change a score."""
 _DECAYING = {"linear", "cosine"}
 
 
 def flatten(settings: Settings, prefix: str = "") -> Settings:
-    """Nested settings as one level of dotted names; ``class_path`` and ``init_args`` left out."""
+    """Nested settings as one level of dotted names, without ``init_args`` among them."""
     flat: Settings = {}
     for name, value in settings.items():
         if name == "init_args":
@@ -57,7 +66,7 @@ def check_same_run(before: Settings, now: Settings, *, extend: bool) -> None:
     """
     refused = []
     for name, (old, new) in differences(before, now).items():
-        section, _, option = name.partition(".")
+        section, option = _parts(name)
         if section == "checkpoint" and option == "every_minutes":
             continue
         if section == "data" and option in _FREE_DATA | {"limit_test"}:
@@ -77,13 +86,21 @@ def check_same_run(before: Settings, now: Settings, *, extend: bool) -> None:
 
 
 def changed_for_scoring(before: Settings, now: Settings) -> list[str]:
-    """Model, data and seed options that differ, so that a score is not the run's own."""
-    return [
-        name
-        for name in differences(before, now)
-        if name.split(".")[0] in {"model", "data", "seed_everything"}
-        and name.partition(".")[2] not in _FREE_DATA
-    ]
+    """Options that differ and change a score, so that it is not the run's own."""
+    return [name for name in differences(before, now) if _changes_score(*_parts(name))]
+
+
+def _parts(name: str) -> tuple[str, str]:
+    section, _, option = name.partition(".")
+    return section, option
+
+
+def _changes_score(section: str, option: str) -> bool:
+    if section == "trainer":
+        return option in _SCORING_TRAINER
+    if section == "data":
+        return option not in _FREE_DATA
+    return section in {"model", "seed_everything"}
 
 
 def _longer(old: Any, new: Any) -> bool:  # noqa: ANN401 - values from YAML

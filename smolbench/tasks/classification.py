@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from smolbench.errors import SmolbenchError
 from smolbench.metrics.classification import classification_metrics
-from smolbench.tasks.task import BaseTask
+from smolbench.tasks.task import BaseTask, saved_signature
 
 Batch = dict[str, torch.Tensor]
 
@@ -31,7 +31,7 @@ class ClassificationTask(BaseTask):
     kind: ClassVar[str] = "classification"
     monitor: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/accuracy", "max")
 
-    def __init__(self, *, num_classes: int | None = None, **options: Any) -> None:
+    def __init__(self, *, num_classes: int | None = None, **options: Any) -> None:  # noqa: ANN401
         super().__init__(**options)
         self.num_classes = num_classes
         self._label_names: list[str] | None = None
@@ -50,6 +50,11 @@ class ClassificationTask(BaseTask):
             names = getattr(data, "label_names", None)
             if not names and self.num_classes:
                 names = [str(number) for number in range(self.num_classes)]
+            if names and self.num_classes not in (None, len(names)):
+                raise SmolbenchError(
+                    f"model.num_classes is {self.num_classes}, but the data has {len(names)} "
+                    f"classes ({', '.join(names)}): leave it out."
+                )
             if not names:
                 raise SmolbenchError(
                     "The number of classes is not known: the data names no labels; give "
@@ -66,6 +71,18 @@ class ClassificationTask(BaseTask):
         """The labels, in order; see the base class."""
         return {"labels": self.label_names}
 
+    @property
+    def labels_to_come(self) -> bool:
+        """Whether this is ``load_from_checkpoint``, where only the checkpoint names the labels."""
+        return self._trainer is None and self._label_names is None and self.num_classes is None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the labels from the checkpoint where nothing else names them; see the base class."""
+        if self.labels_to_come:
+            self._label_names = saved_signature(checkpoint, type(self).__name__).get("labels")
+            self.configure_model()
+        super().on_load_checkpoint(checkpoint)
+
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Cross-entropy of a batch, in nats."""
         loss = F.cross_entropy(self(batch), batch["labels"])
@@ -74,6 +91,14 @@ class ClassificationTask(BaseTask):
         self.log("train/loss", loss, prog_bar=True, batch_size=size)
         self.log("train/lr", rate, batch_size=size)
         return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what an interrupted evaluation has left."""
+        self._gathered = []
+
+    def on_test_epoch_start(self) -> None:
+        """Forget what an interrupted evaluation has left."""
+        self._gathered = []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect a batch's logits."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch import Callback
 
+from smolbench.callbacks.threads import TrainingThreads
 from smolbench.data.batching import ArrayRows
 from smolbench.data.token_cache import Ragged, TokenTable
 from smolbench.digest import digest
@@ -122,7 +125,8 @@ class ProbeTask(ClassificationTask):
         """The template with the backbone's tokenizer.
 
         Raises:
-            SmolbenchError: If rows could be longer than the backbone reads.
+            SmolbenchError: If rows could be longer than the backbone reads, or the template does
+                not fit.
         """
         limit = self.backbone.max_positions
         if limit is not None and self._max_length > limit:
@@ -130,9 +134,12 @@ class ProbeTask(ClassificationTask):
                 f"model.max_length is {self._max_length}, but {self.backbone.name} has positions "
                 f"for {limit} tokens only."
             )
-        return TemplateEncoder(
+        encoder = TemplateEncoder(
             self.backbone.tokenizer, self._template, self._max_length, self._truncation_side
         )
+        if self.anchor is not None:
+            encoder.anchor_offset(self.anchor)  # a wrong word is an error now, not after encoding
+        return encoder
 
     def encode(self, examples: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
         """Token ids of texts, without the beginning that all rows share."""
@@ -210,8 +217,8 @@ class ProbeTask(ClassificationTask):
         shared_ids = self.encoder.shared_ids
         causal = self.backbone_facts.causal
         prefix = shared_prefix(model, shared_ids) if causal and shared_ids else None
-        # a bidirectional network must read the shared beginning in every row
-        in_front = torch.tensor([] if causal else shared_ids, dtype=torch.long)
+        # a network that cannot share the beginning must read it in every row
+        in_front = torch.tensor(shared_ids if prefix is None else [], dtype=torch.long)
         offset = self.encoder.anchor_offset(self.anchor) if self.anchor is not None else 0
 
         def compute(rows: np.ndarray) -> np.ndarray:
@@ -239,7 +246,7 @@ class ProbeTask(ClassificationTask):
 
     def configure_model(self) -> None:
         """Build the head, as wide as the backbone's features."""
-        if self.head is None:
+        if self.head is None and not self.labels_to_come:
             self.head = build_head(
                 self.head_name,
                 self.backbone_facts.width,
@@ -249,10 +256,15 @@ class ProbeTask(ClassificationTask):
                 self.seed,
             )
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Train the small head with one CPU thread; the frozen network is run with all."""
+        return [TrainingThreads(1)]
+
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits ``(B, C)`` of features ``(B, D)``."""
         assert self.head is not None, "configure_model runs first"
-        return self.head(batch["features"])
+        logits: torch.Tensor = self.head(batch["features"])
+        return logits
 
     # -- what results and checkpoints say ---------------------------------------------------------
 

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
 
 from smolbench.errors import SmolbenchError
 
@@ -35,7 +34,7 @@ class BaseTask(LightningModule):
     """
 
     kind: ClassVar[str]
-    """Kind of example it learns from: ``classification``, ``summarization``, ``multiple_choice``."""
+    """Kind of example: ``classification``, ``summarization`` or ``multiple_choice``."""
     monitor: ClassVar[tuple[str, Literal["min", "max"]]]
     """Validation metric that decides which checkpoint is the best, and its better direction."""
     scored_untrained: ClassVar[bool] = False
@@ -117,7 +116,8 @@ class BaseTask(LightningModule):
         names = {name for name, p in self.named_parameters() if p.requires_grad}
         for prefix, module in self.named_modules():
             if any(p.requires_grad for p in module.parameters(recurse=False)):
-                names |= {f"{prefix}.{name}" for name, _ in module.named_buffers(recurse=False)}
+                buffers = module.named_buffers(prefix=prefix, recurse=False)
+                names |= {name for name, _ in buffers}
         return names & set(self.state_dict())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -172,6 +172,21 @@ def lr_factor(step: int, warmup_steps: int, total_steps: float, schedule: Schedu
     return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
+def saved_signature(checkpoint: Mapping[str, Any], task: str) -> Mapping[str, Any]:
+    """The settings that a checkpoint was trained with.
+
+    Raises:
+        SmolbenchError: If it is from another program or task.
+    """
+    origin = checkpoint.get(CHECKPOINT_KEY)
+    if not isinstance(origin, Mapping):
+        raise SmolbenchError("The checkpoint was not written by smolbench.")
+    if origin.get("task") != task:
+        raise SmolbenchError(f"The checkpoint is of a {origin.get('task')}, not of a {task}.")
+    signature: Mapping[str, Any] = origin.get("signature", {})
+    return signature
+
+
 def verify_signature(
     checkpoint: Mapping[str, Any], task: str, signature: Mapping[str, Any]
 ) -> None:
@@ -181,12 +196,7 @@ def verify_signature(
         SmolbenchError: If it is from another program or task, or a setting differs; all
             differences are listed.
     """
-    origin = checkpoint.get(CHECKPOINT_KEY)
-    if not isinstance(origin, Mapping):
-        raise SmolbenchError("The checkpoint was not written by smolbench.")
-    if origin.get("task") != task:
-        raise SmolbenchError(f"The checkpoint is of a {origin.get('task')}, not of a {task}.")
-    saved: Mapping[str, Any] = origin.get("signature", {})
+    saved = saved_signature(checkpoint, task)
     differences = [
         f"{key} was {saved.get(key)!r}, is {signature.get(key)!r}"
         for key in sorted({*saved, *signature})
@@ -197,5 +207,3 @@ def verify_signature(
             f"The checkpoint was trained with other settings: {'; '.join(differences)}. Use the "
             "settings it was trained with, or train anew."
         )
-
-

@@ -1,0 +1,389 @@
+"""A user's own files: formats, labels, splits, and the table that is kept of them."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import logging
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
+
+from smolbench.data import TextFilesDataModule, readers, tables, text_files
+from smolbench.data.sources import Source, column_values
+from smolbench.errors import SmolbenchError
+
+TEXTS = ['He said "no", twice', "line one\nline two", "NA", "  née Ωmega 😀", "null", "tab\there"]
+LABELS = ["no", "yes", "no", "yes", "no", "yes"]
+
+
+def encode(examples):
+    return {"input_ids": [[len(text), 1] for text in examples["text"]]}
+
+
+def csv_bytes(separator=",", encoding="utf-8"):
+    rows = [
+        f'"{text.replace(chr(34), chr(34) * 2)}"{separator}{label}\n'
+        for text, label in zip(TEXTS, LABELS, strict=True)
+    ]
+    return "".join([f"text{separator}label\n", *rows]).encode(encoding)
+
+
+def jsonl_bytes():
+    rows = zip(TEXTS, LABELS, strict=True)
+    return "".join(json.dumps({"label": b, "text": a, "id": 1}) + "\n" for a, b in rows).encode()
+
+
+def parquet_bytes(labels=None, kind=None):
+    sink = pa.BufferOutputStream()
+    texts = pa.array(TEXTS, kind or pa.string())
+    pq.write_table(pa.table({"id": range(6), "text": texts, "label": labels or LABELS}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.fixture
+def module(tmp_path):
+    """A DataModule over files, given as their contents."""
+
+    def build(files, **options):
+        for name, content in files.items():
+            content = content if isinstance(content, bytes) else content.encode()
+            (tmp_path / name).write_bytes(content)
+        given = {
+            f"{option}_file": str(tmp_path / name)
+            for option, name in zip(("train", "test", "val"), files, strict=False)
+        }
+        options = {"cache_dir": str(tmp_path / "cache"), "encode": encode, **options}
+        return TextFilesDataModule(**{**given, **options})
+
+    return build
+
+
+def numbered(n, classes=2):
+    return "text,label\n" + "".join(f"number {i},{i % classes}\n" for i in range(n))
+
+
+def pairs(split):
+    """Rows as a set of texts with the names of their labels."""
+    names = split.features["label"].names
+    return {(text, names[label]) for text, label in zip(split["text"], split["label"], strict=True)}
+
+
+# -- formats --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", csv_bytes()),
+        ("T.CSV", csv_bytes().replace(b"\n", b"\r\n").replace(b"one\r\n", b"one\n")),
+        ("bom.csv", b"\xef\xbb\xbf" + csv_bytes()),
+        ("blank.csv", b"\n" + csv_bytes() + b"\n\n"),
+        ("spaces.csv", csv_bytes().replace(b",label", b", label").replace(b",yes", b", yes")),
+        ("t.tsv", csv_bytes("\t")),
+        ("t.csv.gz", gzip.compress(csv_bytes())),
+        ("t.jsonl", jsonl_bytes()),
+        ("t.jsonl.gz", gzip.compress(jsonl_bytes() + b"\n")),
+        ("t.parquet", parquet_bytes()),
+        ("large.parquet", parquet_bytes(kind=pa.large_string())),
+        ("coded.parquet", parquet_bytes(pa.array(LABELS).dictionary_encode())),
+    ],
+)
+def test_every_format_gives_the_same_rows(module, name, content):
+    data = module({name: content, "test.csv": csv_bytes()}, val_fraction=0)
+    train = data.load_hub().splits["train"]
+    assert list(train["text"]) == TEXTS
+    assert train.features["label"].names == ["no", "yes"]
+    assert list(train["label"]) == [0, 1] * 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_other_encodings(module, encoding):
+    data = module({"t.csv": csv_bytes(encoding=encoding)}, encoding=encoding, val_fraction=0)
+    assert {text for split in data.load_hub().splits.values() for text in split["text"]} == {*TEXTS}
+
+
+def test_old_encoding(module):
+    content = "text,label\ncafé,a\nnaïve,b\n".encode("cp1252")
+    data = module({"t.csv": content, "e.csv": content}, encoding="cp1252", val_fraction=0)
+    assert list(data.load_hub().splits["test"]["text"]) == ["café", "naïve"]
+
+
+def test_a_text_longer_than_pythons_limit_for_csv(module):
+    long = "word " * 100_000
+    data = module(
+        {"t.csv": f"text,label\n{long},a\nshort,b\n", "e.csv": "text,label\nx,a\n"}, val_fraction=0
+    )
+    assert data.load_hub().splits["train"][0]["text"] == long
+
+
+# -- labels ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([10, 9, 10, 9, -1, -1], ["-1", "9", "10"]),
+        ([1.0, 2.0, 1.0, 2.0, 1.0, 2.0], ["1", "2"]),
+        ([True, False] * 3, ["False", "True"]),
+        (["b", "a", "10", "9", "b", "a"], ["10", "9", "a", "b"]),
+    ],
+)
+def test_classes_are_in_order(module, labels, names):
+    files = {"t.parquet": parquet_bytes(labels), "e.parquet": parquet_bytes(labels[::-1])}
+    data = module(files, val_fraction=0)
+    train = data.load_hub().splits["train"]
+    assert data.label_names == names
+    found = [names[number] for number in train["label"]]
+    assert found == [str(int(n) if isinstance(n, float) else n) for n in labels]
+
+
+def test_other_files_use_the_numbers_of_the_training_file(module):
+    data = module(
+        {"t.csv": numbered(30, 3), "e.csv": "text,label\na,2\nb,1\n", "v.csv": "text,label\nc,2\n"}
+    )
+    assert list(data.split("test").labels) == [2, 1]
+    assert list(data.split("val").labels) == [2]
+    assert len(data.split("train")) == 30
+
+
+# -- splits ---------------------------------------------------------------------------------------
+
+
+def test_held_out_rows_are_stratified_and_seeded(module):
+    content = numbered(200, 4)
+    first = module({"t.csv": content}, test_fraction=0.25).load_hub().splits
+    again = module({"t.csv": content}, test_fraction=0.25).load_hub().splits
+    other = module({"t.csv": content}, test_fraction=0.25, split_seed=1).load_hub().splits
+    counts = np.bincount(first["test"]["label"])
+    assert counts.max() - counts.min() <= 1
+    train, test = pairs(first["train"]), pairs(first["test"])
+    assert len(train) == 150
+    assert train.isdisjoint(test)
+    assert train | test == {(f"number {i}", str(i % 4)) for i in range(200)}
+    assert pairs(again["test"]) == test
+    assert pairs(other["test"]) != test
+
+
+def test_three_splits_of_one_file(module):
+    data = module({"t.csv": numbered(100)}, test_fraction=0.2, val_fraction=0.25)
+    assert [len(data.split(name)) for name in ("train", "val", "test")] == [60, 20, 20]
+    texts = [
+        text for name in ("train", "val", "test") for text in data.split(name).examples["text"]
+    ]
+    assert len(set(texts)) == 100
+
+
+def test_limits_larger_than_the_data_mean_all(module):
+    data = module({"t.csv": numbered(20), "e.csv": numbered(8)}, limit_train=999, limit_test=999)
+    assert len(data.split("train")) == 18
+    assert len(data.split("test")) == 8
+
+
+def test_same_rows_for_training_and_test_are_said(module, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("smolbench"), "propagate", True)
+    data = module({"t.csv": numbered(20), "e.csv": numbered(20)})
+    data.split("test")
+    assert "train_file and test_file hold the same rows" in caplog.text
+    assert data.facts()["data/overlap"] == 20
+
+
+def test_batches_hold_every_row_once(module):
+    data = module({"t.csv": numbered(45, 3)}, batch_size=4)
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    index = np.concatenate([batch["index"].numpy() for batch in batches])
+    assert sorted(index) == list(range(len(data.split("train"))))
+    train = data.split("train")
+    for batch in batches:
+        for row, label, ids in zip(
+            batch["index"].tolist(), batch["labels"].tolist(), batch["input_ids"], strict=True
+        ):
+            text = train.examples[row]["text"]
+            assert ids[0] == len(text)
+            assert label == int(text.split()[1]) % 3
+
+
+# -- the table that is kept -----------------------------------------------------------------------
+
+
+def test_a_second_start_does_not_read_the_file_again(module, monkeypatch):
+    module({"t.csv": numbered(20)}).split("train")
+    monkeypatch.setattr(readers.CsvReader, "chunks", lambda self: pytest.fail("read again"))
+    again = module({"t.csv": numbered(20)})
+    assert len(again.split("train")) == 14
+
+
+@pytest.mark.parametrize(
+    ("content", "options"),
+    [
+        (numbered(20).replace("number 3", "number x"), {}),  # of the same size
+        (numbered(20), {"text_column": "label", "label_column": "text"}),
+    ],
+)
+def test_what_changed_is_read_again(module, content, options):
+    first = module({"t.csv": numbered(20)}).load_hub().splits["train"]
+    if options:
+        with pytest.raises(SmolbenchError, match="every class needs 3 rows"):
+            module({"t.csv": content}, **options).load_hub()
+    else:
+        assert pairs(module({"t.csv": content}).load_hub().splits["train"]) != pairs(first)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "meta"])
+def test_a_damaged_table_is_made_again(module, tmp_path, caplog, monkeypatch, damage):
+    monkeypatch.setattr(logging.getLogger("smolbench"), "propagate", True)
+    expected = pairs(module({"t.csv": numbered(20)}).load_hub().splits["train"])
+    (rows,) = (tmp_path / "cache" / "tables").glob("*/rows.arrow")
+    content = rows.read_bytes()
+    rows.unlink()  # the file is mapped: what is mapped must not change
+    if damage == "cut":
+        rows.write_bytes(content[:-100])
+    elif damage == "flipped":
+        rows.write_bytes(content.replace(b"number 3", b"number 4"))
+    elif damage == "meta":
+        rows.write_bytes(content)
+        rows.with_name("meta.json").write_text("{")
+    assert pairs(module({"t.csv": numbered(20)}).load_hub().splits["train"]) == expected
+    assert "damaged" in caplog.text
+
+
+def test_a_reader_that_dies_leaves_nothing(module, tmp_path, monkeypatch):
+    chunks = readers.CsvReader.chunks
+
+    def dying(self):
+        yield from chunks(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(readers.CsvReader, "chunks", dying)
+    with pytest.raises(KeyboardInterrupt):
+        module({"t.csv": numbered(20)}).load_hub()
+    monkeypatch.setattr(readers.CsvReader, "chunks", chunks)
+    assert [p for p in (tmp_path / "cache" / "tables").iterdir() if p.is_dir()] == []
+    assert module({"t.csv": numbered(20)}).load_hub().splits["train"].num_rows == 16
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.ENOSPC, "No space is left"), (errno.EROFS, "cache_dir")]
+)
+def test_a_cache_that_cannot_be_written(module, tmp_path, monkeypatch, number, words):
+    def full(*args):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(tables, "_write_rows", full)
+    with pytest.raises(SmolbenchError, match=words):
+        module({"t.csv": numbered(20)}).load_hub()
+    assert [p for p in (tmp_path / "cache" / "tables").iterdir() if p.is_dir()] == []
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.parquet"])
+def test_no_reader_holds_more_than_a_chunk(tmp_path, name):
+    n = 3 * readers.CHUNK_ROWS + 1
+    path = tmp_path / name
+    if name == "t.csv":
+        path.write_text(numbered(n))
+    elif name == "t.jsonl":
+        path.write_text("".join(f'{{"text": "number {i}", "label": 1}}\n' for i in range(n)))
+    else:
+        pq.write_table(
+            pa.table({"text": [f"number {i}" for i in range(n)], "label": [1] * n}), path
+        )
+    reader = readers.file_reader(path, "text", "label", "utf-8", "train_file")
+    chunks = list(reader.chunks())
+    assert max(len(chunk.texts) for chunk in chunks) == readers.CHUNK_ROWS
+    assert [text for chunk in chunks for text in chunk.texts] == [f"number {i}" for i in range(n)]
+    first = 2 if name == "t.csv" else 1
+    assert [row for chunk in chunks for row in chunk.numbers] == list(range(first, first + n))
+
+
+def test_a_moved_file_is_not_needed_to_open_the_module(module, tmp_path):
+    data = module({"t.csv": numbered(20)})
+    (tmp_path / "t.csv").unlink()
+    data.predict_on(["a text"])  # labelling texts needs no data
+    data.setup("predict")
+    with pytest.raises(SmolbenchError, match=r"no file .*t\.csv"):
+        data.setup("fit")
+
+
+# -- the Hub --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Stand-in for the Hub: splits of one dataset."""
+
+    def serve(splits, **options):
+        def load(dataset_id, *, splits, config, revision):
+            assert dataset_id == "org/toy"
+            return Source({name: served[name] for name in splits}, "org/toy", "a" * 40)
+
+        served = splits
+        monkeypatch.setattr(text_files, "load_hub", load)
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        options = {"val_split": "dev", "cache_dir": str(tmp_path / "cache"), **options}
+        return TextFilesDataModule(
+            dataset_id="org/toy", text_column="sentence", label_column="mood", **options
+        )
+
+    return serve
+
+
+def rows(moods, names=None):
+    columns = {"sentence": [f"{n} {mood}" for n, mood in enumerate(moods)], "mood": moods}
+    if names is None:
+        return Dataset.from_dict(columns)
+    features = Features({"sentence": Value("string"), "mood": ClassLabel(names=names)})
+    return Dataset.from_dict(columns, features=features)
+
+
+def test_hub_dataset_keeps_its_class_names(hub):
+    names = ["worse", "better", "as before"]
+    splits = {name: rows([2, 0, 1, 0], names) for name in ("train", "dev", "test")}
+    data = hub(splits, encode=encode)
+    assert data.label_names == names
+    assert list(data.split("train").labels) == [2, 0, 1, 0]
+    assert len(data.split("val")) == 4
+    assert data.facts()["data/id"] == "org/toy"
+    assert data.facts()["data/revision"] == "a" * 40
+
+
+def test_hub_dataset_with_strings_and_no_test_split(hub):
+    data = hub({"train": rows(["up", "down"] * 20)}, val_split=None, test_split=None)
+    assert data.label_names == ["down", "up"]
+    assert [len(data.split(name)) for name in ("train", "val", "test")] == [28, 4, 8]
+
+
+def test_hub_dataset_with_labels_held_back(hub):
+    splits = {"train": rows([0, 1], ["a", "b"]), "test": rows([-1, -1], ["a", "b"])}
+    data = hub(splits, val_split=None, val_fraction=0)
+    with pytest.raises(SmolbenchError, match=r"org/toy \(test\), row 1.*held back.*test_split"):
+        data.load_hub()
+
+
+def test_hub_dataset_without_the_column(hub):
+    data = hub(
+        {"train": rows([0, 1]).rename_column("mood", "state")}, val_split=None, test_split=None
+    )
+    with pytest.raises(
+        SmolbenchError, match=r"no column 'mood'.*'sentence', 'state'.*label_column"
+    ):
+        data.load_hub()
+
+
+def test_sample_needs_no_files():
+    data = TextFilesDataModule(source="sample", train_file="no such file.csv")
+    assert data.label_names == ["neg", "pos"]
+
+
+@pytest.mark.parametrize("chosen", [None, [0, 2499, 2500, 6999], [6999, 3, 3, 2500], []])
+def test_values_of_a_column_come_in_order(chosen):
+    parts = [Dataset.from_dict({"n": list(range(a, a + 3500))}) for a in (0, 3500)]
+    dataset = concatenate_datasets(parts)
+    if chosen is not None:
+        dataset = dataset.select(chosen)
+    assert list(column_values(dataset, "n")) == (list(range(7000)) if chosen is None else chosen)

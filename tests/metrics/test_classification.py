@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sk
+
+from smolbench.metrics.classification import classification_metrics
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def by_sklearn(logits, labels):
+    logits, labels = logits.double().numpy(), labels.numpy()
+    predictions = logits.argmax(axis=1)
+    accuracy, n = sk.accuracy_score(labels, predictions), len(labels)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    macro = {"average": "macro", "zero_division": 0}
+    expected = {
+        "accuracy": accuracy,
+        "accuracy_stderr": math.sqrt(accuracy * (1 - accuracy) / (n - 1)) if n > 1 else math.nan,
+        "loss": -log_p[np.arange(n), labels].mean(),
+        "n": n,
+        "f1_macro": sk.f1_score(labels, predictions, **macro),
+        "precision_macro": sk.precision_score(labels, predictions, **macro),
+        "recall_macro": sk.recall_score(labels, predictions, **macro),
+    }
+    if logits.shape[1] == 2:
+        expected |= {
+            "precision": sk.precision_score(labels, predictions, zero_division=0),
+            "recall": sk.recall_score(labels, predictions, zero_division=0),
+            "specificity": sk.recall_score(labels, predictions, pos_label=0, zero_division=0),
+            "f1": sk.f1_score(labels, predictions, zero_division=0),
+        }
+        if len(set(labels.tolist())) == 2:
+            expected["auroc"] = sk.roc_auc_score(labels, logits[:, 1] - logits[:, 0])
+    return expected
+
+
+def check(logits, labels):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = classification_metrics(logits, labels)
+    expected = by_sklearn(logits, labels)
+    assert found.keys() == expected.keys()
+    assert found == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    assert all(type(value) is float for value in found.values())
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("n", [2, 7, 200])
+def test_metrics_are_those_of_scikit_learn(seed, classes, n):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(n, classes, generator=generator)
+    check(logits, torch.randint(classes, (n,), generator=generator))
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_a_class_that_is_never_predicted(classes):
+    logits = torch.randn(50, classes)
+    logits[:, 1] = -10
+    check(logits, torch.arange(50) % classes)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_a_class_that_no_row_has(classes):
+    logits = torch.randn(50, classes)
+    check(logits, torch.where(torch.arange(50) % classes == 1, 0, torch.arange(50) % classes))
+
+
+def test_a_class_that_occurs_nowhere():
+    logits = torch.randn(50, 4)
+    logits[:, 2] = -10
+    check(logits, torch.tensor([0, 1, 3, 3, 0] * 10))
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_only(label):
+    check(torch.randn(20, 2), torch.full((20,), label))
+
+
+@pytest.mark.parametrize("logits", [[[1.0, 2.0]], [[2.0, 1.0, 0.0]]])
+def test_one_row(logits):
+    check(torch.tensor(logits), torch.tensor([1]))
+
+
+def test_ties_between_rows():
+    # one decimal: many margins are equal
+    logits = torch.stack([torch.zeros(300), torch.randn(300).round(decimals=1)], dim=1)
+    check(logits, torch.randint(2, (300,)))
+    check(torch.zeros(10, 2), torch.arange(10) % 2)
+
+
+def test_ties_between_classes_go_to_the_first():
+    assert classification_metrics(torch.zeros(4, 3), torch.tensor([0, 0, 1, 2]))["accuracy"] == 0.5
+
+
+def test_certain_predictions_keep_their_order():
+    # their probabilities are all 0 or 1 in float32
+    margins = torch.tensor([200.0, 300, 250, 400, -200, -300, -250, -400])
+    labels = torch.tensor([0, 1, 0, 1, 1, 0, 1, 0])
+    logits = torch.stack([-margins, margins], dim=1)
+    assert set(logits.softmax(1).flatten().tolist()) == {0.0, 1.0}
+    check(logits, labels)
+
+
+def test_the_standard_error_by_hand():
+    logits = torch.eye(2)[[0, 0, 1, 1, 1]]
+    labels = torch.tensor([0, 0, 1, 1, 0])  # four of five are right
+    found = classification_metrics(logits, labels)
+    assert found["accuracy"] == pytest.approx(0.8)
+    # the sample standard deviation of 1, 1, 1, 1, 0, over the root of 5
+    assert found["accuracy_stderr"] == pytest.approx(np.std([1, 1, 1, 1, 0], ddof=1) / 5**0.5)
+    assert math.isnan(classification_metrics(logits[:1], labels[:1])["accuracy_stderr"])

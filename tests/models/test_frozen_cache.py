@@ -1,0 +1,434 @@
+from __future__ import annotations
+
+import errno
+import gc
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from smolbench.errors import SmolbenchError
+from smolbench.models import frozen_cache
+from smolbench.models.frozen_cache import cached_outputs, plan_blocks
+
+LENGTHS = np.array([3, 9, 1, 4, 4, 7, 2, 0, 5, 6, 30])
+WIDTH = 4
+
+
+def truth(rows):
+    """Outputs that depend on the row and, as on real hardware, in the last bits on its batch."""
+    rows = np.asarray(rows)
+    outputs = np.stack([np.sin(rows + 1.0 + k) for k in range(WIDTH)], axis=1)
+    return (outputs + 1e-6 * rows.sum()).astype(np.float32)
+
+
+class Network:
+    """Counts how often it is loaded and what it computes; dies at a given block."""
+
+    def __init__(self, die_at=None, error=None, seconds=0.0):
+        self.loaded = 0
+        self.blocks = []
+        self.die_at = die_at
+        self.error = error or RuntimeError("killed")
+        self.seconds = seconds
+
+    def start(self):
+        self.loaded += 1
+        return self.compute
+
+    def compute(self, rows):
+        if len(self.blocks) == self.die_at:
+            raise self.error
+        time.sleep(self.seconds)
+        self.blocks.append(rows.tolist())
+        return truth(rows)
+
+
+def run(folder, network, key="key", **options):
+    options = {"width": WIDTH, "blocks": plan_blocks(LENGTHS, 12), **options}
+    return cached_outputs(
+        Path(folder), key, start_compute=network.start, description="test", **options
+    )
+
+
+@pytest.fixture
+def undisturbed(tmp_path_factory):
+    return np.array(run(tmp_path_factory.mktemp("undisturbed"), Network()).outputs)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache"
+
+
+# -- blocks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 12, 10_000])
+def test_every_row_stands_in_one_block_that_is_not_too_large(tokens):
+    blocks = plan_blocks(LENGTHS, tokens)
+    assert sorted(np.concatenate(blocks).tolist()) == list(range(len(LENGTHS)))
+    for block in blocks:
+        assert len(block) == 1 or len(block) * LENGTHS[block].max() <= tokens
+    longest = [LENGTHS[block].max() for block in blocks]
+    assert longest == sorted(longest, reverse=True)
+
+
+def test_blocks_depend_on_the_lengths_only():
+    first, second = plan_blocks(LENGTHS, 12), plan_blocks(LENGTHS.copy(), 12)
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# -- the normal way -------------------------------------------------------------------------------
+
+
+def test_outputs_are_computed_once_and_read_afterwards(folder):
+    first, second = Network(), Network()
+    made = run(folder, first)
+    for block in plan_blocks(LENGTHS, 12):
+        assert np.array_equal(made.outputs[block], truth(block))
+    assert made.outputs.dtype == np.float32
+    assert made.outputs.shape == (len(LENGTHS), WIDTH)
+    found = run(folder, second)
+    assert (made.reused, found.reused) == (False, True)
+    assert (first.loaded, second.loaded) == (1, 0)
+    assert np.array_equal(made.outputs, found.outputs)
+    assert found.seconds == made.seconds > 0
+
+
+def test_outputs_cannot_be_written_to(folder):
+    outputs = run(folder, Network()).outputs
+    with pytest.raises(ValueError, match="read-only"):
+        outputs[0] = 0
+
+
+def test_another_key_is_another_entry(folder):
+    run(folder, Network())
+    other = Network()
+    run(folder, other, key="other")
+    assert other.loaded == 1
+
+
+# -- killed in the middle -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("die_at", [0, 1, 3])
+@pytest.mark.parametrize("error", [RuntimeError("killed"), KeyboardInterrupt()])
+def test_a_pass_that_died_goes_on_with_the_same_bits(folder, undisturbed, die_at, error, caplog):
+    caplog.set_level(logging.INFO, "smolbench")
+    dying, rest = Network(die_at, error), Network()
+    with pytest.raises(type(error)):
+        run(folder, dying)
+    found = run(folder, rest)
+    assert np.array_equal(found.outputs, undisturbed)
+    assert dying.blocks + rest.blocks == [b.tolist() for b in plan_blocks(LENGTHS, 12)]
+    assert not found.reused
+    assert ("going on" in caplog.text) == (die_at > 0)
+
+
+def test_a_pass_that_died_twice_goes_on(folder, undisturbed):
+    networks = [Network(1), Network(2), Network()]
+    for network in networks[:2]:
+        with pytest.raises(RuntimeError):
+            run(folder, network)
+    assert np.array_equal(run(folder, networks[2]).outputs, undisturbed)
+    computed = [block for network in networks for block in network.blocks]
+    assert computed == [b.tolist() for b in plan_blocks(LENGTHS, 12)]
+
+
+def test_the_lock_is_free_after_an_error_that_somebody_keeps(folder, undisturbed):
+    kept = None
+    try:
+        run(folder, Network(2))
+    except RuntimeError as error:
+        kept = error  # with its traceback and so with every local variable
+    outputs = []
+    again = threading.Thread(
+        target=lambda: outputs.append(run(folder, Network()).outputs), daemon=True
+    )
+    again.start()
+    again.join(timeout=10)
+    assert outputs, "the second attempt waits for the first one's lock"
+    assert np.array_equal(outputs[0], undisturbed)
+    assert kept is not None
+
+
+KILLED = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from test_frozen_cache import Network, run
+
+network = Network()
+compute = network.compute
+
+def die(rows):
+    if len(network.blocks) == 2:
+        os._exit(9)
+    return compute(rows)
+
+network.compute = die
+run(sys.argv[1], network)
+"""
+
+
+def test_a_killed_process_is_gone_on_with(folder, undisturbed):
+    code = KILLED.format(tests=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
+    assert done.returncode == 9
+    rest = Network()
+    assert np.array_equal(run(folder, rest).outputs, undisturbed)
+    assert rest.blocks == [b.tolist() for b in plan_blocks(LENGTHS, 12)][2:]
+
+
+@pytest.mark.parametrize("name", ["outputs.f32", "seconds.f32"])
+def test_a_half_made_file_is_made_anew_with_all_that_it_stood_for(folder, undisturbed, name):
+    with pytest.raises(RuntimeError):
+        run(folder, Network(3))
+    file = folder / "key" / name
+    file.write_bytes(file.read_bytes()[:5])
+    rest = Network()
+    assert np.array_equal(run(folder, rest).outputs, undisturbed)
+    assert len(rest.blocks) == len(plan_blocks(LENGTHS, 12))
+
+
+def test_seconds_add_up_over_attempts(folder):
+    with pytest.raises(RuntimeError):
+        run(folder, Network(2, seconds=0.05))
+    made = run(folder, Network(seconds=0.01))
+    blocks = len(plan_blocks(LENGTHS, 12))
+    assert made.seconds >= 2 * 0.05 + (blocks - 2) * 0.01
+    assert made.seconds < 5
+    assert run(folder, Network()).seconds == made.seconds
+
+
+# -- damaged --------------------------------------------------------------------------------------
+
+
+def spoil_value(entry):
+    raw = bytearray((entry / "outputs.f32").read_bytes())
+    raw[7] ^= 1
+    (entry / "outputs.f32").write_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        spoil_value,
+        lambda entry: (entry / "outputs.f32").write_bytes(b""),
+        lambda entry: (entry / "outputs.f32").write_bytes(
+            (entry / "outputs.f32").read_bytes()[:-4]
+        ),
+        lambda entry: (entry / "outputs.f32").unlink(),
+        lambda entry: (entry / "meta.json").write_text(""),
+        lambda entry: (entry / "meta.json").write_text("[]"),
+        lambda entry: (entry / "meta.json").write_text("{}"),
+        lambda entry: (entry / "meta.json").write_bytes(b"\xff\xfe"),
+    ],
+)
+def test_a_damaged_entry_is_computed_again(folder, undisturbed, spoil, caplog):
+    run(folder, Network())
+    gc.collect()  # no mapping is left open
+    spoil(folder / "key")
+    again = Network()
+    found = run(folder, again)
+    assert np.array_equal(found.outputs, undisturbed)
+    assert len(again.blocks) == len(plan_blocks(LENGTHS, 12))
+    assert not found.reused
+    assert "damaged" in caplog.text
+
+
+def test_an_entry_of_another_shape_is_computed_again(folder, caplog):
+    run(folder, Network())
+    again = Network()
+    again.compute = lambda rows: truth(rows)[:, :2]
+    assert run(folder, again, width=2).outputs.shape == (len(LENGTHS), 2)
+    assert "damaged" in caplog.text
+
+
+def test_marks_may_be_lost_once_an_entry_is_complete(folder):
+    run(folder, Network())
+    (folder / "key" / "seconds.f32").unlink()
+    assert run(folder, Network()).reused
+
+
+# -- several processes ----------------------------------------------------------------------------
+
+
+def in_process(folder, gate, results):
+    network = Network(seconds=0.02)
+    gate.wait()
+    found = run(folder, network)
+    results.put((network.loaded, found.reused, found.outputs.tobytes()))
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_of_several_processes_one_computes(folder, undisturbed, damaged):
+    if damaged:
+        run(folder, Network())
+        spoil_value(folder / "key")
+    context = multiprocessing.get_context("fork")
+    gate, results = context.Barrier(3), context.Queue()
+    processes = [context.Process(target=in_process, args=(folder, gate, results)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert sorted(loaded for loaded, _, _ in found) == [0, 0, 1]
+    assert sorted(reused for _, reused, _ in found) == [False, True, True]
+    assert {raw for _, _, raw in found} == {undisturbed.tobytes()}
+
+
+def test_waiting_says_so(folder, caplog):
+    started, go_on = threading.Event(), threading.Event()
+    slow = Network()
+
+    def compute(rows):
+        started.set()
+        go_on.wait(10)
+        return truth(rows)
+
+    slow.compute = compute
+    first = threading.Thread(target=run, args=(folder, slow))
+    first.start()
+    started.wait(10)
+    second = threading.Thread(target=run, args=(folder, Network()))
+    second.start()
+    deadline = time.monotonic() + 10
+    while "waiting" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.01)
+    go_on.set()
+    first.join(10)
+    second.join(10)
+    assert "Another process is computing" in caplog.text
+
+
+class Ranks:
+    """Ranks of a job as threads."""
+
+    def __init__(self, rank, world_size, shared):
+        self.rank = rank
+        self.world_size = world_size
+        self._shared = shared
+
+    def barrier(self):
+        self._shared["barrier"].wait(10)
+
+    def agree(self, value):
+        if self.rank == 0:
+            self._shared["value"] = value
+        self.barrier()
+        agreed = self._shared["value"]
+        self.barrier()
+        return agreed
+
+
+def test_ranks_share_the_blocks(folder, undisturbed):
+    shared = {"barrier": threading.Barrier(3)}
+    networks = [Network() for _ in range(3)]
+    found = [None] * 3
+
+    def work(rank):
+        found[rank] = run(folder, networks[rank], ranks=Ranks(rank, 3, shared))
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    blocks = [b.tolist() for b in plan_blocks(LENGTHS, 12)]
+    assert [network.blocks for network in networks] == [blocks[0::3], blocks[1::3], blocks[2::3]]
+    assert all(np.array_equal(one.outputs, undisturbed) for one in found)
+    assert not any(one.reused for one in found)
+
+
+def test_blocks_of_ranks_that_died_are_kept_for_one_process(folder, undisturbed):
+    class Alone(Ranks):  # rank 1 of 2, whose rank 0 has made the files
+        def barrier(self):
+            pass
+
+        def agree(self, value):
+            return False
+
+    with pytest.raises(RuntimeError):
+        run(folder, Network(0))
+    blocks = plan_blocks(LENGTHS, 12)
+    with pytest.raises(SmolbenchError, match="on a disk that all ranks share"):
+        run(folder, Network(), ranks=Alone(1, 2, {}))
+    rest = Network()
+    assert np.array_equal(run(folder, rest).outputs, undisturbed)
+    assert rest.blocks == [b.tolist() for b in blocks[0::2]]
+
+
+# -- a disk that does not play along --------------------------------------------------------------
+
+
+def test_a_full_disk_is_a_sentence_and_its_rest_is_repaired(folder, undisturbed, monkeypatch):
+    def full(path, size):
+        path.write_bytes(b"\0" * (size // 2))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    network = Network()
+    with monkeypatch.context() as patch:
+        patch.setattr(frozen_cache, "_write_zeros", full)
+        with pytest.raises(SmolbenchError, match=r"No space left.*--data\.cache_dir"):
+            run(folder, network)
+    assert network.loaded == 0
+    assert np.array_equal(run(folder, Network()).outputs, undisturbed)
+
+
+def test_a_full_disk_at_the_very_end_is_a_sentence(folder, undisturbed, monkeypatch):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frozen_cache, "write_atomically", full)
+        with pytest.raises(SmolbenchError, match="No space left"):
+            run(folder, Network())
+    rest = Network()
+    assert np.array_equal(run(folder, rest).outputs, undisturbed)
+    assert rest.loaded == 0, "all blocks were there"
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SmolbenchError, match="cannot be written"):
+        run(tmp_path / "file", Network())
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may do anything")
+def test_a_read_only_folder_is_a_sentence(folder):
+    folder.mkdir()
+    folder.chmod(0o500)
+    try:
+        with pytest.raises(SmolbenchError, match="Permission denied"):
+            run(folder, Network())
+    finally:
+        folder.chmod(0o700)
+
+
+def test_a_read_only_folder_is_a_sentence_also_for_root(folder, monkeypatch):
+    def refused(self, *args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(SmolbenchError, match="Permission denied"):
+        run(folder, Network())
+
+
+def test_a_complete_entry_is_read_from_a_read_only_folder(folder, monkeypatch):
+    run(folder, Network())
+    monkeypatch.setattr(frozen_cache, "_locked", lambda entry: pytest.fail("it was locked"))
+    assert run(folder, Network()).reused
+
+
+def test_an_error_of_the_network_is_not_blamed_on_the_cache(folder):
+    with pytest.raises(FileNotFoundError):
+        run(folder, Network(1, FileNotFoundError(errno.ENOENT, "a file of the network")))

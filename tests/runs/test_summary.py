@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from smolbench.runs.summary import print_summary
+
+RESULTS = {
+    "recipe": "imdb_probe",
+    "status": "finished",
+    "val/accuracy": 0.75,
+    "test/accuracy": 0.8765,
+    "test/accuracy_stderr": 0.0123,
+    "test/n": 25000,
+    "cost/fit_s": 1234.5,
+    "cost/cache_s": 60.0,
+    "cost/cache_reused": True,
+    "cost/peak_rss_mib": 2048.0,
+    "model/trainable_params": 225026,
+}
+
+
+def lines(capsys, results, *splits):
+    print_summary(results, Path("runs/a/b"), splits=splits)
+    return capsys.readouterr().out
+
+
+def test_quality_cost_and_folder_are_said(capsys):
+    out = lines(capsys, RESULTS, "test")
+    for said in ("imdb_probe (finished)", "0.8765", "± 0.0123", "25,000", "1,234", "2,048 ", "MiB"):
+        assert said in out
+    assert "60.0" in out
+    assert "(reused)" in out
+    assert "225,026" in out
+    assert "Run folder: runs/a/b" in out
+
+
+def test_only_the_splits_asked_for(capsys):
+    assert "0.7500" not in lines(capsys, RESULTS, "test")
+    assert "0.8765" not in lines(capsys, RESULTS, "val")
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, 0, 1e-9, -3.5, 1e12])
+def test_no_number_breaks_it(capsys, value):
+    lines(capsys, {"test/accuracy": value, "cost/fit_s": value}, "test")
+
+
+def test_nothing_known(capsys):
+    assert "Run folder" in lines(capsys, {}, "val", "test")
+
+
+def test_a_long_folder_stays_in_one_line(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    folder = Path("/very/long") / ("x" * 100)
+    print_summary(RESULTS, folder, splits=("test",))
+    assert f"Run folder: {folder}\n" in capsys.readouterr().out

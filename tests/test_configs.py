@@ -1,0 +1,128 @@
+"""Every shipped recipe runs on the tiny model, every overlay fits onto a recipe."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from smolbench.cli import main
+from smolbench.recipes import CONFIGS, DEFAULTS, describe, recipe_names, resolve_config
+from tests.helpers.command import QUIET, results
+
+ROOT = Path(__file__).parents[1]
+OVERLAYS = [name for name in recipe_names() if name.startswith("trainer/")]
+RECIPES = [name for name in recipe_names() if name not in {"tiny", *OVERLAYS}]
+
+
+def header(name: str) -> str:
+    lines = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    end = next(n for n, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join(line.lstrip("# ") for line in lines[:end])
+
+
+@pytest.fixture
+def files(workplace):
+    """What recipes for a user's own files name."""
+    with (workplace / "reviews.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for number in range(200):
+            word = "good" if number % 2 else "bad"
+            writer.writerow([f"a {word} film, number {number}", "pos" if number % 2 else "neg"])
+    return workplace
+
+
+def test_there_are_recipes():
+    assert "imdb_probe" in RECIPES
+    assert "trainer/cpu" in OVERLAYS
+
+
+def test_the_link_in_the_package_is_the_folder():
+    assert CONFIGS.resolve() == ROOT / "configs"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_parses_alone(capsys, workplace, name):
+    assert main(["fit", "--config", f"configs/{name}.yaml", "--print_config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    written = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    for section in ("model", "data"):
+        assert printed[section]["class_path"].endswith(written[section]["class_path"])
+        for option, value in written[section].get("init_args", {}).items():
+            assert printed[section]["init_args"][option] == value
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs_on_the_tiny_model(capsys, files, name):
+    overlay = str(ROOT / "configs" / "tiny.yaml")
+    few = ["--data.limit_train=64", "--data.limit_test=40", "--data.limit_val=30"]
+    run = ["--config", name, "--config", overlay, *few, *QUIET]
+    assert main(["fit", *run]) == 0
+    assert main(["test", *run]) == 0
+    (folder,) = (path.parent for path in Path("runs").rglob("results.json"))
+    found = results(folder)
+    assert found["recipe"] == f"{name}+tiny"
+    assert found["status"] == "finished"
+    assert found["test/n"] == found["data/n_test"] > 0
+    assert (folder / "predictions.parquet").exists()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_what_it_is(name):
+    said = header(name)
+    assert f"smolbench fit  --config configs/{name}.yaml" in said
+    assert f"smolbench test --config configs/{name}.yaml" in said
+    assert "published" in said.lower()  # the figure and its source, or that there is none
+    assert describe(name) == said.splitlines()[0]
+    assert describe(name).endswith(".")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_holds_only_what_differs_from_the_defaults(name):
+    written = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    assert list(written) == ["model", "data", "trainer"]
+    defaults = yaml.safe_load(DEFAULTS.read_text())["trainer"]
+    assert not [key for key, value in written["trainer"].items() if defaults.get(key) == value]
+    assert not {"accelerator", "devices", "strategy", "precision"} & set(written["trainer"])
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_fits_onto_a_recipe(capsys, workplace, name):
+    assert main(["fit", "--config=imdb_probe", "--config", name, "--print_config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)["trainer"]
+    written = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    assert list(written) == ["trainer"]
+    for option in ("accelerator", "devices", "precision"):
+        assert printed[option] == written["trainer"][option]
+    assert printed["max_epochs"] == 10  # the recipe's
+
+
+@pytest.mark.parametrize("name", ["tiny", *OVERLAYS])
+def test_an_overlay_says_what_it_is(name):
+    said = header(name)
+    assert "smolbench fit" in said
+    assert describe(name).endswith(".")
+
+
+def test_the_defaults_are_packaged_and_applied(capsys, workplace):
+    assert DEFAULTS.is_file()
+    assert DEFAULTS.parent == ROOT / "smolbench"
+    packaged = (ROOT / "pyproject.toml").read_text()
+    assert '"defaults.yaml"' in packaged
+    defaults = yaml.safe_load(DEFAULTS.read_text())
+    for subcommand in ("fit", "test", "validate", "predict"):
+        assert main([subcommand, "--config=imdb_probe", "--print_config"]) == 0
+        printed = yaml.safe_load(capsys.readouterr().out)
+        assert printed["trainer"].items() >= defaults["trainer"].items()
+    assert main(["fit", "--config=imdb_probe", "--trainer.logger=true", "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["trainer"]["logger"] is True
+
+
+def test_a_copied_recipe_is_a_recipe_of_its_own(workplace):
+    shutil.copy(CONFIGS / "imdb_probe.yaml", "mine.yaml")
+    assert resolve_config("mine.yaml") == Path("mine.yaml")
+    assert resolve_config("configs/imdb_probe.yaml") == CONFIGS / "imdb_probe.yaml"
