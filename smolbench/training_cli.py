@@ -238,13 +238,13 @@ class SmolCLI(LightningCLI):
         elif parent is not None and call.subcommand != "fit":
             changed = changed_for_scoring(_read_settings(parent.config), settings)
             own = call.run_dir not in (None, parent.path) or bool(changed)
-            pass
+            own = own or call.checkpoint != parent.checkpoint("best")
             self.folder = self._new_folder() if own else parent.path
             fresh = own
         else:
             self.folder = self._new_folder()
         # a resumed run may have become longer
-        if fresh or call.resumes:
+        if fresh:
             self.config_text = yaml.safe_dump(settings, sort_keys=False)
         self.identity = self._identity(settings, fresh=fresh)
         if call.checkpoint is not None:
