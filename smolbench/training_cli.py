@@ -244,7 +244,7 @@ class SmolCLI(LightningCLI):
         else:
             self.folder = self._new_folder()
         # a resumed run may have become longer
-        if fresh:
+        if fresh or call.resumes:
             self.config_text = yaml.safe_dump(settings, sort_keys=False)
         self.identity = self._identity(settings, fresh=fresh)
         if call.checkpoint is not None:
@@ -391,7 +391,7 @@ class SmolCLI(LightningCLI):
         """Hand over the texts."""
         self._require_checkpoint()
         if self.labels is not None:
-            self.model.label_names = self.labels
+            pass
         self.texts = read_texts(self.call.texts, self.call.input)
         check_output(self.call.output)
         self.datamodule.predict_on(self.texts)

@@ -1,0 +1,49 @@
+"""What the README tells people to type works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from smolbench.cli import main
+from smolbench.files import cache_root
+from smolbench.models.tiny import tiny_model
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [line.split("#")[0].strip() for line in lines if line.startswith("smolbench fit")]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_fit_command_is_understood(command, workplace, capsys):
+    arguments = shlex.split(command)[1:]
+    if "--ckpt_path" in arguments:
+        place = arguments.index("--ckpt_path")
+        del arguments[place : place + 2]
+    if "--print_config" not in arguments:
+        arguments.append("--print_config")
+    assert main(arguments) == 0
+    assert "class_path" in capsys.readouterr().out
+
+
+def test_python_runs_as_it_stands(workplace, capsys):
+    """Except for what needs a network: the tokenizer is the tiny model's, the data the sample."""
+    code = "".join(blocks("python"))
+    tokenizer, data = '"HuggingFaceTB/SmolLM2-135M"', "IMDbDataModule("
+    assert tokenizer in code
+    assert data in code
+    code = code.replace(tokenizer, repr(str(tiny_model(cache_root() / "models"))))
+    code = code.replace(data, 'IMDbDataModule(source="sample", limit_train=64, limit_val=32, ')
+    exec(compile(code, "README.md", "exec"), {})
+    assert "cost/train_tokens_per_s" in capsys.readouterr().out
+    assert (workplace / "my_run" / "checkpoints" / "last.ckpt").is_file()
