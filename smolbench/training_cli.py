@@ -391,7 +391,7 @@ class SmolCLI(LightningCLI):
         """Hand over the texts."""
         self._require_checkpoint()
         if self.labels is not None:
-            pass
+            self.model.label_names = self.labels
         self.texts = read_texts(self.call.texts, self.call.input)
         check_output(self.call.output)
         self.datamodule.predict_on(self.texts)

@@ -667,6 +667,11 @@ def test_predict(run, cli, workplace):
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
+def test_predict_needs_no_data(run, cli):
+    """The names of the labels stand in the checkpoint."""
+    assert cli("predict", "--text=fine", "--data.source=hub").status == 0
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

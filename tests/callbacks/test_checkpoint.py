@@ -345,6 +345,13 @@ class StopAt(pl.Callback):
             trainer.should_stop = True
 
 
+def test_an_early_stop_validates_before_it_saves(tmp_path, clock):
+    callback = Order(every_minutes=0.5)
+    fit = trainer(tmp_path, Minutes(clock), StopAt(2), callback)
+    fit.fit(PlainModule(), loader(), loader(1))
+    assert callback.written[:3] == [("last", 1), ("validated", 2), ("last", 2)]
+
+
 @pytest.mark.parametrize("options", [{}, {"check_val_every_n_epoch": 3}, {"val_check_interval": 2}])
 @pytest.mark.parametrize("step", [2, 3, 4])
 def test_a_training_that_stopped_early_goes_on_in_its_epoch(tmp_path, options, step):

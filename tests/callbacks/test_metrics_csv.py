@@ -110,10 +110,17 @@ class DieAt(pl.Callback):
             raise Killed
 
 
-@pytest.mark.parametrize("step", [1, 3, 5, 7, 9, 11])
-@pytest.mark.parametrize("interval", [None, 2])
-def test_a_resumed_run_has_every_row_once(tmp_path, step, interval):
-    options = {"max_epochs": 3, "val_check_interval": interval}
+@pytest.mark.parametrize("step", [1, 4, 7, 8, 11])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_epochs": 3},
+        {"max_epochs": 3, "val_check_interval": 2},
+        {"max_epochs": -1, "max_steps": 12, "check_val_every_n_epoch": 2},
+        {"max_epochs": -1, "max_steps": 12, "val_check_interval": 3},
+    ],
+)
+def test_a_resumed_run_has_every_row_once(tmp_path, step, options):
     fit(tmp_path / "whole", **options)
     with pytest.raises(Killed):
         fit(tmp_path / "parts", DieAt(step), **options)

@@ -147,6 +147,19 @@ def test_a_test_does_not_change_what_is_said_of_the_training(tmp_path, before):
     assert (tmp_path / "environment.json").read_text() == environment
 
 
+def test_a_test_that_fails_changes_nothing(tmp_path):
+    class Fail(pl.Callback):
+        def on_test_batch_start(self, *args):
+            raise ValueError
+
+    trainer(tmp_path, ResultsWriter()).fit(PlainModule(), loader())
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    testing = trainer(tmp_path, MemoryMonitor(), Fail(), ResultsWriter({"a": 1}, "a: 1"))
+    with pytest.raises(ValueError, match="^$"):
+        testing.test(PlainModule(), loader(), verbose=False)
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+
+
 def test_of_two_peaks_the_higher_stands(tmp_path):
     trainer(tmp_path, Facts(**{"cost/peak_x": 5, "cost/y": 5}), ResultsWriter()).fit(
         PlainModule(), loader()
