@@ -159,7 +159,9 @@ class RunCheckpoint(Checkpoint):
         return facts
 
     def _validation_may_follow(self, trainer: Trainer, batch_idx: int) -> bool:
-        if not trainer.enable_validation or not sum(trainer.num_val_batches):
+        # the loaders are built right before the first validation, which a resumed run has not had
+        known = trainer.val_dataloaders is not None
+        if not trainer.enable_validation or (known and not sum(trainer.num_val_batches)):
             return False
         epochs = trainer.check_val_every_n_epoch
         if epochs is not None and (trainer.current_epoch + 1) % epochs:

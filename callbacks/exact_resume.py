@@ -8,6 +8,7 @@ import random
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loops.progress import _ProcessedTracker
 
 
 class ExactResume(Callback):
@@ -38,6 +39,7 @@ class ExactResume(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Seed python, numpy and torch, on the CPU and on the module's device."""
+        _mend_epoch_progress(trainer)
         base = self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", "0"))
         entropy = [base, trainer.current_epoch, batch_idx, trainer.global_rank]
         words = np.random.SeedSequence(entropy).generate_state(3, dtype=np.uint32)
@@ -50,3 +52,16 @@ class ExactResume(Callback):
             torch.cuda.manual_seed(int(words[2]))
         elif pl_module.device.type == "mps":
             torch.mps.manual_seed(int(words[2]))
+
+
+def _mend_epoch_progress(trainer: Trainer) -> None:
+    """Count the running epoch as started.
+
+    Lightning 2.6 does not when it resumes from a checkpoint of ``on_train_batch_end`` that ended an
+    epoch; from the next checkpoint it would then take the wrong turn at its next resume.
+    """
+    progress = trainer.fit_loop.epoch_progress
+    for counts in (progress.total, progress.current):
+        assert isinstance(counts, _ProcessedTracker), "the kind that epochs are counted with"
+        counts.completed = counts.processed
+        counts.ready = counts.started = counts.processed + 1

@@ -156,12 +156,16 @@ class ResultsWriter(Callback):
                 known = self.results.get(key)
                 if key.startswith("cost/peak_") and known is not None and value is not None:
                     value = max(known, value)
+                if key == "cost/cache_reused" and known is False:
+                    value = False  # an earlier attempt of this run has paid for it
                 self.results[key] = value
         self.results["status"] = status
         write_results(self.folder, self.results)
 
 
 def _is_of_test(key: str) -> bool:
+    if key.startswith("data/"):  # `data/limit_test` is a setting of the run
+        return False
     return key.startswith(("test/", "cost/test_", "cost/head_test_")) or key.endswith("_test")
 
 

@@ -1,3 +1,3 @@
-"""Fine-tune, probe, prompt, distil and score small language models, and measure what it costs."""
+"""Probe and score small language models, and measure what it costs."""
 
 __version__ = "0.1.0"

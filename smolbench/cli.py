@@ -18,7 +18,7 @@ from smolbench.invocation import SUBCOMMANDS
 _HANDLER = logging.StreamHandler()
 
 USAGE = f"""\
-smolbench {__version__}: fine-tune, probe and score small language models, and say what it costs.
+smolbench {__version__}: probe and score small language models, and say what it costs.
 
   smolbench fit      --config RECIPE [--config OVERLAY] [--model.lr 3e-4 ...]   train
   smolbench fit      --config RECIPE --ckpt_path last                           go on with a run

@@ -41,9 +41,3 @@ def write_atomically(path: Path, text: str) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def folder_size_mib(path: Path) -> float:
-    """Size of a file, or of all files below a folder, in MiB."""
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    return sum(file.stat().st_size for file in files) / 2**20

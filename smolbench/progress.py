@@ -5,48 +5,20 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Sized
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-T = TypeVar("T")
-
 DELAY_S = 2.0
 """Seconds that a job may take before anything is shown."""
 
 REDRAW_S = 0.2
 """Seconds between two drawings."""
-
-
-def track(
-    iterable: Iterable[T],
-    *,
-    description: str,
-    total: int | None = None,
-    unit: str = "batches",
-) -> Generator[T, None, None]:
-    """Pass the items of ``iterable`` on and show how far it is.
-
-    Args:
-        iterable: What to go through.
-        description: What is being done, such as ``"Encoding train"``.
-        total: Number of items; taken from ``len(iterable)`` where that exists.
-        unit: What is counted, in the plural.
-
-    Yields:
-        The items, unchanged. Breaking off early closes the bar.
-    """
-    if total is None and isinstance(iterable, Sized):
-        total = len(iterable)
-    with progress_bar(description, total, unit=unit) as advance:
-        for item in iterable:
-            yield item
-            advance(1)
 
 
 @contextmanager

@@ -26,7 +26,6 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-import smolbench.data
 import smolbench.tasks  # noqa: F401 - imported classes can be named without their module
 from smolbench.callbacks import (
     ExactResume,
@@ -40,6 +39,7 @@ from smolbench.callbacks import (
     TrainingGuard,
 )
 from smolbench.callbacks.checkpoint import read_checkpoint
+from smolbench.data import TextDataModule
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.invocation import SUBCOMMANDS, Invocation, Subcommand, read_invocation
@@ -350,6 +350,9 @@ class SmolCLI(LightningCLI):
         if config["enable_progress_bar"] is not False:
             always.append(RichProgressBar(leave=False))
         callbacks = [*always, *callbacks, writer]
+        if self.call.subcommand == "predict":
+            # a few texts, whatever the run was trained on: each rank would see a part of them only
+            kwargs |= {"devices": 1, "num_nodes": 1, "strategy": "auto", "plugins": None}
         try:
             return super().instantiate_trainer(
                 default_root_dir=str(self.folder), callbacks=callbacks, **kwargs
@@ -369,7 +372,7 @@ class SmolCLI(LightningCLI):
     def before_validate(self) -> None:
         """Nothing is scored by mistake."""
         self._require_checkpoint()
-        if getattr(self.datamodule, "val_fraction", None) == 0:
+        if isinstance(self.datamodule, TextDataModule) and not len(self.datamodule.split("val")):
             raise SmolbenchError(
                 "There is nothing to validate on: data.val_fraction is 0, all of train is trained "
                 "on. Use `smolbench test`."

@@ -51,7 +51,7 @@ def _clean_state(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch):
+def folder_here(tmp_path, monkeypatch):
     """An empty working directory, where ``runs/`` goes."""
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -78,10 +78,10 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def run(trained, workplace):
+def run(trained, folder_here):
     """The trained run, copied into this test's working directory."""
-    shutil.copytree(trained / "runs", workplace / "runs")
-    return runs(workplace)[0]
+    shutil.copytree(trained / "runs", folder_here / "runs")
+    return runs(folder_here)[0]
 
 
 @pytest.fixture
@@ -146,21 +146,21 @@ sys.exit(f"imported: {heavy}" if heavy else 0)
         (["test", "--run_dir=missing"], "There is no run"),
     ],
 )
-def test_mistakes_seen_at_once(refused, workplace, arguments, said):
+def test_mistakes_seen_at_once(refused, folder_here, arguments, said):
     assert said in refused(*arguments)
-    assert list(workplace.iterdir()) == []
+    assert list(folder_here.iterdir()) == []
 
 
-def test_print_config(cli, workplace):
+def test_print_config(cli, folder_here):
     outcome = cli("fit", *FEW, "--print_config")
     assert outcome.status == 0
     printed = yaml.safe_load(outcome.out)
     assert printed["model"]["init_args"]["backbone"] == "tiny"
     assert printed["trainer"]["logger"] is False  # from defaults.yaml
-    assert list(workplace.iterdir()) == []
+    assert list(folder_here.iterdir()) == []
 
 
-def test_help_of_a_subcommand(cli, workplace):
+def test_help_of_a_subcommand(cli, folder_here):
     outcome = cli("predict", "--help")
     assert outcome.status == 0
     for option in ("--config", "--run_dir", "--runs_dir", "--text", "--input", "--output"):
@@ -182,7 +182,7 @@ def test_help_of_a_subcommand(cli, workplace):
         (["--config=extra.yaml"], "unknown_key"),
     ],
 )
-def test_mistakes_seen_by_the_parser(cli, workplace, arguments, named):
+def test_mistakes_seen_by_the_parser(cli, folder_here, arguments, named):
     Path("extra.yaml").write_text("unknown_key: 1\n")
     outcome = cli("fit", *FEW, *arguments)
     assert outcome.status == 2
@@ -212,13 +212,13 @@ def test_mistakes_seen_by_the_parser(cli, workplace, arguments, named):
         (["--runs_dir=file"], "cannot be made"),
     ],
 )
-def test_mistakes_seen_before_training(refused, workplace, arguments, said):
+def test_mistakes_seen_before_training(refused, folder_here, arguments, said):
     Path("ckpt.yaml").write_text("ckpt_path: last\n")
     Path("folder.yaml").write_text("run_dir: x\n")
     Path("file").touch()
     assert said in refused("fit", *FEW, *arguments)
-    assert not list(workplace.rglob("results.json"))
-    assert not list(workplace.glob("runs/*/*"))  # nor an empty folder
+    assert not list(folder_here.rglob("results.json"))
+    assert not list(folder_here.glob("runs/*/*"))  # nor an empty folder
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_mistakes_seen_before_training(refused, workplace, arguments, said):
         (["--data.source=hub"], "hf download --repo-type dataset stanfordnlp/imdb"),
     ],
 )
-def test_what_cannot_be_reached_is_named(refused, workplace, overrides, said):
+def test_what_cannot_be_reached_is_named(refused, folder_here, overrides, said):
     assert said in refused("fit", *FEW, *overrides)
 
 
@@ -343,12 +343,12 @@ def test_metrics(run):
     assert [row["val/n"] for row in written] == ["", "", "30", "", "", "30"]
 
 
-def test_the_saved_config_repeats_the_run(run, cli, workplace):
+def test_the_saved_config_repeats_the_run(run, cli, folder_here):
     again = cli("fit", "--config", run / "config.yaml", "--run_dir=again")
     assert again.status == 0
-    assert_equal_runs(run, workplace / "again")
-    assert results(workplace / "again")["recipe"] == "imdb_probe+tiny"
-    assert results(workplace / "again")["config_digest"] == results(run)["config_digest"]
+    assert_equal_runs(run, folder_here / "again")
+    assert results(folder_here / "again")["recipe"] == "imdb_probe+tiny"
+    assert results(folder_here / "again")["config_digest"] == results(run)["config_digest"]
 
 
 def test_checkpoints_hold_plain_values_and_no_backbone(run):
@@ -364,14 +364,14 @@ def test_the_environment(run):
     assert known["python"]
 
 
-def test_where_a_run_goes(cli, workplace):
+def test_where_a_run_goes(cli, folder_here):
     assert cli("fit", *FEW, ONE_EPOCH, "--runs_dir=elsewhere").status == 0
-    (run,) = runs(workplace)
-    assert run.parent == workplace / "elsewhere" / "imdb_probe+tiny"
+    (run,) = runs(folder_here)
+    assert run.parent == folder_here / "elsewhere" / "imdb_probe+tiny"
     overlay = cli("fit", *FEW, "--config=trainer/cpu", ONE_EPOCH, "--run_dir", "my/run")
     assert overlay.status == 0
-    assert results(workplace / "my" / "run")["recipe"] == "imdb_probe+tiny"
-    assert f"Run folder: {workplace / 'my' / 'run'}" in overlay.out
+    assert results(folder_here / "my" / "run")["recipe"] == "imdb_probe+tiny"
+    assert f"Run folder: {folder_here / 'my' / 'run'}" in overlay.out
 
 
 def test_a_run_folder_is_one_run(run, refused):
@@ -381,10 +381,10 @@ def test_a_run_folder_is_one_run(run, refused):
     assert results(run) == before
 
 
-def test_without_validation_the_last_state_is_the_best(cli, workplace):
+def test_without_validation_the_last_state_is_the_best(cli, folder_here):
     fit = cli("fit", *FEW, ONE_EPOCH, "--data.val_fraction=0", "--run_dir=run")
     assert fit.status == 0
-    run = workplace / "run"
+    run = folder_here / "run"
     assert weights(run, "best").keys() == weights(run).keys()
     for key, value in weights(run).items():
         assert torch.equal(value, weights(run, "best")[key])
@@ -392,13 +392,13 @@ def test_without_validation_the_last_state_is_the_best(cli, workplace):
     assert not any("val/" in column for column in rows(run)[0])
 
 
-def test_validate_without_a_validation_split(cli, refused, workplace):
+def test_validate_without_a_validation_split(cli, refused, folder_here):
     assert cli("fit", *FEW, ONE_EPOCH, "--data.val_fraction=0").status == 0
-    before = results(runs(workplace)[0])
+    before = results(runs(folder_here)[0])
     assert "val_fraction is 0" in refused("validate")
     assert "val_fraction is 0" in refused("validate", *FEW, "--data.val_fraction=0")
-    assert len(runs(workplace)) == 1
-    assert results(runs(workplace)[0]) == before
+    assert len(runs(folder_here)) == 1
+    assert results(runs(folder_here)[0]) == before
 
 
 @pytest.mark.parametrize(
@@ -414,10 +414,10 @@ def test_validate_without_a_validation_split(cli, refused, workplace):
         ["--trainer.val_check_interval=0.5", "--trainer.check_val_every_n_epoch=2"],
     ],
 )
-def test_lightnings_own_options_work(cli, workplace, options):
+def test_lightnings_own_options_work(cli, folder_here, options):
     assert cli("fit", *FEW, ONE_EPOCH, *options, "--run_dir=run").status == 0
-    assert results(workplace / "run")["status"] == "finished"
-    assert (workplace / "run" / "checkpoints" / "best.ckpt").exists()
+    assert results(folder_here / "run")["status"] == "finished"
+    assert (folder_here / "run" / "checkpoints" / "best.ckpt").exists()
 
 
 def test_fast_dev_run_leaves_no_trace(run, cli):
@@ -533,11 +533,11 @@ def test_naming_the_run_does_not_write_another_score_into_it(tested, cli, option
     assert len(runs(tested.parents[1])) == 2
 
 
-def test_another_score_goes_where_it_is_told(tested, cli, workplace):
+def test_another_score_goes_where_it_is_told(tested, cli, folder_here):
     best = tested / "checkpoints" / "best.ckpt"
     assert cli("test", "--ckpt_path", best, "--run_dir=mine").status == 0
-    assert results(workplace / "mine")["parent_run"] == str(tested)
-    assert results(workplace / "mine")["test/accuracy"] == results(tested)["test/accuracy"]
+    assert results(folder_here / "mine")["parent_run"] == str(tested)
+    assert results(folder_here / "mine")["test/accuracy"] == results(tested)["test/accuracy"]
 
 
 def test_the_untrained_model(run, cli, refused):
@@ -553,12 +553,12 @@ def test_the_untrained_model(run, cli, refused):
     assert "needs --config" in refused("test", "--ckpt_path=none")
 
 
-def test_a_recipe_means_its_newest_run(run, cli, workplace):
+def test_a_recipe_means_its_newest_run(run, cli, folder_here):
     assert cli("fit", *FEW, ONE_EPOCH, "--model.schedule=constant").status == 0
-    newest = runs(workplace)[-1]
+    newest = runs(folder_here)[-1]
     Path("other.yaml").write_text("trainer:\n  max_epochs: 1\n")
     assert cli("fit", *FEW, "--config=other.yaml").status == 0
-    other = runs(workplace)[-1]
+    other = runs(folder_here)[-1]
     assert other.parent.name == "imdb_probe+tiny+other"
     assert cli("test", *FEW, ONE_EPOCH, "--model.schedule=constant").status == 0
     assert "test/accuracy" in results(newest)
@@ -650,7 +650,7 @@ def test_a_run_without_readable_results(run, refused):
 # -- predicting -----------------------------------------------------------------------------------
 
 
-def test_predict(run, cli, workplace):
+def test_predict(run, cli, folder_here):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     texts = ["a wonderful film", "a terrible film, " * 40, "so so"]
     outcome = cli("predict", *(f"--text={text}" for text in texts))
@@ -721,20 +721,20 @@ def test_a_finished_run_ends_at_once(tested, cli):
         assert torch.equal(value, saved[key])
 
 
-def test_more_epochs_equal_a_longer_run(constant, cli, workplace):
-    shutil.copytree(constant / "epochs2", workplace / "run")
+def test_more_epochs_equal_a_longer_run(constant, cli, folder_here):
+    shutil.copytree(constant / "epochs2", folder_here / "run")
     assert cli("test", "--run_dir=run").status == 0
     longer = ["--run_dir=run", "--ckpt_path=last", "--trainer.max_epochs=3"]
     assert cli("fit", *FEW, CONSTANT, *longer).status == 0
-    assert_equal_runs(constant / "epochs3", workplace / "run")
-    found = results(workplace / "run")
+    assert_equal_runs(constant / "epochs3", folder_here / "run")
+    found = results(folder_here / "run")
     assert found["attempts"] == 2
     assert found["cost/fit_s"] > results(constant / "epochs2")["cost/fit_s"]
     assert not [key for key in found if key.startswith("test/")]
-    assert config(workplace / "run")["trainer"]["max_epochs"] == 3
+    assert config(folder_here / "run")["trainer"]["max_epochs"] == 3
     # with its own settings, which are the longer run's now
     assert cli("fit", "--run_dir=run", "--ckpt_path=last").status == 0
-    assert_equal_runs(constant / "epochs3", workplace / "run")
+    assert_equal_runs(constant / "epochs3", folder_here / "run")
 
 
 def test_a_falling_learning_rate_is_stretched_only_on_demand(run, cli, refused):
@@ -770,10 +770,10 @@ def test_other_settings_are_refused_with_a_list(run, refused, cli):
     assert cli("fit", *FEW, TWO_EPOCHS, "--ckpt_path=last", *free).status == 0
 
 
-def test_another_recipes_newer_run_is_not_meant(run, cli, workplace):
+def test_another_recipes_newer_run_is_not_meant(run, cli, folder_here):
     Path("other.yaml").write_text("model:\n  init_args:\n    dropout: 0.2\n")
     assert cli("fit", *FEW, ONE_EPOCH, "--config=other.yaml").status == 0
-    other = runs(workplace)[-1]
+    other = runs(folder_here)[-1]
     assert cli("fit", *FEW, TWO_EPOCHS, "--ckpt_path=last").status == 0
     assert results(run)["attempts"] == 2
     assert results(other)["attempts"] == 1
@@ -798,7 +798,7 @@ def dying(hook, n):
         ("0.2", "on_train_batch_start", 4),
     ],
 )
-def test_max_steps_resumes_exactly(cli, workplace, fraction, hook, n):
+def test_max_steps_resumes_exactly(cli, folder_here, fraction, hook, n):
     options = [
         *FEW,
         f"--data.val_fraction={fraction}",
@@ -811,39 +811,39 @@ def test_max_steps_resumes_exactly(cli, workplace, fraction, hook, n):
         main(["fit", *options, *dying(hook, n), "--run_dir=parts"])
     if n == 1:
         assert not Path("parts/checkpoints/last.ckpt").exists()
-    killed = config(workplace / "parts")
+    killed = config(folder_here / "parts")
     killed["trainer"]["callbacks"] = None
     Path("parts/config.yaml").write_text(yaml.safe_dump(killed))
     resumed = cli("fit", *options, "--run_dir=parts", "--ckpt_path=last")
     assert resumed.status == 0
-    assert_equal_runs(workplace / "whole", workplace / "parts")
-    assert results(workplace / "parts")["attempts"] == 2
+    assert_equal_runs(folder_here / "whole", folder_here / "parts")
+    assert results(folder_here / "parts")["attempts"] == 2
     assert ("starts from the beginning" in resumed.err) == (n == 1)
     assert cli("fit", *options, "--run_dir=parts", "--ckpt_path=last").status == 0
-    assert_equal_runs(workplace / "whole", workplace / "parts")
+    assert_equal_runs(folder_here / "whole", folder_here / "parts")
 
 
-def test_a_kill_leaves_running_and_a_test_does_not_hide_it(cli, workplace):
+def test_a_kill_leaves_running_and_a_test_does_not_hide_it(cli, folder_here):
     with pytest.raises(Killed):
         main(["fit", *FEW, TWO_EPOCHS, *dying("on_train_epoch_start", 2), "--run_dir=run"])
     # the exception of this kill is seen, as a real one would not be
-    known = results(workplace / "run") | {"status": "running"}
+    known = results(folder_here / "run") | {"status": "running"}
     Path("run/results.json").write_text(json.dumps(known))
-    settings = config(workplace / "run")
+    settings = config(folder_here / "run")
     settings["trainer"]["callbacks"] = None
     Path("run/config.yaml").write_text(yaml.safe_dump(settings))
     assert cli("test", "--run_dir=run").status == 0
-    assert results(workplace / "run")["status"] == "running"
+    assert results(folder_here / "run")["status"] == "running"
     assert cli("fit", "--run_dir=run", "--ckpt_path=last").status == 0
-    assert results(workplace / "run")["status"] == "finished"
-    assert "test/accuracy" not in results(workplace / "run")
+    assert results(folder_here / "run")["status"] == "finished"
+    assert "test/accuracy" not in results(folder_here / "run")
 
 
 # -- signals --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_ctrl_c_finishes_the_step_and_the_run_goes_on(constant, cli, workplace, batch):
+def test_ctrl_c_finishes_the_step_and_the_run_goes_on(constant, cli, folder_here, batch):
     stop = ["--trainer.callbacks+=tests.helpers.signals.SignalAt"]
     stop.append(f"--trainer.callbacks.batch={batch}")
     options = [*FEW, CONSTANT, "--trainer.max_epochs=3", "--run_dir=run", *stop]
@@ -851,15 +851,15 @@ def test_ctrl_c_finishes_the_step_and_the_run_goes_on(constant, cli, workplace, 
     assert outcome.status == 130
     assert "finishing the current step" in outcome.err
     assert outcome.err.rstrip().endswith("Go on with the same command and --ckpt_path last.")
-    found = results(workplace / "run")
+    found = results(folder_here / "run")
     assert found["status"] == "interrupted"
     assert found["cost/fit_s"] > 0
     assert cli("fit", *options, "--ckpt_path=last").status == 0
-    assert results(workplace / "run")["status"] == "finished"
-    assert_equal_runs(constant / "epochs3", workplace / "run")
+    assert results(folder_here / "run")["status"] == "finished"
+    assert_equal_runs(constant / "epochs3", folder_here / "run")
 
 
-def test_ctrl_c_while_data_is_prepared(monkeypatch, cli, workplace):
+def test_ctrl_c_while_data_is_prepared(monkeypatch, cli, folder_here):
     def interrupt(self):
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -868,11 +868,11 @@ def test_ctrl_c_while_data_is_prepared(monkeypatch, cli, workplace):
     assert outcome.status == 130
     assert "--ckpt_path last" not in outcome.err  # there is no run yet
     assert "Traceback" not in outcome.err
-    assert not runs(workplace)
+    assert not runs(folder_here)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_full_disk_is_a_sentence(monkeypatch, refused, workplace):
+def test_a_full_disk_is_a_sentence(monkeypatch, refused, folder_here):
     write = Path.write_text
 
     def full(self, *arguments, **options):
@@ -887,20 +887,20 @@ def test_a_full_disk_is_a_sentence(monkeypatch, refused, workplace):
 
 
 @pytest.mark.slow
-def test_signals_to_real_processes(constant, cli, workplace):
-    """SIGTERM as a scheduler sends it; Ctrl-C twice within one step, with workers in the group."""
+def test_signals_to_real_processes(constant, cli, folder_here):
+    """SIGTERM to the group as a scheduler sends it; Ctrl-C twice within one step."""
     options = [*FEW, CONSTANT, "--trainer.max_epochs=3"]
     options.append("--trainer.callbacks+=tests.helpers.signals.Slow")
     # as many threads as this process has: sums depend on their number
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
     processes = {}
     for name, seconds, workers in (("term", "0.3", 2), ("twice", "60", 2)):
-        (workplace / name).mkdir()
+        (folder_here / name).mkdir()
         command = [sys.executable, "-m", "smolbench", "fit", *options, "--run_dir=run"]
         command.append(f"--data.num_workers={workers}")
         processes[name] = subprocess.Popen(
             command,
-            cwd=workplace / name,
+            cwd=folder_here / name,
             env=environment | {"SLOW_S": seconds},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -909,9 +909,9 @@ def test_signals_to_real_processes(constant, cli, workplace):
         )
     try:
         for name, process in processes.items():
-            wait(lambda name=name: (workplace / name / "step").exists(), process)
+            wait(lambda name=name: (folder_here / name / "step").exists(), process)
             if name == "term":
-                process.terminate()
+                os.killpg(process.pid, signal.SIGTERM)
             else:
                 os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.5)
@@ -927,11 +927,11 @@ def test_signals_to_real_processes(constant, cli, workplace):
     for name in processes:
         assert errors[name].count("finishing the current step") == 1, errors[name]
         assert "Traceback" not in errors[name]
-        assert results(workplace / name / "run")["status"] == "interrupted"
-    assert (workplace / "term" / "run" / "checkpoints" / "last.ckpt").exists()
+        assert results(folder_here / name / "run")["status"] == "interrupted"
+    assert (folder_here / "term" / "run" / "checkpoints" / "last.ckpt").exists()
     for name in processes:
         assert cli("fit", *options, f"--run_dir={name}/run", "--ckpt_path=last").status == 0
-        assert_equal_runs(constant / "epochs3", workplace / name / "run")
+        assert_equal_runs(constant / "epochs3", folder_here / name / "run")
 
 
 def wait(condition, process, seconds=90):

@@ -25,15 +25,15 @@ def header(name: str) -> str:
 
 
 @pytest.fixture
-def files(workplace):
+def files(folder_here):
     """What recipes for a user's own files name."""
-    with (workplace / "reviews.csv").open("w", newline="") as file:
+    with (folder_here / "reviews.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "label"])
         for number in range(200):
             word = "good" if number % 2 else "bad"
             writer.writerow([f"a {word} film, number {number}", "pos" if number % 2 else "neg"])
-    return workplace
+    return folder_here
 
 
 def test_there_are_recipes():
@@ -46,7 +46,7 @@ def test_the_link_in_the_package_is_the_folder():
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_parses_alone(capsys, workplace, name):
+def test_a_recipe_parses_alone(capsys, folder_here, name):
     assert main(["fit", "--config", f"configs/{name}.yaml", "--print_config"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     written = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
@@ -91,7 +91,7 @@ def test_a_recipe_holds_only_what_differs_from_the_defaults(name):
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_an_overlay_fits_onto_a_recipe(capsys, workplace, name):
+def test_an_overlay_fits_onto_a_recipe(capsys, folder_here, name):
     assert main(["fit", "--config=imdb_probe", "--config", name, "--print_config"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)["trainer"]
     written = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
@@ -108,7 +108,7 @@ def test_an_overlay_says_what_it_is(name):
     assert describe(name).endswith(".")
 
 
-def test_the_defaults_are_packaged_and_applied(capsys, workplace):
+def test_the_defaults_are_packaged_and_applied(capsys, folder_here):
     assert DEFAULTS.is_file()
     assert DEFAULTS.parent == ROOT / "smolbench"
     packaged = (ROOT / "pyproject.toml").read_text()
@@ -122,7 +122,7 @@ def test_the_defaults_are_packaged_and_applied(capsys, workplace):
     assert yaml.safe_load(capsys.readouterr().out)["trainer"]["logger"] is True
 
 
-def test_a_copied_recipe_is_a_recipe_of_its_own(workplace):
+def test_a_copied_recipe_is_a_recipe_of_its_own(folder_here):
     shutil.copy(CONFIGS / "imdb_probe.yaml", "mine.yaml")
     assert resolve_config("mine.yaml") == Path("mine.yaml")
     assert resolve_config("configs/imdb_probe.yaml") == CONFIGS / "imdb_probe.yaml"

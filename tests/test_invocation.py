@@ -33,7 +33,7 @@ def read(subcommand, *arguments):
 
 
 @pytest.fixture(autouse=True)
-def _here(workplace):
+def _here(folder_here):
     """Every test has a working directory of its own."""
 
 

@@ -317,10 +317,10 @@ CASES = [
 
 
 @pytest.fixture
-def folder(workplace: Path) -> Path:
+def folder(folder_here: Path) -> Path:
     """A working directory with good data and an older run whose checkpoints cannot be read."""
-    (workplace / "good.csv").write_text(GOOD)
-    old = workplace / OLD_RUN
+    (folder_here / "good.csv").write_text(GOOD)
+    old = folder_here / OLD_RUN
     (old / "checkpoints").mkdir(parents=True)
     for name, content in (
         (
@@ -333,7 +333,7 @@ def folder(workplace: Path) -> Path:
         ("checkpoints/last.ckpt", "cut off"),
     ):
         (old / name).write_text(content)
-    return workplace
+    return folder_here
 
 
 @pytest.fixture(autouse=True)

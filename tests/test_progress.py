@@ -7,7 +7,7 @@ import rich
 from rich.console import Console
 
 from smolbench import progress
-from smolbench.progress import progress_bar, track
+from smolbench.progress import progress_bar
 
 
 class Clock:
@@ -106,33 +106,3 @@ def test_the_rank_outside_of_lightning(clock, capsys, monkeypatch, variable):
     monkeypatch.setenv(variable, "0")
     run(clock, seconds=30)
     assert "Encoding" in capsys.readouterr().err
-
-
-def test_track_passes_items_on(clock, capsys):
-    items = [object(), object()]
-    assert list(track(items, description="Reading")) == items
-    assert list(track(iter(items), description="Reading")) == items
-    assert list(track([], description="Reading")) == []
-    assert capsys.readouterr() == ("", "")
-
-
-def test_track_counts_what_was_used(clock, capsys):
-    for _ in track(range(4), description="Reading", unit="batches"):
-        clock.now += 2
-    assert capsys.readouterr().err == "Reading: 4 batches in 8 s\n"
-
-
-def test_breaking_off_closes_the_bar(clock, console):
-    items = track(range(4), description="Reading")
-    for item in items:
-        clock.now += 3
-        if item == 2:
-            break
-    items.close()
-    assert not console._live_stack
-
-
-def test_an_unknown_total(clock, console):
-    for _ in track((n for n in range(4)), description="Reading"):
-        clock.now += 3
-    assert "4/?" in console.file.getvalue()

@@ -25,7 +25,7 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("command", commands())
-def test_fit_command_is_understood(command, workplace, capsys):
+def test_fit_command_is_understood(command, folder_here, capsys):
     arguments = shlex.split(command)[1:]
     if "--ckpt_path" in arguments:
         place = arguments.index("--ckpt_path")
@@ -36,7 +36,7 @@ def test_fit_command_is_understood(command, workplace, capsys):
     assert "class_path" in capsys.readouterr().out
 
 
-def test_python_runs_as_it_stands(workplace, capsys):
+def test_python_runs_as_it_stands(folder_here, capsys):
     """Except for what needs a network: the tokenizer is the tiny model's, the data the sample."""
     code = "".join(blocks("python"))
     tokenizer, data = '"HuggingFaceTB/SmolLM2-135M"', "IMDbDataModule("
@@ -46,4 +46,4 @@ def test_python_runs_as_it_stands(workplace, capsys):
     code = code.replace(data, 'IMDbDataModule(source="sample", limit_train=64, limit_val=32, ')
     exec(compile(code, "README.md", "exec"), {})
     assert "cost/train_tokens_per_s" in capsys.readouterr().out
-    assert (workplace / "my_run" / "checkpoints" / "last.ckpt").is_file()
+    assert (folder_here / "my_run" / "checkpoints" / "last.ckpt").is_file()

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from smolbench.cli import main
-from tests.helpers.kill import Killed
+from smolbench.training_cli import SmolCLI
+from tests.helpers.kill import KillAt, Killed
 
 RUN = [
     "fit",
@@ -65,39 +67,58 @@ def undisturbed(tmp_path_factory):
         ("on_train_end", 1, 0, 10),
     ],
 )
-def test_killed_and_resumed_run_is_equal(undisturbed, workplace, hook, n, workers, minutes):
+def test_killed_and_resumed_run_is_equal(undisturbed, folder_here, hook, n, workers, minutes):
     run = [*RUN, f"--data.num_workers={workers}", f"--checkpoint.every_minutes={minutes}"]
-    dying = [
-        *run,
-        "--trainer.callbacks+=tests.helpers.kill.KillAt",
-        f"--trainer.callbacks.hook={hook}",
-        f"--trainer.callbacks.n={n}",
-    ]
-    with pytest.raises(Killed):
-        main(dying)
-    config = workplace / "run" / "config.yaml"
-    assert "KillAt" in config.read_text()
-    config.write_text(remove_callbacks(config.read_text()))
+    die(run, hook, n)
     assert main([*run, "--ckpt_path=last"]) == 0
+    assert_equal(undisturbed, folder_here / "run")
 
-    expected, found = state(undisturbed), state(workplace / "run")
-    assert expected["state_dict"].keys() == found["state_dict"].keys()
-    for name, value in expected["state_dict"].items():
-        assert torch.equal(value, found["state_dict"][name]), name
-    assert expected["global_step"] == found["global_step"]
-    assert rows(undisturbed) == rows(workplace / "run")
-    assert best(undisturbed).keys() == best(workplace / "run").keys()
-    for name, value in best(undisturbed).items():
-        assert torch.equal(value, best(workplace / "run")[name]), name
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        # each pair dies right after a checkpoint that ended an epoch, and dies again
+        [("on_train_epoch_start", 2), ("on_validation_start", 3)],
+        [("on_train_epoch_start", 2), ("on_train_epoch_end", 2)],
+        [("on_train_batch_start", 8), ("on_train_batch_start", 5), ("on_train_epoch_end", 1)],
+        [("on_validation_batch_start", 10), ("on_train_epoch_start", 1)],
+    ],
+)
+def test_a_run_killed_again_and_again_is_equal(undisturbed, folder_here, kills):
+    run = [*RUN, "--checkpoint.every_minutes=1e-6"]
+    for attempt, (hook, n) in enumerate(kills):
+        die(run if attempt == 0 else [*run, "--ckpt_path=last"], hook, n)
+    assert main([*run, "--ckpt_path=last"]) == 0
+    assert_equal(undisturbed, folder_here / "run")
+
+
+def die(run: list[str], hook: str, n: int) -> None:
+    """Start or go on with a run, which dies at the ``n``-th call of a hook."""
+    with pytest.MonkeyPatch.context() as patch:
+        # its own settings stay those of the run, so that the next attempt is the same run
+        instantiate = SmolCLI.instantiate_trainer
+
+        def with_death(cli: SmolCLI, **options: object) -> Trainer:
+            trainer = instantiate(cli, **options)
+            trainer.callbacks.insert(0, KillAt(hook, n))
+            return trainer
+
+        patch.setattr(SmolCLI, "instantiate_trainer", with_death)
+        with pytest.raises(Killed):
+            main(run)
+
+
+def assert_equal(expected: Path, found: Path) -> None:
+    one, other = state(expected), state(found)
+    assert one["state_dict"].keys() == other["state_dict"].keys()
+    for name, value in one["state_dict"].items():
+        assert torch.equal(value, other["state_dict"][name]), name
+    assert one["global_step"] == other["global_step"]
+    assert rows(expected) == rows(found)
+    assert best(expected).keys() == best(found).keys()
+    for name, value in best(expected).items():
+        assert torch.equal(value, best(found)[name]), name
 
 
 def best(run: Path) -> dict:
     return torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
-
-
-def remove_callbacks(text: str) -> str:
-    import yaml
-
-    settings = yaml.safe_load(text)
-    settings["trainer"]["callbacks"] = None
-    return yaml.safe_dump(settings, sort_keys=False)

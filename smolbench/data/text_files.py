@@ -71,7 +71,9 @@ class TextFilesDataModule(TextDataModule):
         super().__init__(source="sample" if source == "sample" else "hub", **options)
         if source is None:
             source = "hub" if dataset_id else "files"
-        if source != "sample":
+        if source == "sample":
+            log.info("data.source is 'sample': the built-in reviews are read, not %s.", train_file)
+        else:
             _check_where(source, train_file, val_file or test_file, dataset_id, self.revision)
         if text_column == label_column:
             raise SmolbenchError(

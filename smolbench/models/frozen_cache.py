@@ -210,6 +210,11 @@ def _write_zeros(path: Path, size: int) -> None:
 def _seal(entry: Path, rows: int, width: int, world_size: int) -> None:
     with _writing(entry):
         seconds = np.fromfile(entry / _SECONDS, dtype=np.float32)
+        if not seconds.all():
+            raise SmolbenchError(
+                f"Blocks are missing in {entry} after the pass: the cache folder must be on a disk "
+                "on which several nodes can write parts of one file (--data.cache_dir)."
+            )
         meta = {
             "format": _FORMAT,
             "rows": rows,

@@ -24,6 +24,7 @@ _COSTS = (
     ("cost/train_samples_per_s", "training throughput", "samples/s"),
     ("cost/train_tokens_per_s", "training throughput", "tokens/s"),
     ("cost/head_train_samples_per_s", "head throughput", "samples/s"),
+    ("cost/test_cache_s", "frozen features of the test split", "s"),
     ("cost/test_samples_per_s", "test throughput", "samples/s"),
     ("cost/peak_rss_mib", "peak resident memory", "MiB"),
     ("cost/peak_allocated_mib", "peak allocated GPU memory", "MiB"),

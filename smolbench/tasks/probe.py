@@ -294,8 +294,8 @@ class ProbeTask(ClassificationTask):
             "model/total_params": self.backbone_facts.parameters + own,
             "model/dtype": str(self.backbone.dtype(self.device)).removeprefix("torch."),
         }
-        fitted = [self._caches[name] for name in ("train", "val") if name in self._caches]
-        if fitted:
+        if "train" in self._caches:  # `validate` alone must not pass its cost off as the training's
+            fitted = [self._caches[name] for name in ("train", "val") if name in self._caches]
             seconds = sum(cache.seconds for cache, _ in fitted)
             facts["cost/cache_s"] = seconds
             facts["cost/cache_reused"] = all(cache.reused for cache, _ in fitted)

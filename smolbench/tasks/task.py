@@ -84,6 +84,11 @@ class BaseTask(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on what trains, with warm-up and schedule per optimiser step."""
+        if self.schedule != "constant" and self.trainer.max_epochs == self.trainer.max_steps == -1:
+            raise SmolbenchError(
+                f"model.schedule is {self.schedule!r}, but the training has no planned end: give "
+                "trainer.max_epochs or max_steps, or take the schedule 'constant'."
+            )
         trained = [p for p in self.parameters() if p.requires_grad]
         if not trained:
             raise SmolbenchError(f"{type(self).__name__} has nothing to train.")

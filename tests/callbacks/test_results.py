@@ -155,7 +155,7 @@ def test_a_test_that_fails_changes_nothing(tmp_path):
     trainer(tmp_path, ResultsWriter()).fit(PlainModule(), loader())
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     testing = trainer(tmp_path, MemoryMonitor(), Fail(), ResultsWriter({"a": 1}, "a: 1"))
-    with pytest.raises(ValueError, match="^$"):
+    with pytest.raises(ValueError, match=r"^$"):
         testing.test(PlainModule(), loader(), verbose=False)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 
