@@ -6,21 +6,18 @@ by a digest of where the rows came from.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import re
 import shutil
-import zlib
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from filelock import FileLock, Timeout
 
+from smolbench.cache_folder import crc32, locked, writing
 from smolbench.errors import SmolbenchError
 
 if TYPE_CHECKING:
@@ -99,12 +96,14 @@ def checked_table(
     table = _open(folder / key, warn=False)
     if table is not None:
         return table
-    with _writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder, key, reader.name):
+    with locked(
+        folder / f"{key}.lock", f"{reader.name}: waiting for another process that reads it."
+    ):
         table = _open(folder / key, warn=True)  # another process may have been first
         if table is None:
-            with _writing(folder):
+            with writing(folder):
                 shutil.rmtree(folder / key, ignore_errors=True)
                 _write(folder / key, reader, known, known_from)
             table = _open(folder / key, warn=True)
@@ -140,7 +139,7 @@ def _open(entry: Path, *, warn: bool) -> Table | None:
     rows_file = entry / "rows.arrow"
     try:
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
-        found = {"format": FORMAT, "bytes": rows_file.stat().st_size, "crc32": _crc32(rows_file)}
+        found = {"format": FORMAT, "bytes": rows_file.stat().st_size, "crc32": crc32(rows_file)}
         if any(meta[name] != value for name, value in found.items()):
             raise ValueError("another size, checksum or format")
         names = [str(name) for name in meta["label_names"]]
@@ -172,7 +171,7 @@ def _write(entry: Path, reader: Reader, known: Sequence[str] | None, known_from:
         meta = {
             "format": FORMAT,
             "bytes": (part / "rows.arrow").stat().st_size,
-            "crc32": _crc32(part / "rows.arrow"),
+            "crc32": crc32(part / "rows.arrow"),
             "label_names": names,
         }
         (part / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
@@ -216,47 +215,6 @@ def _renumber(path: Path, numbers: list[int]) -> None:
                 columns = [batch.column("text"), labels]
                 sink.write_batch(pa.record_batch(columns, schema=schema))
     old_file.unlink()
-
-
-def _crc32(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            value = zlib.crc32(block, value)
-    return value
-
-
-@contextmanager
-def _locked(folder: Path, key: str, name: str) -> Generator[None, None, None]:
-    """Hold the entry's lock; say so when another process has it."""
-    lock = FileLock(folder / f"{key}.lock")
-    with _writing(folder):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.warning("%s: waiting for another process that reads it.", name)
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _writing(folder: Path) -> Generator[None, None, None]:
-    """Turn a full disk or a read-only folder into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            problem = f"No space is left in {folder} for the rows that were read: free some"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            problem = f"Rows cannot be kept in {folder}, it is not a folder that can be written"
-        else:
-            raise
-        raise SmolbenchError(
-            f"{problem}, or choose another folder with `--data.cache_dir DIR`."
-        ) from error
 
 
 # -- checks ---------------------------------------------------------------------------------------

@@ -8,23 +8,21 @@ size and checksum of every file.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import logging
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Generator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock, Timeout
 
+from smolbench.cache_folder import crc32, locked, writing
 from smolbench.errors import SmolbenchError
 from smolbench.progress import progress_bar
 
@@ -32,8 +30,6 @@ FORMAT = 1
 META = "meta.json"
 TOKEN_DTYPE = "<i4"
 OFFSET_DTYPE = "<i8"
-CRC_BLOCK = 1 << 22
-"""Bytes read at a time while checking."""
 
 EncodeFn = Callable[[Mapping[str, Sequence[Any]]], Mapping[str, Sequence[Any]]]
 """Turns a batch of examples, given as columns, into columns of token id lists or of numbers."""
@@ -148,9 +144,9 @@ def encode_to_cache(
     table = open_cache(folder, key)
     if table is not None:
         return table
-    with _writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder, key, description):
+    with locked(folder / f"{key}.lock", f"{description}: waiting for another process."):
         table = _open_or_remove(folder, key)  # another process may have been first
         if table is None:
             _write(folder, key, columns, n_rows, encode, description, chunk_rows)
@@ -171,7 +167,7 @@ def open_cache(folder: Path, key: str) -> TokenTable | None:
     except _DamagedError:
         pass
     # whoever holds the lock may just have replaced the damaged entry: look again before removing
-    with _locked(folder, key, f"Checking {key}"):
+    with locked(folder / f"{key}.lock", f"Checking {key}: waiting for another process."):
         return _open_or_remove(folder, key)
 
 
@@ -189,7 +185,7 @@ def _open_or_remove(folder: Path, key: str) -> TokenTable | None:
         log.warning(
             "The cached encoding %s is damaged (%s): it is made again.", folder / key, error
         )
-        with _writing(folder):
+        with writing(folder):
             shutil.rmtree(folder / key)
         return None
 
@@ -204,7 +200,7 @@ def _read(entry: Path, key: str) -> TokenTable:
             path = entry / name
             if path.stat().st_size != expected["bytes"]:
                 raise _DamagedError(f"{name} has {path.stat().st_size} bytes")
-            if _crc32(path) != expected["crc32"]:
+            if crc32(path) != expected["crc32"]:
                 raise _DamagedError(f"{name} has another checksum")
         ragged: dict[str, Ragged] = {}
         scalars: dict[str, npt.NDArray[Any]] = {}
@@ -242,7 +238,7 @@ def _write(
     shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
     writers: dict[str, _Writer] = {}
     try:
-        with _writing(folder):
+        with writing(folder):
             part.mkdir()
         with progress_bar(description, n_rows) as advance:
             for start in range(0, n_rows, chunk_rows):
@@ -251,7 +247,7 @@ def _write(
                 if start == 0:
                     if not encoded:
                         raise ValueError("encode returned no columns.")
-                    with _writing(folder):
+                    with writing(folder):
                         writers = {name: _new_writer(part, name, encoded[name]) for name in encoded}
                 if encoded.keys() != writers.keys():
                     raise ValueError(
@@ -264,10 +260,10 @@ def _write(
                             f"encode returned {len(rows)} rows of {name!r} for examples {start} to"
                             f" {stop - 1}; it must return one row per example."
                         )
-                    with _writing(folder):
+                    with writing(folder):
                         writers[name].append(rows, start)
                 advance(stop - start)
-        with _writing(folder):
+        with writing(folder):
             files = {
                 stream.path.name: {"bytes": stream.bytes, "crc32": stream.crc32}
                 for writer in writers.values()
@@ -406,44 +402,3 @@ def _map(path: Path, dtype: str) -> npt.NDArray[Any]:
         return np.zeros(0, dtype=dtype)
     # a plain view: slicing a np.memmap object costs several times as much
     return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
-
-
-def _crc32(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(CRC_BLOCK):
-            value = zlib.crc32(block, value)
-    return value
-
-
-@contextmanager
-def _locked(folder: Path, key: str, description: str) -> Generator[None, None, None]:
-    """Hold the entry's lock; say so when another process has it."""
-    lock = FileLock(folder / f"{key}.lock")
-    with _writing(folder):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.warning("%s: waiting for another process that does the same.", description)
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _writing(folder: Path) -> Generator[None, None, None]:
-    """Turn a full disk or a read-only folder into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            problem = f"No space is left in {folder} for encoded examples: free some"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            problem = f"Encoded examples cannot be stored in {folder}, it is not writable"
-        else:
-            raise
-        raise SmolbenchError(
-            f"{problem}, or choose another folder with `--data.cache_dir DIR`."
-        ) from error

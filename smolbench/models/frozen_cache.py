@@ -12,16 +12,15 @@ from __future__ import annotations
 import json
 import logging
 import time
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from filelock import FileLock, Timeout
 
+from smolbench.cache_folder import crc32, locked, writing
 from smolbench.errors import SmolbenchError
 from smolbench.files import write_atomically
 from smolbench.progress import progress_bar
@@ -131,7 +130,9 @@ def cached_outputs(
     found = _open(entry, rows, width) if ranks.rank == 0 else None
     if ranks.agree(found is not None):
         return found or _open_shared(entry, rows, width)
-    lock: AbstractContextManager[None] = _locked(entry) if ranks.rank == 0 else nullcontext()
+    lock: AbstractContextManager[None] = nullcontext()
+    if ranks.rank == 0:
+        lock = locked(entry / "lock", f"Another process is computing {entry}; waiting for it.")
     with lock:
         # another job may have filled it while this one waited
         found = _open(entry, rows, width) if ranks.rank == 0 else None
@@ -160,7 +161,7 @@ def _fill(
     if ranks.rank == 0:
         _allocate(entry, rows * width * 4, len(blocks) * 4)
     ranks.barrier()
-    with _writing(entry):
+    with writing(entry):
         outputs = np.memmap(entry / _OUTPUTS, dtype=np.float32, mode="r+", shape=(rows, width))
         seconds = np.memmap(entry / _SECONDS, dtype=np.float32, mode="r+", shape=(len(blocks),))
     mine = range(ranks.rank, len(blocks), ranks.world_size)
@@ -173,7 +174,7 @@ def _fill(
         with progress_bar(description, sum(len(blocks[n]) for n in missing)) as advance:
             for n in missing:
                 computed = compute(blocks[n])
-                with _writing(entry):
+                with writing(entry):
                     outputs[blocks[n]] = computed
                     outputs.flush()  # the values must be in the file before the mark that says so
                 now = time.perf_counter()
@@ -186,7 +187,7 @@ def _fill(
 
 def _allocate(entry: Path, outputs_size: int, seconds_size: int) -> None:
     """Make files of zeros of these sizes in bytes, unless an earlier pass has made them."""
-    with _writing(entry):
+    with writing(entry):
         if _size(entry / _OUTPUTS) != outputs_size:
             # marks without their outputs would pass zeros off as computed
             (entry / _SECONDS).unlink(missing_ok=True)
@@ -208,7 +209,7 @@ def _write_zeros(path: Path, size: int) -> None:
 
 
 def _seal(entry: Path, rows: int, width: int, world_size: int) -> None:
-    with _writing(entry):
+    with writing(entry):
         seconds = np.fromfile(entry / _SECONDS, dtype=np.float32)
         if not seconds.all():
             raise SmolbenchError(
@@ -220,7 +221,7 @@ def _seal(entry: Path, rows: int, width: int, world_size: int) -> None:
             "rows": rows,
             "width": width,
             "seconds": float(seconds.sum()) / world_size,  # ranks work side by side
-            "crc32": _checksum(entry / _OUTPUTS),
+            "crc32": crc32(entry / _OUTPUTS),
         }
         write_atomically(entry / _META, json.dumps(meta))
 
@@ -235,7 +236,7 @@ def _open(entry: Path, rows: int, width: int) -> CachedOutputs | None:
         intact = (
             meta["format"] == _FORMAT
             and (meta["rows"], meta["width"]) == (rows, width)
-            and meta["crc32"] == _checksum(entry / _OUTPUTS)
+            and meta["crc32"] == crc32(entry / _OUTPUTS)
         )
         seconds = float(meta["seconds"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -250,7 +251,7 @@ def _discard_damaged(entry: Path) -> None:
     """Remove what was finished once and cannot be opened. Needs the entry's lock."""
     if (entry / _META).is_file():
         log.warning("The cached outputs in %s are damaged; they are computed again.", entry)
-        with _writing(entry):
+        with writing(entry):
             for name in (_META, _SECONDS, _OUTPUTS):
                 (entry / name).unlink(missing_ok=True)
 
@@ -264,40 +265,3 @@ def _open_shared(entry: Path, rows: int, width: int) -> CachedOutputs:
             "folder must be on a disk that all ranks share (--data.cache_dir)."
         )
     return found
-
-
-@contextmanager
-def _locked(entry: Path) -> Iterator[None]:
-    """Hold the entry's lock; say so when another process has it."""
-    lock = FileLock(entry / "lock")
-    with _writing(entry):
-        entry.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.warning("Another process is computing %s; waiting for it.", entry)
-            lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _checksum(path: Path) -> int:
-    state = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            state = zlib.crc32(block, state)
-    return state
-
-
-@contextmanager
-def _writing(entry: Path) -> Iterator[None]:
-    """Turn a full disk or a read-only folder into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise SmolbenchError(
-            f"The cache folder {entry.parent} cannot be written ({error.strerror or error}); free "
-            "some space, or choose another folder with --data.cache_dir DIR."
-        ) from error

@@ -378,7 +378,7 @@ def test_a_full_disk_is_a_sentence_and_its_rest_is_repaired(folder, undisturbed,
     network = Network()
     with monkeypatch.context() as patch:
         patch.setattr(frozen_cache, "_write_zeros", full)
-        with pytest.raises(SmolbenchError, match=r"No space left.*--data\.cache_dir"):
+        with pytest.raises(SmolbenchError, match=r"No space is left.*--data\.cache_dir"):
             run(folder, network)
     assert network.loaded == 0
     assert np.array_equal(run(folder, Network()).outputs, undisturbed)
@@ -425,7 +425,7 @@ def test_a_read_only_folder_is_a_sentence_also_for_root(folder, monkeypatch):
 
 def test_a_complete_entry_is_read_from_a_read_only_folder(folder, monkeypatch):
     run(folder, Network())
-    monkeypatch.setattr(frozen_cache, "_locked", lambda entry: pytest.fail("it was locked"))
+    monkeypatch.setattr(frozen_cache, "locked", lambda *_: pytest.fail("it was locked"))
     assert run(folder, Network()).reused
 
 
