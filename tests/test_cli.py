@@ -863,13 +863,14 @@ def test_ctrl_c_while_data_is_prepared(monkeypatch, cli, folder_here):
     def interrupt(self):
         os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.getsignal(signal.SIGINT)  # a job in the background ignores Ctrl-C
     monkeypatch.setattr("smolbench.data.datamodule.TextDataModule.prepare_data", interrupt)
     outcome = cli("fit", *FEW, ONE_EPOCH)
     assert outcome.status == 130
     assert "--ckpt_path last" not in outcome.err  # there is no run yet
     assert "Traceback" not in outcome.err
     assert not runs(folder_here)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_full_disk_is_a_sentence(monkeypatch, refused, folder_here):
