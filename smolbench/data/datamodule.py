@@ -28,7 +28,7 @@ from smolbench.data.sources import (
     select,
     stratified_split,
 )
-from smolbench.data.token_cache import EncodeFn, TokenTable, encode_to_cache, open_cache
+from smolbench.data.token_cache import EncodeFn, TokenTable, encode_to_cache
 from smolbench.digest import digest, text_digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
@@ -267,9 +267,6 @@ class TextDataModule(LightningDataModule):
             name_on_disk = digest(
                 {"encoder": dict(key), "examples": _examples_digest(examples), "rows": len(split)}
             )
-        table = open_cache(folder, name_on_disk)
-        if table is not None:
-            return table
         return encode_to_cache(
             folder,
             name_on_disk,
