@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import signal
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Protocol
 
@@ -354,7 +353,6 @@ class BatchLoader:
             pin_memory=self.pin_memory,
             # the seed that every iterator draws must not come from the random state of the training
             generator=torch.Generator(),
-            worker_init_fn=_leave_signals_to_the_main_process,
         )
         for batch in inner:
             self._yielded += 1
@@ -385,16 +383,6 @@ class BatchLoader:
             )
         self._resume = (epoch, batches)
         self.plan.set_epoch(epoch)
-
-
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Keep a worker going when the whole job is told to stop.
-
-    The main process finishes its step and ends its workers; one that died first would make that
-    step fail.
-    """
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
 
 
 class _Batches(Dataset[dict[str, torch.Tensor]]):
