@@ -48,6 +48,26 @@ class ResultsWriter(Callback):
         self._status_before: str | None = None
         self._silent = False
 
+    def claim(self, folder: Path) -> None:
+        """Make a folder a run's that has not begun: downloads and encoding come before it.
+
+        A run that is killed in them is then found by ``--ckpt_path last`` like any other.
+        """
+        self.folder = folder
+        self._write_config()
+        write_results(folder, {**self.identity, "status": "running", "attempts": 0})
+
+    def withdraw(self) -> None:
+        """Give up a claim if the run has never begun."""
+        path = self.folder / FILE_NAME
+        if path.is_file() and read_results(self.folder).get("attempts") == 0:
+            path.unlink()
+            (self.folder / "config.yaml").unlink(missing_ok=True)
+
+    def _write_config(self) -> None:
+        if self.config is not None:
+            write_atomically(self.folder / "config.yaml", self.config)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say that the stage runs."""
         self.folder = run_folder(trainer)
@@ -73,8 +93,7 @@ class ResultsWriter(Callback):
                     self.results[own] = value
         if known and stage != "fit":
             return  # nothing changes before there is a result, nor if there is none
-        if self.config is not None:
-            write_atomically(self.folder / "config.yaml", self.config)
+        self._write_config()
         write_results(self.folder, self.results)
         environment = {
             "command": sys.argv,

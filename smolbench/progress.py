@@ -1,4 +1,4 @@
-"""Progress of long jobs outside the Trainer's loops: encoding, downloading, frozen passes."""
+"""Progress of long jobs outside the Trainer's loops: encoding, downloads, frozen passes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 
@@ -19,6 +19,9 @@ DELAY_S = 2.0
 
 REDRAW_S = 0.2
 """Seconds between two drawings."""
+
+BYTES = "bytes"
+"""Unit that is shown with its multiples."""
 
 
 @contextmanager
@@ -53,11 +56,11 @@ def progress_bar(
 class _Bar:
     """One job's progress, drawn late."""
 
-    def __init__(self, description: str, total: int | None, unit: str) -> None:
+    def __init__(self, description: str, total: int | None, unit: str, done: int = 0) -> None:
         self.description = description
         self.total = total
         self.unit = unit
-        self.done = 0
+        self.done = done
         self.started = time.monotonic()
         self._progress: Progress | None = None
         self._task: TaskID | None = None
@@ -69,7 +72,12 @@ class _Bar:
         if self._progress is None and self._drawable and self.seconds > DELAY_S:
             self._draw()
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=self.done)
+            self._progress.update(
+                self._task,
+                completed=self.done,
+                total=self.total,
+                description=self.description,
+            )
             # inside another live display nothing but this redraws the bar
             if time.monotonic() - self._redrawn > REDRAW_S:
                 self._progress.refresh()
@@ -84,6 +92,7 @@ class _Bar:
         from rich import get_console
         from rich.progress import (
             BarColumn,
+            DownloadColumn,
             MofNCompleteColumn,
             Progress,
             ProgressColumn,
@@ -91,6 +100,7 @@ class _Bar:
             TextColumn,
             TimeElapsedColumn,
             TimeRemainingColumn,
+            TransferSpeedColumn,
         )
         from rich.text import Text
 
@@ -104,12 +114,15 @@ class _Bar:
         if not console.is_terminal:
             self._drawable = False
             return
+        amounts: tuple[ProgressColumn, ...]
+        if self.unit == BYTES:
+            amounts = (DownloadColumn(), TransferSpeedColumn())
+        else:
+            amounts = (MofNCompleteColumn(), TextColumn(self.unit), RateColumn())
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(self.unit),
-            RateColumn(),
+            *amounts,
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
@@ -129,8 +142,53 @@ class _Bar:
     def finish(self) -> None:
         self.stop()
         if self._progress is None and self.seconds > DELAY_S:
-            line = f"{self.description}: {self.done:,} {self.unit} in {self.seconds:.0f} s"
+            amount = f"{self.done:,} {self.unit}"
+            if self.unit == BYTES:
+                amount = f"{self.done / 2**20:,.1f} MiB"
+            line = f"{self.description}: {amount} in {self.seconds:.0f} s"
             print(line, file=sys.stderr, flush=True)
+
+
+def draw_library_bars() -> None:
+    """Let downloads by huggingface_hub and datasets draw the bars that everything else draws.
+
+    Neither can be told which progress bar to use, but each has one class for all of them. It keeps
+    counting; what it shows is replaced, for the rest of the process.
+    """
+    import datasets.utils  # lazy: import cost
+    import huggingface_hub.utils
+
+    hub_bar = huggingface_hub.utils.tqdm  # type: ignore[attr-defined] # not listed, yet documented
+    for bar_class in (hub_bar, datasets.utils.tqdm):
+        _draw_with_rich(bar_class)
+
+
+def _draw_with_rich(bar_class: Any) -> None:  # noqa: ANN401 - a subclass of tqdm, which is untyped
+    if hasattr(bar_class, "_bar"):
+        return
+    count, stop_counting = bar_class.__init__, bar_class.close
+
+    def start(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        count(self, *args, **{**kwargs, "gui": True})  # to tqdm: somebody else draws
+        if not self.disable and _rank() == 0:
+            unit = BYTES if self.unit == "B" else self.unit.strip()
+            self._bar = _Bar(self.desc or "Downloading", self.total, unit, done=self.n)
+
+    def display(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        if self._bar is not None:
+            self._bar.description, self._bar.total = self.desc or "Downloading", self.total
+            self._bar.advance(self.n - self._bar.done)
+
+    def close(self: Any) -> None:  # noqa: ANN401
+        display(self)
+        if self._bar is not None:
+            complete = self.total is None or self.n >= self.total
+            self._bar.finish() if complete else self._bar.stop()
+            self._bar = None
+        stop_counting(self)
+
+    bar_class._bar = None
+    bar_class.__init__, bar_class.display, bar_class.close = start, display, close
 
 
 def _ignore(_count: int) -> None:

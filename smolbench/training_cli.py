@@ -44,6 +44,7 @@ from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.invocation import SUBCOMMANDS, Invocation, Subcommand, read_invocation
 from smolbench.predicting import check_output, read_texts, write_predictions
+from smolbench.progress import draw_library_bars
 from smolbench.recipes import DEFAULTS
 from smolbench.runs.results import FILE_NAME
 from smolbench.runs.run_dir import make_folder, new_run_dir
@@ -333,6 +334,7 @@ class SmolCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401 - as Lightning types it
         """A Trainer that writes into the run folder, with the callbacks every run has."""
+        draw_library_bars()
         config = self._get(self.config_init, "trainer", default={})
         callbacks = config["callbacks"] or []
         if not isinstance(callbacks, list):
@@ -346,10 +348,10 @@ class SmolCLI(LightningCLI):
             MetricsCSV(),
         ]
         # last, so that it finds all other measurements complete
-        writer = ResultsWriter(self.identity, self.config_text)
+        self.writer = ResultsWriter(self.identity, self.config_text)
         if config["enable_progress_bar"] is not False:
             always.append(RichProgressBar(leave=False))
-        callbacks = [*always, *callbacks, writer]
+        callbacks = [*always, *callbacks, self.writer]
         if self.call.subcommand == "predict":
             # a few texts, whatever the run was trained on: each rank would see a part of them only
             kwargs |= {"devices": 1, "num_nodes": 1, "strategy": "auto", "plugins": None}
@@ -362,8 +364,24 @@ class SmolCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Say where the run goes."""
-        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            log.info("Run folder: %s", self.folder)
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        log.info("Run folder: %s", self.folder)
+        if self._begins:
+            self.writer.claim(self.folder)
+
+    @property
+    def _begins(self) -> bool:
+        """Whether this process is the one that makes a new run's folder."""
+        return getattr(rank_zero_only, "rank", 0) == 0 and not self.call.resumes
+
+    def fit(self, **kwargs: Any) -> None:  # noqa: ANN401 - as Lightning types it
+        """Train; what fails before the training begins leaves no run behind."""
+        try:
+            self.trainer.fit(**kwargs)
+        finally:
+            if self._begins:
+                self.writer.withdraw()
 
     def after_fit(self) -> None:
         """Print what came out."""
@@ -413,9 +431,8 @@ class SmolCLI(LightningCLI):
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             log.info("fast_dev_run went through; nothing was written.")
             return
-        writer = next(c for c in self.trainer.callbacks if isinstance(c, ResultsWriter))  # type: ignore[attr-defined]
         if self.trainer.is_global_zero:
-            print_summary(writer.results, self.folder, splits=splits)
+            print_summary(self.writer.results, self.folder, splits=splits)
 
 
 def _read_settings(path: Path) -> Settings:

@@ -17,6 +17,8 @@ import yaml
 
 import smolbench
 from smolbench.cli import main
+from smolbench.data import IMDbDataModule
+from smolbench.errors import SmolbenchError
 from tests.helpers.command import (
     FEW,
     ONE_EPOCH,
@@ -821,6 +823,23 @@ def test_max_steps_resumes_exactly(cli, folder_here, fraction, hook, n):
     assert ("starts from the beginning" in resumed.err) == (n == 1)
     assert cli("fit", *options, "--run_dir=parts", "--ckpt_path=last").status == 0
     assert_equal_runs(folder_here / "whole", folder_here / "parts")
+
+
+def test_a_kill_before_the_training_begins_leaves_a_run_that_goes_on(cli, folder_here, monkeypatch):
+    def kill(self):
+        # what a kill would leave; an error leaves nothing
+        shutil.copytree("runs", "killed")
+        raise SmolbenchError("The disk is full.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(IMDbDataModule, "prepare_data", kill)
+        assert cli("fit", *FEW, ONE_EPOCH).status == 2
+    assert not Path("runs").exists()
+    (killed,) = runs(Path("killed"))
+    assert results(killed)["status"] == "running"
+    assert cli("fit", *FEW, ONE_EPOCH, "--runs_dir=killed", "--ckpt_path=last").status == 0
+    assert runs(Path("killed")) == [killed]
+    assert (results(killed)["status"], results(killed)["attempts"]) == ("finished", 1)
 
 
 def test_a_kill_leaves_running_and_a_test_does_not_hide_it(cli, folder_here):

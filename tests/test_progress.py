@@ -106,3 +106,72 @@ def test_the_rank_outside_of_lightning(clock, capsys, monkeypatch, variable):
     monkeypatch.setenv(variable, "0")
     run(clock, seconds=30)
     assert "Encoding" in capsys.readouterr().err
+
+
+@pytest.fixture
+def library_bar():
+    """A class such as huggingface_hub has, drawn by us."""
+    from tqdm.auto import tqdm
+
+    bar_class = type("LibraryBar", (tqdm,), {})
+    progress._draw_with_rich(bar_class)
+    return bar_class
+
+
+def download(library_bar, clock, seconds=10, complete=True):
+    bar = library_bar(total=10 * 2**20, initial=2**20, unit="B", unit_scale=True, desc="weights")
+    for _ in range(9 if complete else 4):
+        clock.now += seconds / 9
+        bar.update(2**20)
+        bar.refresh()
+    bar.close()
+
+
+def test_a_download_of_a_library_is_drawn_like_everything_else(library_bar, clock, console, capsys):
+    download(library_bar, clock)
+    drawn = console.file.getvalue()
+    assert "weights" in drawn
+    assert "10.5/10.5 MB" in drawn
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_download_leaves_a_line_where_there_is_no_terminal(library_bar, clock, capsys):
+    download(library_bar, clock)
+    assert capsys.readouterr() == ("", "weights: 10.0 MiB in 10 s\n")
+
+
+def test_a_short_or_broken_download_leaves_none(library_bar, clock, capsys):
+    download(library_bar, clock, seconds=1)
+    download(library_bar, clock, complete=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_iterated_library_bar_counts(library_bar, clock, capsys):
+    for _ in library_bar(range(20), desc="Generating", unit=" examples", mininterval=0):
+        clock.now += 1
+    assert capsys.readouterr() == ("", "Generating: 20 examples in 20 s\n")
+
+
+def test_a_library_bar_that_is_switched_off_stays_so(library_bar, clock, capsys):
+    for _ in library_bar(range(20), disable=True):
+        clock.now += 1
+    assert capsys.readouterr() == ("", "")
+
+
+def test_both_libraries_bars_are_replaced_once():
+    import datasets.utils
+    import huggingface_hub.utils
+
+    classes = [huggingface_hub.utils.tqdm, datasets.utils.tqdm]
+    before = [vars(bar_class).get("_bar", "none of ours") for bar_class in classes]
+    saved = [(c.__init__, c.display, c.close) for c in classes]
+    try:
+        progress.draw_library_bars()
+        once = [(c.__init__, c.display, c.close) for c in classes]
+        progress.draw_library_bars()
+        assert [(c.__init__, c.display, c.close) for c in classes] == once
+    finally:
+        if "none of ours" in before:
+            for bar_class, (init, display, close) in zip(classes, saved, strict=True):
+                bar_class.__init__, bar_class.display, bar_class.close = init, display, close
+                del bar_class._bar

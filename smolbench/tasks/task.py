@@ -41,6 +41,8 @@ class BaseTask(LightningModule):
     """Whether all scored weights come pretrained, so that testing needs no checkpoint."""
     method: str
     """How the model is adapted, as it stands in results: ``probe``, ``full``, ``lora``..."""
+    convention: str | None = None
+    """Which of several rules in use the scores follow; ``None`` where there is but one."""
     pad_token_id: int = 0
 
     def __init__(
@@ -158,6 +160,7 @@ class BaseTask(LightningModule):
         return {
             "task": type(self).__name__,
             "method": self.method,
+            "convention": self.convention,
             "model/trainable_params": trainable,
         }
 
