@@ -57,7 +57,7 @@ class Intruder(Callback):
 
     def setup(self, trainer, pl_module, stage):
         """Write down which rows this rank's frozen network reads."""
-        start_pass = pl_module._start_pass
+        start_pass = pl_module.frozen.start_pass
         log = Path(os.environ["ROWS_LOG"] + f".{trainer.global_rank}")
 
         def counting(*args):
@@ -70,7 +70,7 @@ class Intruder(Callback):
 
             return compute_and_log
 
-        pl_module._start_pass = counting
+        pl_module.frozen.start_pass = counting
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         """Kill all ranks, send a signal to this one, or fail on it."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,19 +12,17 @@ from lightning.pytorch import Callback
 
 from smolbench.callbacks.threads import TrainingThreads
 from smolbench.data.batching import ArrayRows
-from smolbench.data.token_cache import Ragged, TokenTable
+from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
-from smolbench.models.backbone import Backbone, DType, Facts, hidden_states, shared_prefix
-from smolbench.models.frozen_cache import CachedOutputs, cached_outputs, plan_blocks
+from smolbench.models.backbone import Backbone, DType, Facts
+from smolbench.models.features import FrozenFeatures, Pooling
 from smolbench.models.heads import HeadName, build_head
 from smolbench.models.template import TemplateEncoder
 from smolbench.tasks.classification import Batch, ClassificationTask
 from smolbench.tasks.ranks import TrainerRanks
 from smolbench.tasks.task import Schedule
-
-Pooling = Literal["anchor", "first", "last", "mean", "max"]
 
 
 class ProbeTask(ClassificationTask):
@@ -116,7 +113,6 @@ class ProbeTask(ClassificationTask):
         self._truncation_side: Literal["left", "right"] = truncation_side
         self.backbone = Backbone(backbone, revision, dtype, layer)
         self.head: torch.nn.Module | None = None
-        self._caches: dict[str, tuple[CachedOutputs, int]] = {}
 
     # -- text to token ids ------------------------------------------------------------------------
 
@@ -152,16 +148,20 @@ class ProbeTask(ClassificationTask):
     # -- token ids to features --------------------------------------------------------------------
 
     @cached_property
+    def frozen(self) -> FrozenFeatures:
+        """What computes and keeps the features."""
+        return FrozenFeatures(
+            self.backbone,
+            self.encoder,
+            pooling=self.pooling,
+            anchor=self.anchor,
+            pass_tokens=self.pass_tokens,
+        )
+
+    @property
     def backbone_facts(self) -> Facts:
         """Width, direction and size of the backbone."""
-        facts = self.backbone.facts(self.device)
-        if self.pooling == "first" and facts.causal and self.encoder.shared_ids:
-            raise SmolbenchError(
-                "model.pooling 'first' takes the first token of the row, and a causal backbone has "
-                "seen nothing but the template's beginning there: every text would get the same "
-                "features. Use another pooling, or a template that starts with {text}."
-            )
-        return facts
+        return self.frozen.facts(self.device)
 
     def rows(self, split: str, table: TokenTable, labels: np.ndarray | None) -> ArrayRows:
         """Features of a split, from the cache or computed now.
@@ -171,76 +171,18 @@ class ProbeTask(ClassificationTask):
             table: The split's token ids.
             labels: Classes, shape ``(N,)``; ``None`` for texts to predict.
         """
-        cached = self._features(split, table)
-        self._caches[split] = (cached, int(table.ragged["input_ids"].lengths.sum()))
-        arrays = {"features": cached.outputs}
+        asked = getattr(getattr(self.trainer, "datamodule", None), "cache_dir", None)
+        features = self.frozen.of_split(
+            split,
+            table,
+            device=self.device,
+            cache_dir=cache_root(asked),
+            ranks=TrainerRanks(self.trainer),
+        )
+        arrays = {"features": features}
         if labels is not None:
             arrays["labels"] = labels
         return ArrayRows(arrays)
-
-    def _features(self, split: str, table: TokenTable) -> CachedOutputs:
-        facts = self.backbone_facts
-        tokens = table.ragged["input_ids"]
-        own_prefix = [] if facts.causal else self.encoder.shared_ids
-        key = digest(
-            {
-                "features": 1,
-                "tokens": table.key,
-                "model": self.backbone.name,
-                "revision": self.backbone.revision,
-                "dtype": str(self.backbone.dtype(self.device)),
-                "layer": self.backbone.layer,
-                "pooling": self.pooling,
-                "anchor": self.anchor,
-                "pass_tokens": self.pass_tokens,
-            }
-        )
-        return cached_outputs(
-            self._cache_dir() / "features",
-            key,
-            width=facts.width,
-            blocks=plan_blocks(tokens.lengths + len(own_prefix), self.pass_tokens),
-            start_compute=lambda: self._start_pass(tokens, table.scalars["text_length"]),
-            description=f"{self.backbone.name} reads {split}",
-            ranks=TrainerRanks(self.trainer),
-        )
-
-    def _cache_dir(self) -> Path:
-        return cache_root(getattr(getattr(self.trainer, "datamodule", None), "cache_dir", None))
-
-    def _start_pass(
-        self, tokens: Ragged, text_lengths: np.ndarray
-    ) -> Callable[[np.ndarray], np.ndarray]:
-        """Load the backbone; returns what computes the features of a block of rows."""
-        device = self.device
-        model = self.backbone.load(device)
-        shared_ids = self.encoder.shared_ids
-        causal = self.backbone_facts.causal
-        prefix = shared_prefix(model, shared_ids) if causal and shared_ids else None
-        # a network that cannot share the beginning must read it in every row
-        in_front = torch.tensor(shared_ids if prefix is None else [], dtype=torch.long)
-        offset = self.encoder.anchor_offset(self.anchor) if self.anchor is not None else 0
-
-        def compute(rows: np.ndarray) -> np.ndarray:
-            ids = torch.from_numpy(tokens.padded(rows, fill=0))
-            lengths = torch.from_numpy(tokens.lengths[rows])
-            ids = torch.cat([in_front.expand(len(rows), -1), ids], dim=1)
-            first = len(in_front)
-            mask = torch.arange(ids.shape[1]) < (lengths + first)[:, None]
-            with torch.inference_mode():
-                states = hidden_states(
-                    model,
-                    self.backbone.layer,
-                    ids.to(device),
-                    # causal rows never look at their padding, which stands on the right
-                    None if causal else mask.long().to(device),
-                    prefix,
-                )
-                texts = torch.from_numpy(text_lengths[rows])
-                features = pool(states, self.pooling, lengths + first, first, texts, offset)
-            return features.cpu().numpy()
-
-        return compute
 
     # -- features to logits -----------------------------------------------------------------------
 
@@ -277,6 +219,7 @@ class ProbeTask(ClassificationTask):
             "encoder": digest(self.encoder_key()),
             "template": self._template,
             "max_length": self._max_length,
+            "truncation_side": self._truncation_side,
             "layer": self.backbone.layer,
             "pooling": self.pooling,
             "anchor": self.anchor,
@@ -294,57 +237,4 @@ class ProbeTask(ClassificationTask):
             "model/total_params": self.backbone_facts.parameters + own,
             "model/dtype": str(self.backbone.dtype(self.device)).removeprefix("torch."),
         }
-        if "train" in self._caches:  # `validate` alone must not pass its cost off as the training's
-            fitted = [self._caches[name] for name in ("train", "val") if name in self._caches]
-            seconds = sum(cache.seconds for cache, _ in fitted)
-            facts["cost/cache_s"] = seconds
-            facts["cost/cache_reused"] = all(cache.reused for cache, _ in fitted)
-            facts["cost/cache_samples_per_s"] = sum(len(c.outputs) for c, _ in fitted) / seconds
-            facts["cost/cache_tokens_per_s"] = sum(tokens for _, tokens in fitted) / seconds
-        if "test" in self._caches:
-            cache, tokens = self._caches["test"]
-            facts["cost/test_cache_s"] = cache.seconds
-            # testing costs the backbone's pass; the head's share is a key of its own
-            facts["cost/test_samples_per_s"] = len(cache.outputs) / cache.seconds
-            facts["cost/test_tokens_per_s"] = tokens / cache.seconds
-        return facts
-
-
-def pool(
-    states: torch.Tensor,
-    pooling: Pooling,
-    lengths: torch.Tensor,
-    first: int,
-    text_lengths: torch.Tensor,
-    anchor_offset: int,
-) -> torch.Tensor:
-    """One vector per row.
-
-    Args:
-        states: Hidden states of right-padded rows, shape ``(B, T, D)``.
-        pooling: Where the vector is taken.
-        lengths: Real tokens per row, shape ``(B,)``.
-        first: Where the text starts in every row.
-        text_lengths: Tokens of the text itself, shape ``(B,)``; a text without tokens is pooled
-            over what follows it.
-        anchor_offset: Place of the anchor behind the text, in tokens.
-
-    Returns:
-        Features, float32, shape ``(B, D)``.
-    """
-    device = states.device
-    lengths, text_lengths = lengths.to(device), text_lengths.to(device)
-    rows = torch.arange(len(states), device=device)
-    if pooling == "first":
-        return states[:, 0].float()
-    if pooling == "last":
-        return states[rows, lengths - 1].float()
-    if pooling == "anchor":
-        return states[rows, first + text_lengths + anchor_offset].float()
-    stop = torch.where(text_lengths > 0, first + text_lengths, lengths)[:, None]
-    places = torch.arange(states.shape[1], device=device)
-    inside = ((places >= first) & (places < stop))[:, :, None]
-    if pooling == "mean":
-        total = states.float().masked_fill(~inside, 0).sum(dim=1)
-        return total / inside.sum(dim=1)
-    return states.float().masked_fill(~inside, float("-inf")).amax(dim=1)
+        return facts | self.frozen.costs()

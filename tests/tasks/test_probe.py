@@ -16,7 +16,8 @@ from smolbench.data.batching import BatchPlan
 from smolbench.data.token_cache import encode_to_cache
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
-from smolbench.models.backbone import Backbone
+from smolbench.models import features as features_module
+from smolbench.models.backbone import Backbone, hidden_states
 from smolbench.tasks import ProbeTask
 from tests.helpers.tiny import (
     BIDIRECTIONAL,
@@ -468,7 +469,7 @@ def checkpoint(tmp_path_factory):
         ),
         ({"template": "{text}"}, ["template was 'A review of a film: {text}", "is '{text}'"]),
         ({"max_length": 61}, ["max_length was 60, is 61"]),
-        ({"truncation_side": "left"}, ["encoder was"]),
+        ({"truncation_side": "left"}, ["encoder was", "truncation_side was 'right', is 'left'"]),
         ({"head": "linear"}, ["head was 'mlp', is 'linear'", "hidden_size was 384, is None"]),
         ({"hidden_size": 8}, ["hidden_size was 384, is 8"]),
     ],
@@ -538,6 +539,32 @@ def test_facts_count_the_backbone_and_time_the_frozen_passes(tmp_path):
     again, _ = fit(tmp_path)
     assert again.facts()["cost/cache_reused"] is True
     assert again.facts()["cost/cache_s"] == facts["cost/cache_s"]
+
+
+@pytest.mark.parametrize(
+    ("name", "pass_tokens"), [("llama", 1), ("llama", 90), ("llama", 9999), ("bert", 90)]
+)
+def test_padding_is_what_the_backbone_reads_beside_the_texts(name, pass_tokens, cache, monkeypatch):
+    read = []
+
+    def spy(model, layer, ids, mask, prefix):
+        read.append(ids.numel())
+        return hidden_states(model, layer, ids, mask, prefix)
+
+    monkeypatch.setattr(features_module, "hidden_states", spy)
+    task = probe(name, pass_tokens=pass_tokens)
+    features(task, cache)
+    own = task.encode({"text": TEXTS})["input_ids"]
+    # only a causal backbone reads the beginning that all rows share but once
+    shared = len(task.encoder.shared_ids) if name == "bert" else 0
+    share = task.facts()["cost/padding_share"]
+    assert share == pytest.approx(1 - sum(len(row) + shared for row in own) / sum(read))
+    assert (share > 0) == (pass_tokens > 1)
+
+    reused = probe(name, pass_tokens=pass_tokens)
+    features(reused, cache)
+    assert reused.facts()["cost/cache_reused"]
+    assert reused.facts()["cost/padding_share"] == share
 
 
 def test_an_interrupted_evaluation_leaves_nothing_behind(tmp_path):

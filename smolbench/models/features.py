@@ -1,0 +1,238 @@
+"""Features of a frozen backbone: one vector per text, computed once and kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from smolbench.data.token_cache import TokenTable
+from smolbench.digest import digest
+from smolbench.errors import SmolbenchError
+from smolbench.models.backbone import Backbone, Facts, hidden_states, shared_prefix
+from smolbench.models.frozen_cache import CachedOutputs, Ranks, cached_outputs, plan_blocks
+from smolbench.models.template import TemplateEncoder
+
+Pooling = Literal["anchor", "first", "last", "mean", "max"]
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What the pass over one split has read.
+
+    Attributes:
+        cached: The features, and what they took.
+        tokens: Real tokens, without what all rows share.
+        planned: Real tokens as they stand in the blocks.
+        padded: The blocks' size in tokens, padding included.
+    """
+
+    cached: CachedOutputs
+    tokens: int
+    planned: int
+    padded: int
+
+
+class FrozenFeatures:
+    """Turns tables of token ids into features that are computed once and kept on disk.
+
+    Args:
+        backbone: The frozen network, with the layer to take.
+        encoder: What made the token ids; it knows the beginning that all rows share.
+        pooling: Where the vector of a row is taken, see :func:`pool`.
+        anchor: The word of the template for the pooling ``anchor``.
+        pass_tokens: Most tokens, padding included, that the network reads at once.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        encoder: TemplateEncoder,
+        *,
+        pooling: Pooling,
+        anchor: str | None = None,
+        pass_tokens: int = 4096,
+    ) -> None:
+        self.backbone = backbone
+        self.encoder = encoder
+        self.pooling: Pooling = pooling
+        self.anchor = anchor
+        self.pass_tokens = pass_tokens
+        self._facts: Facts | None = None
+        self._passes: dict[str, _Pass] = {}
+
+    def facts(self, device: torch.device) -> Facts:
+        """Width, direction and size of the backbone.
+
+        Raises:
+            SmolbenchError: If the layer does not exist, or all texts would get the same features.
+        """
+        if self._facts is None:
+            facts = self.backbone.facts(device)
+            if self.pooling == "first" and facts.causal and self.encoder.shared_ids:
+                raise SmolbenchError(
+                    "model.pooling 'first' takes the first token of the row, and a causal backbone "
+                    "has seen nothing but the template's beginning there: every text would get the "
+                    "same features. Use another pooling, or a template that starts with {text}."
+                )
+            self._facts = facts
+        return self._facts
+
+    def of_split(
+        self,
+        split: str,
+        table: TokenTable,
+        *,
+        device: torch.device,
+        cache_dir: Path,
+        ranks: Ranks | None = None,
+    ) -> np.ndarray:
+        """Features of a split's texts, from the cache or computed now.
+
+        Args:
+            split: Name of the split, for the progress bar and :meth:`costs`.
+            table: The texts as the encoder gave them: ``input_ids`` and ``text_length``.
+            device: Where the network runs.
+            cache_dir: Root of the caches.
+            ranks: The job's other processes, which share the pass; none if not given.
+
+        Returns:
+            Memory-mapped float32, shape ``(N, D)``.
+        """
+        facts = self.facts(device)
+        tokens = table.ragged["input_ids"]
+        own_prefix = [] if facts.causal else self.encoder.shared_ids
+        lengths = tokens.lengths + len(own_prefix)
+        blocks = plan_blocks(lengths, self.pass_tokens)
+        key = digest(
+            {
+                "features": 1,
+                "tokens": table.key,
+                "model": self.backbone.name,
+                "revision": self.backbone.revision,
+                "dtype": str(self.backbone.dtype(device)),
+                "layer": self.backbone.layer,
+                "pooling": self.pooling,
+                "anchor": self.anchor,
+                "pass_tokens": self.pass_tokens,
+            }
+        )
+        cached = cached_outputs(
+            cache_dir / "features",
+            key,
+            width=facts.width,
+            blocks=blocks,
+            start_compute=lambda: self.start_pass(table, device),
+            description=f"{self.backbone.name} reads {split}",
+            ranks=ranks,
+        )
+        self._passes[split] = _Pass(
+            cached=cached,
+            tokens=int(tokens.lengths.sum()),
+            planned=int(lengths.sum()),
+            padded=sum(len(block) * int(lengths[block].max()) for block in blocks),
+        )
+        return cached.outputs
+
+    def start_pass(
+        self, table: TokenTable, device: torch.device
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """Load the backbone.
+
+        Returns:
+            What computes the features of a block: row numbers ``(b,)`` to float32 ``(b, D)``.
+        """
+        tokens, text_lengths = table.ragged["input_ids"], table.scalars["text_length"]
+        model = self.backbone.load(device)
+        shared_ids = self.encoder.shared_ids
+        causal = self.facts(device).causal
+        prefix = shared_prefix(model, shared_ids) if causal and shared_ids else None
+        # a network that cannot share the beginning must read it in every row
+        in_front = torch.tensor(shared_ids if prefix is None else [], dtype=torch.long)
+        offset = self.encoder.anchor_offset(self.anchor) if self.anchor is not None else 0
+
+        def compute(rows: np.ndarray) -> np.ndarray:
+            ids = torch.from_numpy(tokens.padded(rows, fill=0))
+            lengths = torch.from_numpy(tokens.lengths[rows])
+            ids = torch.cat([in_front.expand(len(rows), -1), ids], dim=1)
+            first = len(in_front)
+            mask = torch.arange(ids.shape[1]) < (lengths + first)[:, None]
+            with torch.inference_mode():
+                states = hidden_states(
+                    model,
+                    self.backbone.layer,
+                    ids.to(device),
+                    # causal rows never look at their padding, which stands on the right
+                    None if causal else mask.long().to(device),
+                    prefix,
+                )
+                texts = torch.from_numpy(text_lengths[rows])
+                features = pool(states, self.pooling, lengths + first, first, texts, offset)
+            return features.cpu().numpy()
+
+        return compute
+
+    def costs(self) -> dict[str, Any]:
+        """What the passes over the splits so far have cost, under the keys of ``results.json``."""
+        costs: dict[str, Any] = {}
+        if "train" in self._passes:  # `validate` alone must not pass its cost off as the training's
+            fitted = [self._passes[name] for name in ("train", "val") if name in self._passes]
+            seconds = sum(done.cached.seconds for done in fitted)
+            costs["cost/cache_s"] = seconds
+            costs["cost/cache_reused"] = all(done.cached.reused for done in fitted)
+            samples = sum(len(done.cached.outputs) for done in fitted)
+            costs["cost/cache_samples_per_s"] = samples / seconds
+            costs["cost/cache_tokens_per_s"] = sum(done.tokens for done in fitted) / seconds
+            padded = sum(done.padded for done in fitted)
+            costs["cost/padding_share"] = 1 - sum(done.planned for done in fitted) / padded
+        if "test" in self._passes:
+            done = self._passes["test"]
+            costs["cost/test_cache_s"] = done.cached.seconds
+            # testing costs the backbone's pass; the head's share is a key of its own
+            costs["cost/test_samples_per_s"] = len(done.cached.outputs) / done.cached.seconds
+            costs["cost/test_tokens_per_s"] = done.tokens / done.cached.seconds
+        return costs
+
+
+def pool(
+    states: torch.Tensor,
+    pooling: Pooling,
+    lengths: torch.Tensor,
+    first: int,
+    text_lengths: torch.Tensor,
+    anchor_offset: int,
+) -> torch.Tensor:
+    """One vector per row.
+
+    Args:
+        states: Hidden states of right-padded rows, shape ``(B, T, D)``.
+        pooling: Where the vector is taken.
+        lengths: Real tokens per row, shape ``(B,)``.
+        first: Where the text starts in every row.
+        text_lengths: Tokens of the text itself, shape ``(B,)``; a text without tokens is pooled
+            over what follows it.
+        anchor_offset: Place of the anchor behind the text, in tokens.
+
+    Returns:
+        Features, float32, shape ``(B, D)``.
+    """
+    device = states.device
+    lengths, text_lengths = lengths.to(device), text_lengths.to(device)
+    rows = torch.arange(len(states), device=device)
+    if pooling == "first":
+        return states[:, 0].float()
+    if pooling == "last":
+        return states[rows, lengths - 1].float()
+    if pooling == "anchor":
+        return states[rows, first + text_lengths + anchor_offset].float()
+    stop = torch.where(text_lengths > 0, first + text_lengths, lengths)[:, None]
+    places = torch.arange(states.shape[1], device=device)
+    inside = ((places >= first) & (places < stop))[:, :, None]
+    if pooling == "mean":
+        total = states.float().masked_fill(~inside, 0).sum(dim=1)
+        return total / inside.sum(dim=1)
+    return states.float().masked_fill(~inside, float("-inf")).amax(dim=1)
