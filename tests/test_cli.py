@@ -908,7 +908,7 @@ def test_a_full_disk_is_a_sentence(monkeypatch, refused, folder_here):
 
 @pytest.mark.slow
 def test_signals_to_real_processes(constant, cli, folder_here):
-    """SIGTERM to the main process; Ctrl-C twice within one step, with workers in the group."""
+    """SIGTERM to the group as a scheduler sends it; Ctrl-C twice within one step."""
     options = [*FEW, CONSTANT, "--trainer.max_epochs=3"]
     options.append("--trainer.callbacks+=tests.helpers.signals.Slow")
     # as many threads as this process has: sums depend on their number
@@ -930,10 +930,7 @@ def test_signals_to_real_processes(constant, cli, folder_here):
     try:
         for name, process in processes.items():
             wait(lambda name=name: (folder_here / name / "step").exists(), process)
-            if name == "term":
-                process.terminate()
-            else:
-                os.killpg(process.pid, signal.SIGINT)
+            os.killpg(process.pid, signal.SIGTERM if name == "term" else signal.SIGINT)
         time.sleep(0.5)
         assert processes["twice"].poll() is None  # its step takes a minute
         os.killpg(processes["twice"].pid, signal.SIGINT)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import mmap
+import multiprocessing
+import multiprocessing.synchronize
+import os
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Protocol
 
@@ -353,6 +359,7 @@ class BatchLoader:
             pin_memory=self.pin_memory,
             # the seed that every iterator draws must not come from the random state of the training
             generator=torch.Generator(),
+            worker_init_fn=_OutliveSignals(_main_process_ends()) if self.num_workers else None,
         )
         for batch in inner:
             self._yielded += 1
@@ -383,6 +390,35 @@ class BatchLoader:
             )
         self._resume = (epoch, batches)
         self.plan.set_epoch(epoch)
+
+
+@functools.cache
+def _main_process_ends() -> multiprocessing.synchronize.Event:
+    """An event that is set when this process comes to its end."""
+    event = multiprocessing.get_context().Event()
+    # registered after multiprocessing's own, and so run before it waits for the workers
+    atexit.register(event.set)
+    return event
+
+
+class _OutliveSignals:
+    """Keep a worker going when the whole job is told to stop.
+
+    The main process finishes its step and then ends its workers; one that died first would make
+    that step fail. At its end the main process sends SIGTERM once more, which must not be ignored:
+    it waits for workers that are still there.
+    """
+
+    def __init__(self, main_process_ends: multiprocessing.synchronize.Event) -> None:
+        self.main_process_ends = main_process_ends
+
+    def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._end)
+
+    def _end(self, *_: object) -> None:
+        if self.main_process_ends.is_set():
+            os._exit(0)
 
 
 class _Batches(Dataset[dict[str, torch.Tensor]]):

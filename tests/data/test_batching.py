@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
@@ -365,3 +368,23 @@ def test_lightning_resumes_mid_epoch_with_workers(tmp_path):
 def test_lightning_can_overfit_and_dry_run():
     assert len(fit(overfit_batches=2)) == 6
     assert len(fit(fast_dev_run=True)) == 1
+
+
+@pytest.mark.parametrize("ending", ["", "raise RuntimeError('on purpose')"])
+def test_a_process_ends_although_its_loader_is_still_in_use(ending):
+    program = f"""
+import sys
+import numpy as np
+from smolbench.data.batching import ArrayRows, BatchLoader, BatchPlan
+plan = BatchPlan(100, 10, shuffle=True, seed=0)
+batches = iter(BatchLoader(ArrayRows({{"x": np.zeros(100)}}), plan, num_workers=1))
+next(batches)
+sys.modules["something that lives until the very end"] = batches
+{ending}
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == (1 if ending else 0), done.stderr
+    assert ("on purpose" in done.stderr) == bool(ending)
