@@ -7,50 +7,179 @@ predictions, so neither batches nor ranks can bias a mean.
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from smolbench.metrics.uncertainty import (
+    auroc_stderr,
+    calibration_stderr,
+    confusion_stderrs,
+    mean_stderr,
+)
 
-def classification_metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """Quality of predictions.
+CALIBRATION_BINS = 15
+"""Equal bins of confidence, as Guo et al. (2017) use."""
+MAX_CONFUSION_CLASSES = 100
+"""With more classes the confusion matrix is left out: it would be longer than all other results."""
+
+
+def validation_metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """What is worth its time after every epoch.
 
     Args:
         logits: Scores per class, shape ``(N, C)``, float32.
         labels: True classes, shape ``(N,)``.
 
     Returns:
-        ``accuracy`` with its standard error ``accuracy_stderr`` (``sqrt(p (1 - p) / (n - 1))``),
-        ``f1_macro``, ``precision_macro``, ``recall_macro``, ``loss`` (mean cross-entropy, nats)
-        and ``n``; for two classes also ``precision``, ``recall``, ``specificity``, ``f1`` of
-        class 1, and ``auroc`` where both classes occur.
+        ``accuracy`` with its standard error ``accuracy_stderr`` (``sqrt(p (1 - p) / (n - 1))``, as
+        lm-eval), ``f1_macro``, ``loss`` (mean cross-entropy, nats) and ``n``.
     """
     from torchmetrics.functional import classification as tm  # lazy: import cost
 
-    classes = logits.shape[1]
-    predictions = logits.argmax(dim=1)
+    predictions, n = logits.argmax(dim=1), len(labels)
     accuracy = (predictions == labels).double().mean().item()
-    n = len(labels)
-    metrics = {
+    f1 = tm.multiclass_f1_score(predictions, labels, num_classes=logits.shape[1], average="macro")
+    return {
         "accuracy": accuracy,
         "accuracy_stderr": math.sqrt(accuracy * (1 - accuracy) / (n - 1)) if n > 1 else math.nan,
+        "f1_macro": f1.item(),
         "loss": F.cross_entropy(logits.double(), labels).item(),
         "n": float(n),
     }
-    for name, function in (
-        ("f1_macro", tm.multiclass_f1_score),
-        ("precision_macro", tm.multiclass_precision),
-        ("recall_macro", tm.multiclass_recall),
-    ):
-        metrics[name] = function(predictions, labels, num_classes=classes, average="macro").item()
+
+
+def classification_metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Quality of predictions, with standard errors.
+
+    Each metric but ``n`` has a ``<metric>_stderr``; :mod:`smolbench.metrics.uncertainty` says how
+    it is found. What is not defined is ``nan``.
+
+    Args:
+        logits: Scores per class, shape ``(N, C)``, float32.
+        labels: True classes, shape ``(N,)``.
+
+    Returns:
+        Those of :func:`validation_metrics`; ``precision``, ``recall``, ``f1`` with the endings
+        ``_macro`` and ``_weighted``; for two classes also ``precision``, ``recall``,
+        ``specificity`` and ``f1`` of class 1; ``auroc`` (of class 1, or with more classes the mean
+        of one versus rest; ``nan`` unless all classes occur); ``ece``, the expected calibration
+        error of the most probable class in 15 bins; ``brier``, as scikit-learn's
+        ``brier_score_loss``: of class 1, or with more classes summed over them.
+    """
+    from torchmetrics.functional import classification as tm  # lazy: import cost
+
+    classes, n = logits.shape[1], len(labels)
+    wide = logits.double()
+    predictions, probabilities = wide.argmax(dim=1), wide.softmax(dim=1)
+    metrics = validation_metrics(logits, labels)
+    for average in ("macro", "weighted"):
+        for name, function in (
+            ("precision", tm.multiclass_precision),
+            ("recall", tm.multiclass_recall),
+            ("f1", tm.multiclass_f1_score),
+        ):
+            value = function(predictions, labels, num_classes=classes, average=average)
+            metrics[f"{name}_{average}"] = value.item()
     if classes == 2:
         metrics["precision"] = tm.binary_precision(predictions, labels).item()
         metrics["recall"] = tm.binary_recall(predictions, labels).item()
         metrics["specificity"] = tm.binary_specificity(predictions, labels).item()
         metrics["f1"] = tm.binary_f1_score(predictions, labels).item()
-        if 0 < labels.sum() < n:
-            # the difference orders examples as the probability does, without its rounding to 0 or 1
-            margin = (logits[:, 1] - logits[:, 0]).double()
-            ranks = torch.unique(margin, return_inverse=True)[1].double() / n
-            metrics["auroc"] = tm.binary_auroc(ranks, labels).item()
+    cells = confusion_matrix(predictions, labels, classes)
+    errors = confusion_stderrs(cells)
+    metrics |= {f"{name}_stderr": errors[name] for name in errors if name in metrics}
+
+    loss_of_row = F.cross_entropy(wide, labels, reduction="none")
+    metrics["loss_stderr"] = mean_stderr(loss_of_row.numpy())
+    squares = (probabilities - F.one_hot(labels, classes)).square()
+    brier_of_row = squares[:, 1] if classes == 2 else squares.sum(dim=1)
+    metrics["brier"] = brier_of_row.mean().item()
+    metrics["brier_stderr"] = mean_stderr(brier_of_row.numpy())
+    confidence = probabilities.max(dim=1).values
+    metrics["ece"] = tm.multiclass_calibration_error(
+        probabilities, labels, num_classes=classes, n_bins=CALIBRATION_BINS, norm="l1"
+    ).item()
+    metrics["ece_stderr"] = calibration_stderr(
+        confidence.numpy(), (predictions == labels).numpy(), CALIBRATION_BINS
+    )
+
+    metrics["auroc"] = metrics["auroc_stderr"] = math.nan
+    if (
+        labels.bincount(minlength=classes).min() > 0
+    ):  # of a class without rows, or with all, there is none
+        of = [1] if classes == 2 else list(range(classes))
+        # ranks order rows as the log-odds do, within the 0 to 1 that torchmetrics expects
+        columns = _log_odds(wide)[:, of].numpy().T
+        ranks = [torch.from_numpy(np.unique(odds, return_inverse=True)[1]) for odds in columns]
+        truths = [(labels == k).long() for k in of]
+        pairs = list(zip(ranks, truths, strict=True))
+        each = [tm.binary_auroc(rank.double() / n, truth).item() for rank, truth in pairs]
+        metrics["auroc"] = sum(each) / len(each)
+        metrics["auroc_stderr"] = auroc_stderr([(r.numpy(), t.bool().numpy()) for r, t in pairs])
     return metrics
+
+
+def classification_tables(
+    predictions: torch.Tensor, labels: torch.Tensor, label_names: list[str]
+) -> dict[str, list[Any]]:
+    """What a report shows class by class.
+
+    Args:
+        predictions: Predicted classes, shape ``(N,)``.
+        labels: True classes, shape ``(N,)``.
+        label_names: Names of the ``C`` classes.
+
+    Returns:
+        ``labels`` (the names); ``class_precision``, ``class_recall``, ``class_f1``, ``class_n``
+        (rows of the class) and ``predicted_share`` (share of the rows that were given the class),
+        with one value per class; and, for up to 100 classes, ``confusion``: a row per true class
+        with the number of its rows per predicted class.
+    """
+    from torchmetrics.functional import classification as tm  # lazy: import cost
+
+    classes = len(label_names)
+    each: dict[str, Any] = {"num_classes": classes, "average": "none"}
+    tables: dict[str, list[Any]] = {
+        "labels": list(label_names),
+        "class_precision": tm.multiclass_precision(predictions, labels, **each).tolist(),
+        "class_recall": tm.multiclass_recall(predictions, labels, **each).tolist(),
+        "class_f1": tm.multiclass_f1_score(predictions, labels, **each).tolist(),
+        "class_n": labels.bincount(minlength=classes).tolist(),
+        "predicted_share": (
+            predictions.bincount(minlength=classes).double() / len(labels)
+        ).tolist(),
+    }
+    for name in ("class_precision", "class_recall", "class_f1"):
+        # float32 as it is written: 0.52, not 0.5199999809265137
+        tables[name] = [float(str(np.float32(value))) for value in tables[name]]
+    if classes <= MAX_CONFUSION_CLASSES:
+        tables["confusion"] = confusion_matrix(predictions, labels, classes).tolist()
+    return tables
+
+
+def confusion_matrix(
+    predictions: torch.Tensor, labels: torch.Tensor, classes: int
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Rows per true class (first axis) and predicted class (second), shape ``(C, C)``."""
+    from torchmetrics.functional import classification as tm  # lazy: import cost
+
+    cells: torch.Tensor = tm.multiclass_confusion_matrix(predictions, labels, num_classes=classes)
+    return cells.numpy()
+
+
+def _log_odds(logits: torch.Tensor) -> torch.Tensor:
+    """Log-odds of each class against the rest, shape ``(N, C)``.
+
+    They order rows as the probabilities do, without rounding to 0 or 1.
+    """
+    if logits.shape[1] == 2:
+        margin = logits[:, 1] - logits[:, 0]
+        return torch.stack([-margin, margin], dim=1)
+    log_p = logits.log_softmax(dim=1)
+    odds = log_p - torch.log1p(-log_p.exp().clamp(max=0.5))
+    top = logits.argmax(dim=1, keepdim=True)  # only this class can have more than half
+    rest = logits.scatter(1, top, -math.inf).logsumexp(dim=1, keepdim=True)
+    return odds.scatter(1, top, logits.gather(1, top) - rest)

@@ -6,14 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from smolbench.runs.results import Results
 
 _QUALITY = (
     ("accuracy", "accuracy"),
+    ("precision", "precision"),
+    ("recall", "recall"),
+    ("specificity", "specificity"),
+    ("f1", "F1"),
     ("f1_macro", "F1 (macro)"),
     ("auroc", "AUROC"),
+    ("ece", "calibration error"),
+    ("brier", "Brier score"),
     ("loss", "loss (nats)"),
     ("n", "examples"),
 )
@@ -33,6 +40,8 @@ _COSTS = (
     ("model/total_params", "of all parameters", ""),
     ("cost/checkpoint_mib", "best checkpoint", "MiB"),
 )
+_MAX_CLASSES = 20
+"""With more classes the tables class by class are not shown; they are in the results."""
 
 
 def print_summary(results: Results, folder: Path, *, splits: tuple[str, ...]) -> None:
@@ -59,7 +68,44 @@ def print_summary(results: Results, folder: Path, *, splits: tuple[str, ...]) ->
             table.add_row(label, _number(value), unit + note)
     console = Console()
     console.print(table)
+    if "test" in splits:
+        _print_classes(console, results)
     console.print(f"Run folder: {folder}", soft_wrap=True, highlight=False)
+
+
+def _print_classes(console: Console, results: Results) -> None:
+    """Print what a test found class by class, and what was taken for what."""
+    names = results.get("test/labels")
+    if not names or len(names) > _MAX_CLASSES:
+        return
+    table = Table(title="Class by class", box=None)
+    table.add_column("class", style="dim")
+    columns = (
+        ("test/class_precision", "precision"),  # of those given the class, the share that is right
+        ("test/class_recall", "recall"),
+        ("test/class_f1", "F1"),
+        ("test/class_n", "examples"),
+        ("test/predicted_share", "predicted"),
+    )
+    for _, title in columns:
+        table.add_column(title, justify="right")
+    for number, name in enumerate(names):
+        values = [results[key][number] for key, _ in columns]
+        *ratios, count, share = values
+        table.add_row(escape(name), *map(_number, ratios), f"{count:,}", f"{share:.1%}")
+    console.print(table)
+    if (cells := results.get("test/confusion")) is None:
+        return
+    short = [name if len(name) <= 12 else f"{name[:11]}…" for name in names]
+    table = Table(title="What was taken for what (right on the diagonal)", box=None)
+    table.add_column("is \\ was called", style="dim")
+    for name in short:
+        table.add_column(escape(name), justify="right")
+    for number, (name, row) in enumerate(zip(short, cells, strict=True)):
+        shown = [f"{count:,}" for count in row]
+        shown[number] = f"[bold]{shown[number]}[/bold]"
+        table.add_row(escape(name), *shown)
+    console.print(table)
 
 
 def _number(value: Any) -> str:  # noqa: ANN401 - numbers of any kind

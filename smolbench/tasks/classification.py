@@ -10,7 +10,11 @@ import torch.distributed
 import torch.nn.functional as F
 
 from smolbench.errors import SmolbenchError
-from smolbench.metrics.classification import classification_metrics
+from smolbench.metrics.classification import (
+    classification_metrics,
+    classification_tables,
+    validation_metrics,
+)
 from smolbench.tasks.task import BaseTask, saved_signature
 
 Batch = dict[str, torch.Tensor]
@@ -37,6 +41,7 @@ class ClassificationTask(BaseTask):
         self._label_names: list[str] | None = None
         self._gathered: list[tuple[torch.Tensor, ...]] = []
         self._test_predictions: dict[str, np.ndarray] | None = None
+        self._test_tables: dict[str, Any] = {}
 
     @property
     def label_names(self) -> list[str]:
@@ -83,6 +88,10 @@ class ClassificationTask(BaseTask):
             self.configure_model()
         super().on_load_checkpoint(checkpoint)
 
+    def on_train_start(self) -> None:
+        """Forget a test: it was of another state."""
+        self._test_tables = {}
+
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Cross-entropy of a batch, in nats."""
         loss = F.cross_entropy(self(batch), batch["labels"])
@@ -118,7 +127,7 @@ class ClassificationTask(BaseTask):
     def on_validation_epoch_end(self) -> None:
         """Score the whole validation split."""
         _, logits, labels = self._gather()
-        metrics = classification_metrics(logits, labels)
+        metrics = validation_metrics(logits, labels)
         shown = {"accuracy", "loss"}
         for name, value in metrics.items():
             self.log(f"val/{name}", value, prog_bar=name in shown)
@@ -127,13 +136,19 @@ class ClassificationTask(BaseTask):
         """Score the whole test split and keep the predictions for their file."""
         index, logits, labels = self._gather()
         self.log_dict({f"test/{k}": v for k, v in classification_metrics(logits, labels).items()})
-        scores = logits.softmax(dim=1)
+        predictions, scores = logits.argmax(dim=1), logits.softmax(dim=1)
+        tables = classification_tables(predictions, labels, self.label_names)
+        self._test_tables = {f"test/{name}": table for name, table in tables.items()}
         self._test_predictions = {
             "index": index.numpy(),
             "label": labels.numpy(),
-            "prediction": logits.argmax(dim=1).numpy(),
+            "prediction": predictions.numpy(),
             **{f"score_{name}": scores[:, n].numpy() for n, name in enumerate(self.label_names)},
         }
+
+    def facts(self) -> dict[str, Any]:
+        """Also the tables of a test, class by class; see the base class."""
+        return {**super().facts(), **self._test_tables}
 
     def predictions(self) -> dict[str, np.ndarray] | None:
         """Columns of ``predictions.parquet`` after a test, in the order of the test split."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 
@@ -8,7 +9,11 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from smolbench.metrics.classification import classification_metrics
+from smolbench.metrics.classification import (
+    classification_metrics,
+    classification_tables,
+    validation_metrics,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +28,8 @@ def by_sklearn(logits, labels):
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     macro = {"average": "macro", "zero_division": 0}
+    p = np.exp(log_p)
+    truth = np.eye(logits.shape[1])[labels]
     expected = {
         "accuracy": accuracy,
         "accuracy_stderr": math.sqrt(accuracy * (1 - accuracy) / (n - 1)) if n > 1 else math.nan,
@@ -31,7 +38,18 @@ def by_sklearn(logits, labels):
         "f1_macro": sk.f1_score(labels, predictions, **macro),
         "precision_macro": sk.precision_score(labels, predictions, **macro),
         "recall_macro": sk.recall_score(labels, predictions, **macro),
+        "ece": calibration_error(p, predictions == labels),
+        "brier": ((p - truth) ** 2).sum(axis=1).mean(),
+        "auroc": math.nan,
     }
+    for name in ("precision", "recall", "f1"):
+        score = getattr(sk, f"{name}_score")
+        expected[f"{name}_weighted"] = score(
+            labels, predictions, average="weighted", zero_division=0
+        )
+    present = set(labels.tolist()) == set(range(logits.shape[1]))
+    if logits.shape[1] > 2 and present:
+        expected["auroc"] = sk.roc_auc_score(labels, p, multi_class="ovr")
     if logits.shape[1] == 2:
         expected |= {
             "precision": sk.precision_score(labels, predictions, zero_division=0),
@@ -39,18 +57,38 @@ def by_sklearn(logits, labels):
             "specificity": sk.recall_score(labels, predictions, pos_label=0, zero_division=0),
             "f1": sk.f1_score(labels, predictions, zero_division=0),
         }
-        if len(set(labels.tolist())) == 2:
+        expected["brier"] = sk.brier_score_loss(labels, p[:, 1], pos_label=1)
+        if present:
             expected["auroc"] = sk.roc_auc_score(labels, logits[:, 1] - logits[:, 0])
     return expected
+
+
+def calibration_error(p, right, bins=15):
+    confidence = p.max(axis=1)
+    edges = np.linspace(0, 1, bins + 1)
+    found = 0.0
+    for low, high in itertools.pairwise(edges):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            found += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    return found
 
 
 def check(logits, labels):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = classification_metrics(logits, labels)
+        quick = validation_metrics(logits, labels)
     expected = by_sklearn(logits, labels)
-    assert found.keys() == expected.keys()
-    assert found == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    values = {k: v for k, v in found.items() if not k.endswith("_stderr")}
+    values["accuracy_stderr"] = found["accuracy_stderr"]
+    assert values.keys() == expected.keys()
+    assert values == pytest.approx(expected, abs=2e-6, nan_ok=True)
+    assert {f"{name}_stderr" for name in values} - found.keys() == {
+        "n_stderr",
+        "accuracy_stderr_stderr",
+    }
+    assert quick == pytest.approx({k: found[k] for k in quick}, nan_ok=True)
     assert all(type(value) is float for value in found.values())
 
 
@@ -120,3 +158,36 @@ def test_the_standard_error_by_hand():
     # the sample standard deviation of 1, 1, 1, 1, 0, over the root of 5
     assert found["accuracy_stderr"] == pytest.approx(np.std([1, 1, 1, 1, 0], ddof=1) / 5**0.5)
     assert math.isnan(classification_metrics(logits[:1], labels[:1])["accuracy_stderr"])
+
+
+def test_certain_predictions_of_several_classes_keep_their_order():
+    # in the first class's column all probabilities are 0 or 1 in float64
+    margins = torch.tensor([900.0, 1000, 800, 1200, -900, -1000, -800, -1200])
+    labels = torch.tensor([0, 1, 2, 0, 1, 0, 2, 1])
+    logits = torch.stack([margins, torch.zeros(8), torch.full((8,), -0.5)], dim=1)
+    one = [(sk.roc_auc_score(labels == 0, margins))]
+    for k in (1, 2):
+        odds = logits[:, k] - logits[:, [c for c in range(3) if c != k]].logsumexp(dim=1)
+        one.append(sk.roc_auc_score(labels == k, odds))
+    assert classification_metrics(logits, labels)["auroc"] == pytest.approx(np.mean(one), abs=1e-6)
+
+
+def test_tables_are_those_of_scikit_learn():
+    predictions, labels = torch.tensor([0, 0, 1, 3, 3, 0]), torch.tensor([0, 1, 1, 3, 0, 0])
+    names = ["a", "b", "absent", "d"]
+    found = classification_tables(predictions, labels, names)
+    every = {"labels": range(4), "average": None, "zero_division": 0}
+    for name in ("precision", "recall", "f1"):
+        expected = getattr(sk, f"{name}_score")(labels, predictions, **every)
+        assert found[f"class_{name}"] == pytest.approx(expected)
+    assert found["labels"] == names
+    assert found["class_n"] == [3, 2, 0, 1]
+    assert found["predicted_share"] == pytest.approx([3 / 6, 1 / 6, 0, 2 / 6])
+    assert found["confusion"] == sk.confusion_matrix(labels, predictions, labels=range(4)).tolist()
+
+
+def test_a_confusion_matrix_of_very_many_classes_is_left_out():
+    rows = torch.arange(101)
+    found = classification_tables(rows, rows, [str(row) for row in range(101)])
+    assert "confusion" not in found
+    assert found["class_f1"] == [1.0] * 101

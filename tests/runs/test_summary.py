@@ -56,3 +56,29 @@ def test_a_long_folder_stays_in_one_line(capsys, monkeypatch):
     folder = Path("/very/long") / ("x" * 100)
     print_summary(RESULTS, folder, splits=("test",))
     assert f"Run folder: {folder}\n" in capsys.readouterr().out
+
+
+CLASSES = {
+    "test/labels": ["World", "[bold]", "Business"],
+    "test/class_precision": [0.5, 0.75, 0.0],
+    "test/class_recall": [0.25, 1.0, 0.0],
+    "test/class_f1": [0.3333, 0.8571, 0.0],
+    "test/class_n": [1200, 3, 0],
+    "test/predicted_share": [0.4, 0.6, 0.0],
+    "test/confusion": [[300, 897, 3], [0, 3, 0], [0, 0, 0]],
+}
+
+
+def test_classes_of_a_test_are_shown(capsys):
+    out = lines(capsys, RESULTS | CLASSES, "test")
+    for said in ("World", "[bold]", "0.8571", "1,200", "60.0%", "897", "is \\ was called"):
+        assert said in out
+    assert "Class by class" not in lines(capsys, RESULTS | CLASSES, "val")
+
+
+def test_very_many_classes_are_left_to_the_results(capsys):
+    many = {key: value * 7 for key, value in CLASSES.items()}  # 21
+    assert "Class by class" not in lines(capsys, RESULTS | many, "test")
+    assert "What was" not in lines(
+        capsys, RESULTS | {k: v for k, v in CLASSES.items() if k != "test/confusion"}, "test"
+    )

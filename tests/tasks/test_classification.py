@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from smolbench.errors import SmolbenchError
-from smolbench.metrics.classification import classification_metrics
+from smolbench.metrics.classification import classification_metrics, validation_metrics
 from smolbench.tasks import ClassificationTask
 from tests.helpers.training import plain_trainer
 
@@ -110,7 +110,24 @@ def test_metrics_are_of_the_whole_split_whatever_the_batches(tmp_path, batch_siz
     (tested,) = trainer.test(linear, loader(order, batch_size), verbose=False)
     (validated,) = trainer.validate(linear, loader(order, batch_size), verbose=False)
     assert tested == pytest.approx({f"test/{k}": v for k, v in expected.items()}, abs=1e-6)
-    assert validated == pytest.approx({f"val/{k}": v for k, v in expected.items()}, abs=1e-6)
+    quick = validation_metrics(*whole(linear))
+    assert validated == pytest.approx({f"val/{k}": v for k, v in quick.items()}, abs=1e-6)
+
+
+def test_a_test_leaves_tables_until_training_goes_on(tmp_path):
+    linear = task()
+    linear.label_names = ["a", "b", "c"]
+    trainer = plain_trainer(tmp_path, max_epochs=1)
+    assert not [key for key in linear.facts() if key.startswith("test/")]
+    trainer.test(linear, loader(), verbose=False)
+    logits, labels = whole(linear)
+    facts = linear.facts()
+    assert facts["test/labels"] == ["a", "b", "c"]
+    assert [sum(row) for row in facts["test/confusion"]] == labels.bincount(minlength=3).tolist()
+    right = (logits.argmax(1) == labels).sum().item()
+    assert sum(facts["test/confusion"][k][k] for k in range(3)) == right
+    trainer.fit(linear, loader())
+    assert not [key for key in linear.facts() if key.startswith("test/")]
 
 
 def test_predictions_are_in_the_order_of_the_split(tmp_path):
