@@ -9,11 +9,13 @@ from smolbench.callbacks.graceful_stop import GracefulStop, RunInterrupted
 from smolbench.callbacks.guards import TrainingGuard
 from smolbench.callbacks.memory import MemoryMonitor
 from smolbench.callbacks.metrics_csv import MetricsCSV
+from smolbench.callbacks.out_of_memory import BatchWatch
 from smolbench.callbacks.results import ResultsWriter
 from smolbench.callbacks.threads import TrainingThreads
 from smolbench.callbacks.throughput import ThroughputMonitor
 
 __all__ = [
+    "BatchWatch",
     "ExactResume",
     "GracefulStop",
     "MemoryMonitor",

@@ -28,6 +28,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 import smolbench.tasks  # noqa: F401 - imported classes can be named without their module
 from smolbench.callbacks import (
+    BatchWatch,
     ExactResume,
     GracefulStop,
     MemoryMonitor,
@@ -75,10 +76,10 @@ def run(subcommand: Subcommand, arguments: list[str]) -> int:
     """
     _quieten_libraries()
     call = read_invocation(subcommand, arguments)
-    stop = GracefulStop()
+    stop, watch = GracefulStop(), BatchWatch()
     stop.take_over()
     try:
-        SmolCLI(call, stop)
+        SmolCLI(call, stop, watch)
     except RunInterrupted as interruption:
         again = ""
         if call.resumes or (call.made is not None and (call.made / FILE_NAME).is_file()):
@@ -94,7 +95,9 @@ def run(subcommand: Subcommand, arguments: list[str]) -> int:
             f"{error.filename or 'A file'} cannot be written ({error.strerror}); free some space "
             "or name another folder."
         ) from error
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if (sentence := watch.sentence(error)) is not None:
+            raise SmolbenchError(sentence) from error
         if not _lost_another_rank(error):
             raise
         raise SmolbenchError(
@@ -118,7 +121,7 @@ def _leave_job() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _lost_another_rank(error: RuntimeError) -> bool:
+def _lost_another_rank(error: BaseException) -> bool:
     """Whether a collective call failed because another process is gone."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     gone = ("closed by peer", "reset by peer", "Broken pipe")  # gloo has no type of its own
@@ -143,11 +146,13 @@ class SmolCLI(LightningCLI):
     Args:
         call: What the command line asks for, with its checkpoint already found.
         stop: Handles the signals.
+        watch: Knows the current batch.
     """
 
-    def __init__(self, call: Invocation, stop: GracefulStop) -> None:
+    def __init__(self, call: Invocation, stop: GracefulStop, watch: BatchWatch) -> None:
         self.call = call
         self.stop = stop
+        self.watch = watch
         self.folder = Path()
         self.config_text: str | None = None
         self.identity: dict[str, Any] = {}
@@ -341,6 +346,7 @@ class SmolCLI(LightningCLI):
             callbacks = [callbacks]
         always = [
             self.stop,
+            self.watch,
             ExactResume(),
             MemoryMonitor(),
             ThroughputMonitor(),

@@ -35,6 +35,7 @@ from smolbench.files import cache_root
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from lightning.pytorch import Trainer
 
 SplitName = Literal["train", "val", "test", "predict"]
 SourceName = Literal["hub", "sample"]
@@ -69,8 +70,12 @@ class TextDataModule(LightningDataModule):
             the same form, for trying things out with no network.
         revision: Branch, tag or commit of the dataset on the Hub.
         batch_size: Examples per step and device in training. Batches of an epoch differ by at most
-            one example, so none is much smaller than the others.
-        eval_batch_size: Examples per step and device in evaluation; ``batch_size`` if not given.
+            one example, so none is much smaller than the others. ``auto``: the most that fit into
+            memory; ``effective_batch_size`` is kept by accumulating gradients.
+        effective_batch_size: Examples per optimiser step, over all devices, for ``batch_size``
+            ``auto``; 32 if not given.
+        eval_batch_size: Examples per step and device in evaluation; ``batch_size`` if not given,
+            with ``auto`` 32.
         val_fraction: Share of the training rows that is held out for validation, stratified by
             label. ``0`` trains on all of them: nothing is monitored and the last state is the best.
         limit_train: Use at most this many training examples.
@@ -94,7 +99,8 @@ class TextDataModule(LightningDataModule):
         *,
         source: SourceName = "hub",
         revision: str | None = None,
-        batch_size: int = 32,
+        batch_size: int | Literal["auto"] = 32,
+        effective_batch_size: int | None = None,
         eval_batch_size: int | None = None,
         val_fraction: float = 0.1,
         limit_train: int | None = None,
@@ -108,7 +114,8 @@ class TextDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         for name, value in (
-            ("batch_size", batch_size),
+            ("batch_size", None if batch_size == "auto" else batch_size),
+            ("effective_batch_size", effective_batch_size),
             ("eval_batch_size", eval_batch_size),
             ("limit_train", limit_train),
             ("limit_val", limit_val),
@@ -122,8 +129,15 @@ class TextDataModule(LightningDataModule):
             raise SmolbenchError(f"data.num_workers must not be negative, but is {num_workers}.")
         self.source: SourceName = source
         self.revision = revision
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size or batch_size
+        if effective_batch_size is not None and batch_size != "auto":
+            raise SmolbenchError(
+                "data.effective_batch_size is for data.batch_size auto; with a batch size of your "
+                "own, trainer.accumulate_grad_batches sets it."
+            )
+        self.batch_size: int | Literal["auto"] = batch_size
+        self.effective_batch_size = effective_batch_size or 32
+        self.eval_batch_size = eval_batch_size or (32 if batch_size == "auto" else batch_size)
+        self._found_batch_size: int | None = None
         self.val_fraction = val_fraction
         self.limits = {"train": limit_train, "val": limit_val, "test": limit_test}
         self.limit_mode: Literal["stratified", "head"] = limit_mode
@@ -307,7 +321,7 @@ class TextDataModule(LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         """Batches of the training split, in an order that depends on seed and epoch only."""
-        return self._loader("train", self.batch_size, shuffle=True)
+        return self._loader("train", None, shuffle=True)
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
         """Batches of the validation split; none if ``val_fraction`` is 0."""
@@ -323,9 +337,11 @@ class TextDataModule(LightningDataModule):
         """Batches of the texts given to :meth:`predict_on`."""
         return self._loader("predict", self.eval_batch_size, shuffle=False)
 
-    def _loader(self, name: SplitName, batch_size: int, *, shuffle: bool) -> BatchLoader:
+    def _loader(self, name: SplitName, batch_size: int | None, *, shuffle: bool) -> BatchLoader:
         self.setup({"train": "fit", "val": "validate"}.get(name, name))
         rows = self._rows(name, self._splits[name])
+        if batch_size is None:
+            batch_size = self._train_batch_size(rows)
         # Lightning can switch off the shuffling of its own loaders only
         shuffle = shuffle and not getattr(self.trainer, "overfit_batches", False)
         plan = BatchPlan(
@@ -338,6 +354,43 @@ class TextDataModule(LightningDataModule):
         )
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return BatchLoader(rows, plan, num_workers=self.num_workers, pin_memory=pin)
+
+    def _train_batch_size(self, rows: Rows) -> int:
+        """Examples per training step; ``auto`` is settled once per run, and then kept."""
+        if self.batch_size != "auto":
+            return self.batch_size
+        module = self._module()
+        trainer: Trainer = module.trainer
+        if not callable(getattr(module, "largest_batch", None)):
+            raise SmolbenchError(
+                f"data.batch_size is 'auto', but {type(module).__name__} cannot try batches: give "
+                "a number, or the module a method largest_batch(rows, effective)."
+            )
+        if trainer.accumulate_grad_batches != 1 and self._found_batch_size is None:
+            raise SmolbenchError(
+                "data.batch_size 'auto' sets trainer.accumulate_grad_batches itself, which is "
+                f"{trainer.accumulate_grad_batches}: leave it at 1 and give "
+                "data.effective_batch_size."
+            )
+        share, rest = divmod(self.effective_batch_size, trainer.world_size)
+        if rest or not share:
+            raise SmolbenchError(
+                f"data.effective_batch_size is {self.effective_batch_size}, which "
+                f"{trainer.world_size} devices cannot share evenly: choose a multiple."
+            )
+        if self._found_batch_size is None:
+            self._found_batch_size = module.largest_batch(rows, share)
+        trainer.accumulate_grad_batches = share // self._found_batch_size
+        self._facts["data/batch_size"] = self._found_batch_size
+        return self._found_batch_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must not find out anew: memory may be scarcer then."""
+        return {"batch_size": self._found_batch_size} if self._found_batch_size else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the batch size of the run that goes on."""
+        self._found_batch_size = state_dict["batch_size"]
 
     def _rows(self, name: str, split: Split) -> Rows:
         assert split.table is not None, "setup has encoded the split"

@@ -107,9 +107,7 @@ def classification_metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[s
     )
 
     metrics["auroc"] = metrics["auroc_stderr"] = math.nan
-    if (
-        labels.bincount(minlength=classes).min() > 0
-    ):  # of a class without rows, or with all, there is none
+    if labels.bincount(minlength=classes).min() > 0:  # of a class without rows there is none
         of = [1] if classes == 2 else list(range(classes))
         # ranks order rows as the log-odds do, within the 0 to 1 that torchmetrics expects
         columns = _log_odds(wide)[:, of].numpy().T

@@ -92,9 +92,13 @@ class ClassificationTask(BaseTask):
         """Forget a test: it was of another state."""
         self._test_tables = {}
 
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Mean cross-entropy of a batch, in nats."""
+        return F.cross_entropy(self(batch), batch["labels"])
+
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """Cross-entropy of a batch, in nats."""
-        loss = F.cross_entropy(self(batch), batch["labels"])
+        """Loss of a batch; see :meth:`loss`."""
+        loss = self.loss(batch)
         rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
         size = len(batch["labels"])
         self.log("train/loss", loss, prog_bar=True, batch_size=size)

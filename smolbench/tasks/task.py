@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.distributed
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
+from smolbench.data.batching import Rows
 from smolbench.errors import SmolbenchError
+from smolbench.tasks.batch_size import largest_batch
 
 Schedule = Literal["constant", "linear", "cosine"]
 CHECKPOINT_KEY = "smolbench"
@@ -78,6 +81,24 @@ class BaseTask(LightningModule):
 
         They are saved in every checkpoint and compared when one is loaded.
         """
+
+    def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What a training step minimises, a scalar."""
+        raise NotImplementedError(f"{type(self).__name__} has no loss of a single batch.")
+
+    def largest_batch(self, rows: Rows, effective: int) -> int:
+        """The most examples per step that fit, a divisor of ``effective``, on every rank.
+
+        Args:
+            rows: The training rows.
+            effective: Examples per optimiser step and process.
+        """
+        found = largest_batch(self, rows, effective)
+        if self.trainer.world_size > 1:
+            each: list[int] = [found] * self.trainer.world_size
+            torch.distributed.all_gather_object(each, found)
+            found = min(each)
+        return found
 
     @property
     def seed(self) -> int:
