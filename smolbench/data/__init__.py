@@ -1,7 +1,15 @@
 """What is learned from: one LightningDataModule per dataset."""
 
+from smolbench.data.ag_news import AGNewsDataModule
 from smolbench.data.datamodule import TextDataModule
 from smolbench.data.imdb import IMDbDataModule
+from smolbench.data.sentiment140 import Sentiment140DataModule
 from smolbench.data.text_files import TextFilesDataModule
 
-__all__ = ["IMDbDataModule", "TextDataModule", "TextFilesDataModule"]
+__all__ = [
+    "AGNewsDataModule",
+    "IMDbDataModule",
+    "Sentiment140DataModule",
+    "TextDataModule",
+    "TextFilesDataModule",
+]

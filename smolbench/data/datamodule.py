@@ -187,6 +187,7 @@ class TextDataModule(LightningDataModule):
                 column_values(train, "text"), column_values(test, "text")
             ),
             **{f"data/limit_{name}": limit for name, limit in self.limits.items()},
+            **source.facts,
         }
 
     def split(self, name: SplitName) -> Split:

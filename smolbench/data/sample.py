@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping
 from typing import Any, Literal
+
+from smolbench.data.grammar import phrases
 
 SIZES = {"train": 600, "test": 200}
 """Rows per split; half of each is positive."""
@@ -27,20 +28,9 @@ _PLOT = 0.45
 _SUBJECT = ("title", "genre", "length", "maker", "hero", "villain")
 """Phrases that stay the same throughout a review."""
 
-_Phrases = Mapping[str, tuple[str, ...]]
-
-
-def _phrases(**lists: str) -> _Phrases:
-    """Lists of phrases, written as text with a bar between two phrases."""
-    return {
-        name: tuple(" ".join(phrase.split()) for phrase in text.split("|"))
-        for name, text in lists.items()
-    }
-
-
 # {name} stands for any phrase of that name, {+name} for one of the sentence's own polarity and
 # {-name} for one of the other.
-_SENTENCES = _phrases(
+_SENTENCES = phrases(
     opening="""
         I watched {title} {when}, and {company} {reacted}. |
         {title} is a {genre} by {maker}, set in {place}. |
@@ -84,7 +74,7 @@ _SENTENCES = _phrases(
         Ask my {relative}: {+verdict}.
     """,
 )
-_NEUTRAL = _phrases(
+_NEUTRAL = phrases(
     title="""
         The {noun} of {place} | My {noun} in {place} | Three Days in {place} | The Last {noun} |
         {name}'s {noun} | Beyond the {noun} | No {noun} for {name} | Return to {place} |
@@ -158,7 +148,7 @@ _NEUTRAL = _phrases(
     """,
 )
 _POLAR = {
-    1: _phrases(
+    1: phrases(
         quality="""
             wonderful | superb | moving | brilliant | charming | gripping | beautiful | funny |
             clever | touching | delightful | fresh | convincing | good | great | memorable | warm |
@@ -176,7 +166,7 @@ _POLAR = {
             it won me over | do not miss it | it is better than I had hoped
         """,
     ),
-    0: _phrases(
+    0: phrases(
         quality="""
             dull | terrible | clumsy | boring | lazy | predictable | wooden | lifeless | silly |
             tedious | confusing | cheap | weak | bad | poor | forgettable | shallow | ridiculous |

@@ -8,7 +8,7 @@ import logging
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +29,9 @@ REACH_TIMEOUT_S = 10.0
 BLOCK_ROWS = 1000
 """Rows of a column that are read at once."""
 
+PARQUET_BRANCH = "refs/convert/parquet"
+"""Where the hub keeps a copy without code of a dataset that is a script, which no one runs now."""
+
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 log = logging.getLogger("smolbench")
@@ -42,11 +45,13 @@ class Source:
         splits: The splits that were asked for.
         id: Name of the dataset.
         revision: Commit on the hub, 40 hexadecimal digits; None if the dataset has none.
+        facts: What else the results are to say about the rows, such as how many were dropped.
     """
 
     splits: dict[str, datasets.Dataset]
     id: str
     revision: str | None
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def load_hub(
@@ -166,6 +171,14 @@ def stratified_split(
     return np.sort(train), np.sort(validation)
 
 
+def hold_out_test(
+    rows: datasets.Dataset, labels: npt.NDArray[Any], fraction: float, seed: int
+) -> dict[str, datasets.Dataset]:
+    """Splits ``train`` and ``test`` of rows without a test split; see :func:`stratified_split`."""
+    rest, held_out = stratified_split(labels, fraction, seed)
+    return {"train": rows.select(rest), "test": rows.select(held_out)}
+
+
 def column_values(dataset: datasets.Dataset, name: str) -> Iterator[Any]:
     """Values of a column, in order, a block of rows at a time.
 
@@ -228,6 +241,8 @@ def _source(
 def _resolve(dataset_id: str, revision: str | None) -> tuple[str | None, str, str]:
     """Ask the hub for the commit; without one, return a sentence that says why, and advice.
 
+    Where the main branch is a script, the commit is that of its parquet copy.
+
     ``datasets`` would ask too, but takes 23 s of retries to find out that there is no network.
     """
     from huggingface_hub import HfApi
@@ -281,6 +296,10 @@ def _resolve(dataset_id: str, revision: str | None) -> tuple[str | None, str, st
         except Exception as error:  # no network: the classes differ between HTTP libraries
             problem = f"The hub cannot be reached for the dataset {name} ({_brief(error)})."
             return None, problem, advice
+        script = f"{dataset_id.split('/')[-1]}.py"
+        files = [file.rfilename for file in getattr(info, "siblings", None) or ()]
+        if revision is None and script in files:
+            return _resolve(dataset_id, PARQUET_BRANCH)
         return info.sha, "", ""
     raise AssertionError("unreachable")
 

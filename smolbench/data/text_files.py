@@ -12,7 +12,7 @@ import numpy as np
 from smolbench.data.datamodule import TextDataModule
 from smolbench.data.imdb import IMDbDataModule
 from smolbench.data.readers import HubReader, file_reader
-from smolbench.data.sources import Source, load_hub, stratified_split
+from smolbench.data.sources import Source, hold_out_test, load_hub
 from smolbench.data.tables import Table, checked_table, shown
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
@@ -127,8 +127,7 @@ class TextFilesDataModule(TextDataModule):
         if "test" in tables:
             splits["test"] = tables["test"].rows
         else:
-            rest, held_out = stratified_split(labels, self.test_fraction, self.split_seed)
-            splits |= {"train": train.select(rest), "test": train.select(held_out)}
+            splits = hold_out_test(train, labels, self.test_fraction, self.split_seed)
         if "val" in tables:
             splits["validation"] = tables["val"].rows
         return Source(splits, id=source_id, revision=revision)

@@ -105,6 +105,24 @@ def load(hub, **options):
     return load_hub(TOY, cache_dir=hub.cache_dir, **{"splits": ["train"]} | options)
 
 
+def test_of_a_script_the_parquet_copy_is_read(hub, monkeypatch):
+    asked = []
+
+    def dataset_info(_api, _id, *, revision, **_options):
+        asked.append(revision)
+        main = types.SimpleNamespace(rfilename=f"{TOY.split('/')[-1]}.py")
+        if revision == "refs/convert/parquet":
+            return types.SimpleNamespace(sha=NEW, siblings=[])
+        return types.SimpleNamespace(sha=OLD, siblings=[main])
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
+    hub.load = [["one", "two"]]
+    assert load(hub).revision == NEW
+    assert asked == [None, "refs/convert/parquet"]
+    # who names a revision gets that one
+    assert load(hub, revision="main").revision == OLD
+
+
 def test_first_run_downloads_and_the_second_does_not(hub):
     hub.load = [["one", "two"]]
     first = load(hub)
