@@ -13,6 +13,7 @@ import errno
 import gc
 import logging
 import subprocess
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed
 import yaml
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
@@ -111,11 +113,17 @@ def run(subcommand: Subcommand, arguments: list[str]) -> int:
 
 
 def _leave_job() -> None:
-    """Leave the process group while Python is whole.
+    """Leave the process group while Python is whole, and the other processes to themselves.
+
+    Lightning's observer would kill this process if it saw one of the others end first, with the
+    status that says why.
 
     The group's worker threads live as long as anything refers to it; one that drops a tensor while
     the interpreter shuts down aborts the process (torch 2.13), and with it the job's exit status.
     """
+    for thread in threading.enumerate():
+        if isinstance(thread, _ChildProcessObserver):
+            thread._child_processes = []
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         gc.collect()  # the trainer and its parts refer to each other, and to the group
         torch.distributed.destroy_process_group()

@@ -32,6 +32,7 @@ from smolbench.data.token_cache import EncodeFn, TokenTable, encode_to_cache
 from smolbench.digest import digest, text_digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
+from smolbench.ranks import Ranks, TrainerRanks
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -149,6 +150,7 @@ class TextDataModule(LightningDataModule):
         self._splits: dict[str, Split] = {}
         self._facts: dict[str, Any] = {}
         self._temporary: list[Path] = []
+        self._unprepared: Exception | None = None
 
     # -- what a dataset says ----------------------------------------------------------------------
 
@@ -249,12 +251,36 @@ class TextDataModule(LightningDataModule):
     # -- token ids --------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Download and encode, on one process per node."""
+        """Download and encode, on one process per node.
+
+        With several processes an error is kept until :meth:`setup`, where all hear of it: here the
+        others wait in a barrier of Lightning's, and would go on from it as if nothing had happened.
+        """
         stage = self.trainer.state.fn if self.trainer is not None else None
-        self.setup(str(stage.value) if stage is not None else "fit")
+        try:
+            self._make_ready(str(stage.value) if stage is not None else "fit")
+        except Exception as error:
+            if self._ranks.world_size == 1:
+                raise
+            self._unprepared = error
 
     def setup(self, stage: str) -> None:
-        """Make the stage's splits ready: loaded, limited and encoded."""
+        """Make the stage's splits ready: loaded, limited and encoded.
+
+        Raises:
+            SmolbenchError: On all processes, also for what one of them has met.
+        """
+        with self._ranks.together():
+            unprepared, self._unprepared = self._unprepared, None
+            if unprepared is not None:
+                raise unprepared
+            self._make_ready(stage)
+
+    @property
+    def _ranks(self) -> Ranks:
+        return TrainerRanks(self.trainer) if self.trainer is not None else Ranks()
+
+    def _make_ready(self, stage: str) -> None:
         wanted: dict[str, tuple[SplitName, ...]] = {
             "fit": ("train", "val"),
             "validate": ("val",),
@@ -339,8 +365,9 @@ class TextDataModule(LightningDataModule):
         return self._loader("predict", self.eval_batch_size, shuffle=False)
 
     def _loader(self, name: SplitName, batch_size: int | None, *, shuffle: bool) -> BatchLoader:
-        self.setup({"train": "fit", "val": "validate"}.get(name, name))
-        rows = self._rows(name, self._splits[name])
+        with self._ranks.together():
+            self._make_ready({"train": "fit", "val": "validate"}.get(name, name))
+            rows = self._rows(name, self._splits[name])
         if batch_size is None:
             batch_size = self._train_batch_size(rows)
         # Lightning can switch off the shuffling of its own loaders only

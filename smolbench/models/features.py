@@ -14,8 +14,9 @@ from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.models.backbone import Backbone, Facts, hidden_states, shared_prefix
-from smolbench.models.frozen_cache import CachedOutputs, Ranks, cached_outputs, plan_blocks
+from smolbench.models.frozen_cache import CachedOutputs, cached_outputs, plan_blocks
 from smolbench.models.template import TemplateEncoder
+from smolbench.ranks import Ranks
 
 Pooling = Literal["anchor", "first", "last", "mean", "max"]
 

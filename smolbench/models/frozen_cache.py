@@ -12,11 +12,10 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -24,40 +23,15 @@ from smolbench.cache_folder import crc32, locked, writing
 from smolbench.errors import SmolbenchError
 from smolbench.files import write_atomically
 from smolbench.progress import progress_bar
+from smolbench.ranks import Ranks
 
 log = logging.getLogger("smolbench")
 
 _FORMAT = 1
 _OUTPUTS, _SECONDS, _META = "outputs.f32", "seconds.f32", "meta.json"
+_FAILED = "failed"
 ComputeBlock = Callable[[np.ndarray], np.ndarray]
 """Row numbers ``[b]`` of one block -> float32 outputs ``[b, D]``."""
-
-
-class Ranks(Protocol):
-    """The part of a process group that a shared pass needs."""
-
-    rank: int
-    world_size: int
-
-    def barrier(self) -> None:
-        """Wait until all ranks are here."""
-
-    def agree(self, value: bool) -> bool:
-        """Rank 0's value, on every rank."""
-
-
-class OneProcess:
-    """No other ranks."""
-
-    rank = 0
-    world_size = 1
-
-    def barrier(self) -> None:
-        """Nobody to wait for."""
-
-    def agree(self, value: bool) -> bool:
-        """Nobody to ask."""
-        return value
 
 
 @dataclass(frozen=True)
@@ -122,20 +96,21 @@ def cached_outputs(
         ranks: The job's other processes; none if not given.
 
     Raises:
-        SmolbenchError: If the folder cannot be written or the disk is full.
+        SmolbenchError: If the folder cannot be written or the disk is full. What is raised on one
+            rank ends all, see :meth:`smolbench.ranks.Ranks.together`.
     """
-    ranks = ranks or OneProcess()
+    ranks = ranks or Ranks()
     entry = folder / key
     rows = sum(len(block) for block in blocks)
-    found = _open(entry, rows, width) if ranks.rank == 0 else None
-    if ranks.agree(found is not None):
-        return found or _open_shared(entry, rows, width)
-    lock: AbstractContextManager[None] = nullcontext()
-    if ranks.rank == 0:
-        lock = locked(entry / "lock", f"Another process is computing {entry}; waiting for it.")
-    with lock:
-        # another job may have filled it while this one waited
+    with ExitStack() as locks, ranks.together():  # the lock is kept until all ranks are out
         found = _open(entry, rows, width) if ranks.rank == 0 else None
+        if ranks.agree(found is not None):
+            return found or _open_shared(entry, rows, width)
+        if ranks.rank == 0:
+            waiting = f"Another process is computing {entry}; waiting for it."
+            locks.enter_context(locked(entry / "lock", waiting))
+            # another job may have filled it while this one waited
+            found = _open(entry, rows, width)
         if ranks.agree(found is not None):
             return found or _open_shared(entry, rows, width)
         if ranks.rank == 0:
@@ -144,7 +119,7 @@ def cached_outputs(
         if ranks.rank == 0:
             _seal(entry, rows, width, ranks.world_size)
         ranks.barrier()
-    sealed = _open_shared(entry, rows, width)
+        sealed = _open_shared(entry, rows, width)
     return CachedOutputs(sealed.outputs, sealed.seconds, reused=False)
 
 
@@ -160,6 +135,7 @@ def _fill(
     rows = sum(len(block) for block in blocks)
     if ranks.rank == 0:
         _allocate(entry, rows * width * 4, len(blocks) * 4)
+        (entry / _FAILED).unlink(missing_ok=True)
     ranks.barrier()
     with writing(entry):
         outputs = np.memmap(entry / _OUTPUTS, dtype=np.float32, mode="r+", shape=(rows, width))
@@ -170,19 +146,34 @@ def _fill(
         log.info("%s: going on where an earlier pass stopped.", description)
     if missing:
         start = time.perf_counter()
-        compute = start_compute()
-        with progress_bar(description, sum(len(blocks[n]) for n in missing)) as advance:
-            for n in missing:
-                computed = compute(blocks[n])
-                with writing(entry):
-                    outputs[blocks[n]] = computed
-                    outputs.flush()  # the values must be in the file before the mark that says so
-                now = time.perf_counter()
-                seconds[n] = max(now - start, 1e-9)  # the first block's holds the loading too
-                start = now
-                advance(len(blocks[n]))
+        with _stopping_others(entry, ranks):
+            compute = start_compute()
+            with progress_bar(description, sum(len(blocks[n]) for n in missing)) as advance:
+                for n in missing:
+                    if (entry / _FAILED).exists():
+                        break  # which rank and why is said where all meet
+                    computed = compute(blocks[n])
+                    with writing(entry):
+                        outputs[blocks[n]] = computed
+                        outputs.flush()  # values must be in the file before the mark that says so
+                    now = time.perf_counter()
+                    seconds[n] = max(now - start, 1e-9)  # the first block's holds the loading too
+                    start = now
+                    advance(len(blocks[n]))
     seconds.flush()
     ranks.barrier()
+
+
+@contextmanager
+def _stopping_others(entry: Path, ranks: Ranks) -> Generator[None, None, None]:
+    """Leave a mark if this rank fails: the others need not finish what nobody will seal."""
+    try:
+        yield
+    except Exception:
+        if ranks.world_size > 1:
+            with suppress(OSError):  # they find out at the end of their share
+                (entry / _FAILED).touch()
+        raise
 
 
 def _allocate(entry: Path, outputs_size: int, seconds_size: int) -> None:

@@ -20,8 +20,8 @@ from smolbench.models.backbone import Backbone, DType, Facts
 from smolbench.models.features import FrozenFeatures, Pooling
 from smolbench.models.heads import HeadName, build_head
 from smolbench.models.template import TemplateEncoder
+from smolbench.ranks import TrainerRanks
 from smolbench.tasks.classification import Batch, ClassificationTask
-from smolbench.tasks.ranks import TrainerRanks
 from smolbench.tasks.task import Schedule
 
 

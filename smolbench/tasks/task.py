@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from smolbench.data.batching import Rows
 from smolbench.errors import SmolbenchError
+from smolbench.ranks import TrainerRanks
 from smolbench.tasks.batch_size import largest_batch
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -93,7 +94,8 @@ class BaseTask(LightningModule):
             rows: The training rows.
             effective: Examples per optimiser step and process.
         """
-        found = largest_batch(self, rows, effective)
+        with TrainerRanks(self.trainer).together():
+            found = largest_batch(self, rows, effective)
         if self.trainer.world_size > 1:
             each: list[int] = [found] * self.trainer.world_size
             torch.distributed.all_gather_object(each, found)

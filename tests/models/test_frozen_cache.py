@@ -17,6 +17,7 @@ import pytest
 from smolbench.errors import SmolbenchError
 from smolbench.models import frozen_cache
 from smolbench.models.frozen_cache import cached_outputs, plan_blocks
+from smolbench.ranks import Ranks
 
 LENGTHS = np.array([3, 9, 1, 4, 4, 7, 2, 0, 5, 6, 30])
 WIDTH = 4
@@ -38,6 +39,7 @@ class Network:
         self.die_at = die_at
         self.error = error or RuntimeError("killed")
         self.seconds = seconds
+        self.wait_for = None
 
     def start(self):
         self.loaded += 1
@@ -47,6 +49,9 @@ class Network:
         if len(self.blocks) == self.die_at:
             raise self.error
         time.sleep(self.seconds)
+        deadline = time.monotonic() + 10
+        while self.wait_for and not self.wait_for.exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
         self.blocks.append(rows.tolist())
         return truth(rows)
 
@@ -310,58 +315,139 @@ def test_waiting_says_so(folder, caplog):
     assert "Another process is computing" in caplog.text
 
 
-class Ranks:
+class Threads(Ranks):
     """Ranks of a job as threads."""
 
     def __init__(self, rank, world_size, shared):
         self.rank = rank
         self.world_size = world_size
         self._shared = shared
+        self._shared.setdefault("values", [None] * world_size)
 
-    def barrier(self):
+    def gather(self, value):
+        self._shared["values"][self.rank] = value
         self._shared["barrier"].wait(10)
-
-    def agree(self, value):
-        if self.rank == 0:
-            self._shared["value"] = value
-        self.barrier()
-        agreed = self._shared["value"]
-        self.barrier()
-        return agreed
+        everybody = list(self._shared["values"])
+        self._shared["barrier"].wait(10)
+        return everybody
 
 
-def test_ranks_share_the_blocks(folder, undisturbed):
-    shared = {"barrier": threading.Barrier(3)}
-    networks = [Network() for _ in range(3)]
-    found = [None] * 3
+def on_ranks(folder, networks):
+    """Run a pass on as many ranks as there are networks; what came out of each, or its error."""
+    shared = {"barrier": threading.Barrier(len(networks))}
+    found = [None] * len(networks)
 
     def work(rank):
-        found[rank] = run(folder, networks[rank], ranks=Ranks(rank, 3, shared))
+        try:
+            found[rank] = run(folder, networks[rank], ranks=Threads(rank, len(networks), shared))
+        except Exception as error:
+            found[rank] = error
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(3)]
+    threads = [
+        threading.Thread(target=work, args=(rank,), name=f"rank {rank}", daemon=True)
+        for rank in range(len(networks))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(20)
+    return found
+
+
+def test_ranks_share_the_blocks(folder, undisturbed):
+    networks = [Network() for _ in range(3)]
+    found = on_ranks(folder, networks)
     blocks = [b.tolist() for b in plan_blocks(LENGTHS, 12)]
     assert [network.blocks for network in networks] == [blocks[0::3], blocks[1::3], blocks[2::3]]
     assert all(np.array_equal(one.outputs, undisturbed) for one in found)
     assert not any(one.reused for one in found)
 
 
+DIED = "The backbone cannot be loaded."
+
+
+def refuse(*_):
+    raise SmolbenchError(DIED)
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+@pytest.mark.parametrize("at", ["start", "compute"])
+def test_an_error_of_one_rank_ends_all_with_its_sentence(folder, undisturbed, failing, at):
+    networks = [Network() for _ in range(3)]
+    for network in networks:
+        network.wait_for = folder / "key" / "failed"
+    networks[failing].wait_for = None
+    setattr(networks[failing], at, refuse)
+    found = on_ranks(folder, networks)
+    assert [str(error) for error in found] == [DIED] * 3
+    assert {type(error) for error in found} == {SmolbenchError}
+    others = [network for rank, network in enumerate(networks) if rank != failing]
+    assert all(len(network.blocks) <= 1 for network in others), "they go on for nothing"
+    again = on_ranks(folder, [Network() for _ in range(3)])
+    assert all(np.array_equal(one.outputs, undisturbed) for one in again)
+
+
+def test_an_error_of_an_unexpected_kind_keeps_its_traceback_where_it_came_up(folder):
+    found = on_ranks(folder, [Network(), Network(0, RuntimeError("dead\nkernel")), Network()])
+    assert isinstance(found[1], RuntimeError)
+    for other in (found[0], found[2]):
+        assert isinstance(other, SmolbenchError)
+        assert str(other) == "Process 1 of this job has failed (RuntimeError: dead kernel)."
+
+
+def test_ranks_that_have_nothing_to_compute_hear_of_errors(folder):
+    run(folder, Network())
+    gc.collect()  # no mapping is left open
+    (folder / "key" / "meta.json").unlink()
+    marks = np.memmap(folder / "key" / "seconds.f32", dtype=np.float32, mode="r+")
+    marks[2::3] = 0
+    marks.flush()
+    networks = [Network(), Network(), Network(0, SmolbenchError(DIED))]
+    found = on_ranks(folder, networks)
+    assert [str(error) for error in found] == [DIED] * 3
+    assert [network.loaded for network in networks] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "part", ["locked", "_discard_damaged", "_allocate", "_seal", "write_atomically"]
+)
+def test_an_error_of_the_first_rank_alone_ends_all(folder, undisturbed, monkeypatch, part):
+    with monkeypatch.context() as patch:
+        patch.setattr(frozen_cache, part, refuse)
+        found = on_ranks(folder, [Network() for _ in range(3)])
+    assert [str(error) for error in found] == [DIED] * 3
+    again = on_ranks(folder, [Network() for _ in range(3)])
+    assert all(np.array_equal(one.outputs, undisturbed) for one in again)
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_a_rank_that_does_not_see_the_disk_ends_all(folder, monkeypatch, complete):
+    if complete:
+        run(folder, Network())
+    open_shared = frozen_cache._open_shared
+
+    def blind(*args):
+        if threading.current_thread().name == "rank 2":
+            refuse()
+        return open_shared(*args)
+
+    monkeypatch.setattr(frozen_cache, "_open_shared", blind)
+    found = on_ranks(folder, [Network() for _ in range(3)])
+    assert [str(error) for error in found] == [DIED] * 3
+
+
 def test_blocks_of_ranks_that_died_are_kept_for_one_process(folder, undisturbed):
     class Alone(Ranks):  # rank 1 of 2, whose rank 0 has made the files
-        def barrier(self):
-            pass
+        rank, world_size = 1, 2
 
-        def agree(self, value):
-            return False
+        def gather(self, value):
+            return [(None, False), value]
 
     with pytest.raises(RuntimeError):
         run(folder, Network(0))
     blocks = plan_blocks(LENGTHS, 12)
     with pytest.raises(SmolbenchError, match="on a disk that all ranks share"):
-        run(folder, Network(), ranks=Alone(1, 2, {}))
+        run(folder, Network(), ranks=Alone())
     rest = Network()
     assert np.array_equal(run(folder, rest).outputs, undisturbed)
     assert rest.blocks == [b.tolist() for b in blocks[0::2]]
