@@ -12,52 +12,32 @@ import shutil
 import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 
 from smolbench.data.batching import BatchLoader, BatchPlan, Rows, TokenRows
-from smolbench.data.sources import (
-    Source,
+from smolbench.data.columns import (
+    column_digest,
+    column_numbers,
     column_values,
-    count_duplicates,
-    count_overlap,
-    select,
-    stratified_split,
+    first_bad_row,
+    repeated_texts,
 )
+from smolbench.data.sources import Source, Split, select, stratified_split
 from smolbench.data.token_cache import EncodeFn, TokenTable, encode_to_cache
 from smolbench.digest import digest, text_digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
 from smolbench.ranks import Ranks, TrainerRanks
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from lightning.pytorch import Trainer
+# No `if TYPE_CHECKING:` here: jsonargparse runs such blocks of the modules whose classes are
+# options, and every start of the command line would wait for what they import.
 
 SplitName = Literal["train", "val", "test", "predict"]
 SourceName = Literal["hub", "sample"]
-
-
-@dataclass
-class Split:
-    """One split as the task sees it.
-
-    Attributes:
-        examples: Columns of the example's kind, such as ``text`` and ``label``.
-        labels: Classes, int64, shape ``(N,)``; ``None`` where there are none.
-        table: Token ids; ``None`` before the split is encoded.
-    """
-
-    examples: Dataset
-    labels: np.ndarray | None
-    table: TokenTable | None = None
-
-    def __len__(self) -> int:
-        return len(self.examples)
 
 
 class TextDataModule(LightningDataModule):
@@ -179,15 +159,15 @@ class TextDataModule(LightningDataModule):
         return self._source
 
     def _describe(self, source: Source) -> None:
-        train, test = source.splits["train"], source.splits["test"]
+        duplicates, overlap = repeated_texts(
+            source.splits["train"], source.splits["test"], self.cache_dir / "counts"
+        )
         self._facts = {
             "data/id": source.id,
             "data/revision": source.revision,
             "data/split_seed": self.split_seed,
-            "data/duplicates": count_duplicates(column_values(train, "text")),
-            "data/overlap": count_overlap(
-                column_values(train, "text"), column_values(test, "text")
-            ),
+            "data/duplicates": duplicates,
+            "data/overlap": overlap,
             **{f"data/limit_{name}": limit for name, limit in self.limits.items()},
             **source.facts,
         }
@@ -209,7 +189,7 @@ class TextDataModule(LightningDataModule):
             # a dataset with validation rows of its own is not split
             own = {"train": "train", "val": "validation", "test": "test"}[name]
             dataset = source.splits[own if own in source.splits else "train"]
-            labels = np.fromiter(column_values(dataset, "label"), np.int64, count=len(dataset))
+            labels = column_numbers(dataset, "label")
             rows = np.arange(len(dataset))
             if name != "test" and "validation" not in source.splits:
                 if self.val_fraction > 0:
@@ -295,7 +275,8 @@ class TextDataModule(LightningDataModule):
     def _encoded(self, name: str, split: Split) -> TokenTable:
         encode, key = self._encoder()
         # labels are not in the key, so the encoder must not see them
-        examples = split.examples.select_columns(_encoded_columns(split.examples))
+        columns = sorted(set(split.examples.column_names) - {"label"})
+        examples = split.examples.select_columns(columns)
         description = f"Encoding {name}"
         if key is None:
             # an encoder that cannot be named exactly must not be found again by another one
@@ -305,9 +286,8 @@ class TextDataModule(LightningDataModule):
             name_on_disk = "tokens"
         else:
             folder = self.cache_dir / "tokens"
-            name_on_disk = digest(
-                {"encoder": dict(key), "examples": _examples_digest(examples), "rows": len(split)}
-            )
+            content = {column: column_digest(examples, column) for column in columns}
+            name_on_disk = digest({"encoder": dict(key), "examples": content, "rows": len(split)})
         return encode_to_cache(
             folder,
             name_on_disk,
@@ -449,16 +429,6 @@ class TextDataModule(LightningDataModule):
         return dict(self._facts)
 
 
-def _examples_digest(examples: Dataset) -> str:
-    columns = {name: map(str, column_values(examples, name)) for name in examples.column_names}
-    return digest({name: text_digest(values) for name, values in columns.items()})
-
-
-def _encoded_columns(examples: Dataset) -> list[str]:
-    """Columns that an encoder may read; labels are not among them."""
-    return sorted(set(examples.column_names) - {"label"})
-
-
 def _check(source: Source) -> None:
     """Refuse rows that cannot be learned from.
 
@@ -480,12 +450,13 @@ def _check(source: Source) -> None:
                 f"{where} must name at least two classes in its column 'label' (a ClassLabel of "
                 f"datasets); it names {', '.join(map(repr, names)) or 'none'}."
             )
-        columns = (column_values(split, name) for name in ("text", "label"))
-        for row, (text, label) in enumerate(zip(*columns, strict=True)):
-            if not isinstance(text, str):
-                raise SmolbenchError(f"{where} has no text in row {row}: {text!r}.")
-            if label is None or not 0 <= label < len(names):
-                raise SmolbenchError(
-                    f"{where} has the label {label!r} in row {row}; labels go from 0 to "
-                    f"{len(names) - 1} ({', '.join(names)})."
-                )
+        bad = first_bad_row(split, len(names))
+        if bad is None:
+            continue
+        row, text, label = bad
+        if not isinstance(text, str):
+            raise SmolbenchError(f"{where} has no text in row {row}: {text!r}.")
+        raise SmolbenchError(
+            f"{where} has the label {label!r} in row {row}; labels go from 0 to "
+            f"{len(names) - 1} ({', '.join(names)})."
+        )

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from smolbench.data.token_cache import TokenTable
 from smolbench.errors import SmolbenchError
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ RETRY_WAITS_S = (1.0, 4.0, 16.0)
 
 REACH_TIMEOUT_S = 10.0
 """Seconds after which the hub counts as unreachable."""
-
-BLOCK_ROWS = 1000
-"""Rows of a column that are read at once."""
 
 PARQUET_BRANCH = "refs/convert/parquet"
 """Where the hub keeps a copy without code of a dataset that is a script, which no one runs now."""
@@ -52,6 +50,24 @@ class Source:
     id: str
     revision: str | None
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Split:
+    """One split as the task sees it.
+
+    Attributes:
+        examples: Columns of the example's kind, such as ``text`` and ``label``.
+        labels: Classes, int64, shape ``(N,)``; ``None`` where there are none.
+        table: Token ids; ``None`` before the split is encoded.
+    """
+
+    examples: datasets.Dataset
+    labels: npt.NDArray[np.int64] | None
+    table: TokenTable | None = None
+
+    def __len__(self) -> int:
+        return len(self.examples)
 
 
 def load_hub(
@@ -177,48 +193,6 @@ def hold_out_test(
     """Splits ``train`` and ``test`` of rows without a test split; see :func:`stratified_split`."""
     rest, held_out = stratified_split(labels, fraction, seed)
     return {"train": rows.select(rest), "test": rows.select(held_out)}
-
-
-def column_values(dataset: datasets.Dataset, name: str) -> Iterator[Any]:
-    """Values of a column, in order, a block of rows at a time.
-
-    ``dataset[name]`` reads row by row, which takes twenty times as long, and ``dataset[name][:]``
-    holds all values at once.
-    """
-    chosen = None if dataset._indices is None else np.asarray(dataset._indices.column(0), np.int64)
-    if chosen is not None and np.any(chosen[1:] < chosen[:-1]):  # not the order on disk
-        for batch in dataset.select_columns(name).with_format("arrow").iter(BLOCK_ROWS):
-            yield from batch.column(0).to_pylist()
-        return
-    first = 0
-    for chunk in dataset.data.column(name).chunks:
-        for start in range(0, len(chunk), BLOCK_ROWS):
-            block = chunk.slice(start, BLOCK_ROWS)
-            if chosen is not None:
-                here = slice(*np.searchsorted(chosen, [first, first + len(block)]))
-                block_rows = chosen[here] - first
-                first += len(block)
-                block = block.take(block_rows)
-            yield from block.to_pylist()
-
-
-def count_duplicates(texts: Iterable[str]) -> int:
-    """Count texts that repeat an earlier one, up to white space at the ends."""
-    hashes = _hashes(texts)
-    return len(hashes) - len(np.unique(hashes))
-
-
-def count_overlap(train_texts: Iterable[str], test_texts: Iterable[str]) -> int:
-    """Count test texts that occur among the training texts, up to white space at the ends."""
-    return int(np.isin(_hashes(test_texts), _hashes(train_texts)).sum())
-
-
-def _hashes(texts: Iterable[str]) -> npt.NDArray[np.int64]:
-    """64 bits per text, where the texts themselves would fill the memory.
-
-    Two of ten million texts share one by chance with a probability of 3 in a million.
-    """
-    return np.fromiter((hash(text.strip()) for text in texts), dtype=np.int64)
 
 
 Loaded = tuple["datasets.DatasetDict", str]

@@ -19,13 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from smolbench.data import sources
-from smolbench.data.sources import (
-    count_duplicates,
-    count_overlap,
-    load_hub,
-    select,
-    stratified_split,
-)
+from smolbench.data.sources import load_hub, select, stratified_split
 from smolbench.errors import SmolbenchError
 
 OLD, NEW, OTHER = "a" * 40, "b" * 40, "c" * 40
@@ -314,9 +308,3 @@ def test_stratified_split_has_every_row_once_with_equal_shares():
 def test_split_that_cannot_be_made_is_a_sentence(labels, fraction):
     with pytest.raises(SmolbenchError, match="share"):
         stratified_split(np.array(labels), fraction, seed=0)
-
-
-def test_duplicates_and_overlap_compare_stripped_texts():
-    assert count_duplicates(["a", "b ", "\nb", "b", "A"]) == 2
-    assert count_duplicates([]) == 0
-    assert count_overlap(["a", "b "], [" a", "a", "c", "b"]) == 3

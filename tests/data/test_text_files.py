@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
+from datasets import ClassLabel, Dataset, Features, Value
 
 from smolbench.data import TextFilesDataModule, readers, tables, text_files
-from smolbench.data.sources import Source, column_values
+from smolbench.data.sources import Source
 from smolbench.errors import SmolbenchError
 
 TEXTS = ['He said "no", twice', "line one\nline two", "NA", "  née Ωmega 😀", "null", "tab\there"]
@@ -378,12 +378,3 @@ def test_hub_dataset_without_the_column(hub):
 def test_sample_needs_no_files():
     data = TextFilesDataModule(source="sample", train_file="no such file.csv")
     assert data.label_names == ["neg", "pos"]
-
-
-@pytest.mark.parametrize("chosen", [None, [0, 2499, 2500, 6999], [6999, 3, 3, 2500], []])
-def test_values_of_a_column_come_in_order(chosen):
-    parts = [Dataset.from_dict({"n": list(range(a, a + 3500))}) for a in (0, 3500)]
-    dataset = concatenate_datasets(parts)
-    if chosen is not None:
-        dataset = dataset.select(chosen)
-    assert list(column_values(dataset, "n")) == (list(range(7000)) if chosen is None else chosen)
