@@ -45,7 +45,7 @@ from smolbench.callbacks.checkpoint import read_checkpoint
 from smolbench.data import TextDataModule
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
-from smolbench.invocation import SUBCOMMANDS, Invocation, Subcommand, read_invocation
+from smolbench.invocation import Invocation, Subcommand, read_invocation
 from smolbench.predicting import check_output, read_texts, write_predictions
 from smolbench.progress import draw_library_bars
 from smolbench.recipes import DEFAULTS
@@ -165,9 +165,7 @@ class SmolCLI(LightningCLI):
         self.config_text: str | None = None
         self.identity: dict[str, Any] = {}
         self.labels: list[str] | None = None
-        parser_kwargs: dict[str, Any] = {
-            name: {"default_config_files": [str(DEFAULTS)]} for name in SUBCOMMANDS
-        }
+        parser_kwargs: dict[str, Any] = {call.subcommand: {"default_config_files": [str(DEFAULTS)]}}
         super().__init__(
             model_class=BaseTask,
             datamodule_class=LightningDataModule,
@@ -181,6 +179,11 @@ class SmolCLI(LightningCLI):
         )
 
     # -- the command line -------------------------------------------------------------------------
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override] # static in Lightning
+        """The one that was called: a parser takes as long to build as to use."""
+        name = self.call.subcommand
+        return {name: super().subcommands()[name]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options beside those of Trainer, model and data.

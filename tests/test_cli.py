@@ -129,6 +129,19 @@ sys.exit(f"imported: {heavy}" if heavy else 0)
     assert done.returncode == 0, done.stderr
 
 
+def test_settings_are_printed_before_data_libraries_are_imported():
+    code = """
+import sys
+from smolbench.cli import main
+status = main(["fit", "--config=imdb_probe", "--print_config"])
+heavy = {"bitsandbytes", "datasets", "pandas", "peft", "pyarrow"} & set(sys.modules)
+sys.exit(f"imported: {heavy}" if heavy else status)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "class_path: smolbench.tasks.ProbeTask" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
