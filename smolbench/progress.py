@@ -161,6 +161,8 @@ def draw_library_bars() -> None:
     hub_bar = huggingface_hub.utils.tqdm  # type: ignore[attr-defined] # not listed, yet documented
     for bar_class in (hub_bar, datasets.utils.tqdm):
         _draw_with_rich(bar_class)
+    # transformers, told not to draw bars of its own, switches those of downloads off as well
+    huggingface_hub.utils.enable_progress_bars()
 
 
 def _draw_with_rich(bar_class: Any) -> None:  # noqa: ANN401 - a subclass of tqdm, which is untyped
@@ -172,17 +174,18 @@ def _draw_with_rich(bar_class: Any) -> None:  # noqa: ANN401 - a subclass of tqd
         count(self, *args, **{**kwargs, "gui": True})  # to tqdm: somebody else draws
         if not self.disable and _rank() == 0:
             unit = BYTES if self.unit == "B" else self.unit.strip()
-            self._bar = _Bar(self.desc or "Downloading", self.total, unit, done=self.n)
+            self._bar = _Bar(self.desc or "Downloading", self.total or None, unit, done=self.n)
 
     def display(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         if self._bar is not None:
-            self._bar.description, self._bar.total = self.desc or "Downloading", self.total
+            self._bar.description = self.desc or "Downloading"
+            self._bar.total = self.total or None  # 0 where it is not known
             self._bar.advance(self.n - self._bar.done)
 
     def close(self: Any) -> None:  # noqa: ANN401
         display(self)
         if self._bar is not None:
-            complete = self.total is None or self.n >= self.total
+            complete = not self.total or self.n >= self.total
             self._bar.finish() if complete else self._bar.stop()
             self._bar = None
         stop_counting(self)
