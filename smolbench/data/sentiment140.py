@@ -8,7 +8,7 @@ import numpy as np
 
 from smolbench.data.datamodule import TextDataModule
 from smolbench.data.sample_tweets import tweet_sample
-from smolbench.data.sources import Source, hold_out_test, load_hub, select
+from smolbench.data.sources import Source, column_values, hold_out_test, load_hub, select
 from smolbench.errors import SmolbenchError
 
 if TYPE_CHECKING:
@@ -100,10 +100,10 @@ class Sentiment140DataModule(TextDataModule):
     def _prepared(self, source: Source) -> Source:
         """Downsampled, cleaned and split."""
         raw = source.splits["train"]
-        sentiments = np.asarray(raw.with_format("numpy")["sentiment"][:])
+        sentiments = np.fromiter(column_values(raw, "sentiment"), np.int64, count=len(raw))
         chosen = select(raw, self.downsample, sentiments, "stratified", self.split_seed)
         tweets, facts = self._cleaned(raw.select(chosen))
-        labels = np.asarray(tweets.with_format("numpy")["label"][:])
+        labels = np.fromiter(column_values(tweets, "label"), np.int64, count=len(tweets))
         splits = hold_out_test(tweets, labels, self.test_fraction, self.split_seed)
         if self.test_set == "official":
             splits["test"], dropped = self._cleaned(source.splits["test"])
@@ -150,9 +150,11 @@ def clean_tweets(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     Args:
         texts: Strings, length ``N``.
     """
-    import pyarrow.compute as pc  # lazy: import cost
+    import pyarrow as pa  # lazy: import cost
+    import pyarrow.compute as pc
 
-    texts = pc.utf8_lower(texts)
+    # chosen rows come in very many chunks, and each pattern is compiled for each of them
+    texts = pc.utf8_lower(pa.chunked_array([texts.combine_chunks()], type=texts.type))
     for pattern in _REMOVED:
         texts = pc.replace_substring_regex(texts, pattern=pattern, replacement="")
     return pc.utf8_trim_whitespace(texts)

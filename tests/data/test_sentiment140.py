@@ -42,6 +42,15 @@ def test_cleaning_is_that_of_plain_python():
     assert found == [plainly(text) for text in texts]
 
 
+def test_rows_in_many_chunks_are_cleaned_at_once():
+    """As `select` leaves them; each pattern would be compiled for each chunk, for minutes."""
+    texts = tweet_sample("train")["text"]
+    cleaned = clean_tweets(pa.chunked_array([[text] for text in texts]))
+    assert cleaned.num_chunks == 1
+    assert cleaned.to_pylist() == [plainly(text) for text in texts]
+    assert clean_tweets(pa.chunked_array([], type=pa.string())).to_pylist() == []
+
+
 def test_cleaning_by_hand():
     """As in figure 1 of the report: `usfor`, `dont`; nothing takes a mark's place."""
     found = clean_tweets(pa.chunked_array([ODD])).to_pylist()
