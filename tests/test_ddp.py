@@ -1,4 +1,4 @@
-"""Two processes on CPU (gloo): the same numbers as one, exact resume, errors that end both."""
+"""Processes on CPU (gloo): the same numbers as one, exact resume, errors that end all."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from smolbench.callbacks import memory, throughput
+from smolbench.callbacks.memory import reduce_over_ranks
 from smolbench.cli import main
 from smolbench.errors import SmolbenchError
 
@@ -56,14 +59,18 @@ class Intruder(Callback):
     """Runs on every rank; what it does beside counting is said by the environment."""
 
     def setup(self, trainer, pl_module, stage):
-        """Write down which rows this rank's frozen network reads."""
+        """Write down which rows this rank's frozen network reads and what it measures."""
         start_pass = pl_module.frozen.start_pass
         log = Path(os.environ["ROWS_LOG"] + f".{trainer.global_rank}")
+        for module in (memory, throughput):
+            module.reduce_over_ranks = self.logging_reduction
 
         def counting(*args):
             compute = start_pass(*args)
 
             def compute_and_log(rows):
+                if os.environ.get("INTRUDER") == "pass" and trainer.global_rank == 1:
+                    raise SmolbenchError("The second rank cannot read this.")
                 with log.open("a") as file:
                     file.write(f"{len(rows)}\n")
                 return compute(rows)
@@ -71,6 +78,13 @@ class Intruder(Callback):
             return compute_and_log
 
         pl_module.frozen.start_pass = counting
+
+    @staticmethod
+    def logging_reduction(trainer, values, operation):
+        reduced = reduce_over_ranks(trainer, values, operation)
+        with Path(os.environ["ROWS_LOG"] + f".{trainer.global_rank}.measured").open("a") as file:
+            file.write(json.dumps([operation, list(values), reduced]) + "\n")
+        return reduced
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         """Kill all ranks, send a signal to this one, or fail on it."""
@@ -87,9 +101,9 @@ class Intruder(Callback):
 class Job:
     """Runs commands in one folder, with caches of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rows_log: Path | None = None) -> None:
         self.folder = folder
-        self.rows_log = folder / "rows"
+        self.rows_log = rows_log or folder / "rows"
 
     def run(self, *command: str, intruder: str = "") -> subprocess.CompletedProcess[str]:
         env = {k: v for k, v in os.environ.items() if not k.startswith(_LEFT_BEHIND)}
@@ -168,29 +182,80 @@ def test_metrics_are_written_once(undisturbed):
     assert [row["step"] for row in rows if row["val/accuracy"]] == ["1", "2", "3", "4"]
 
 
-def test_two_processes_predict_like_one(job, undisturbed, tmp_path, monkeypatch):
-    best = str(undisturbed / "checkpoints" / "best.ckpt")
-    test = ["test", *SETTINGS, f"--ckpt_path={best}"]
-    done = job.run(*PYTHON, "smolbench", *test, "--run_dir=tested")
-    assert done.returncode == 0, done.stderr
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def tested_alone(undisturbed, tmp_path_factory):
+    """The test of the job's checkpoint by one process."""
+    folder = tmp_path_factory.mktemp("alone")
     one = ["--trainer.devices=1", "--trainer.strategy=auto", "--run_dir=tested"]
-    assert main([*test, *one]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("SMOLBENCH_CACHE", str(folder / "cache"))
+        assert main([*test_of(undisturbed), *one]) == 0
+    return folder / "tested"
 
-    two, one = job.folder / "tested", tmp_path / "tested"
-    assert results(two)["hardware/world_size"] == 2
-    assert results(one)["hardware/world_size"] == 1
-    assert results(two)["test/n"] == results(one)["test/n"] == 72
-    assert results(two)["test/accuracy"] == results(one)["test/accuracy"]
-    assert results(two)["data/test_digest"] == results(one)["data/test_digest"]
+
+def test_of(run: Path) -> list[str]:
+    return ["test", *SETTINGS, f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"]
+
+
+# of five test batches four ranks get two, one, one and one
+@pytest.mark.parametrize("devices", [2, 4])
+def test_processes_predict_like_one(job, undisturbed, tested_alone, devices):
+    folder = job.folder / f"tested{devices}"
+    job = Job(job.folder, rows_log=job.folder / f"rows{devices}")
+    done = job.run(
+        *PYTHON,
+        "smolbench",
+        *test_of(undisturbed),
+        f"--trainer.devices={devices}",
+        "--trainer.callbacks+=tests.test_ddp.Intruder",
+        f"--data.cache_dir={folder}-cache",
+        f"--run_dir={folder}",
+    )
+    assert done.returncode == 0, done.stderr
+
+    assert results(folder)["hardware/world_size"] == devices
+    assert results(tested_alone)["hardware/world_size"] == 1
+    for key in ("test/n", "test/accuracy", "data/test_digest"):
+        assert results(folder)[key] == results(tested_alone)[key]
+    assert results(folder)["test/n"] == 72
     found, expected = (
-        pyarrow.parquet.read_table(run / "predictions.parquet").to_pydict() for run in (two, one)
+        pyarrow.parquet.read_table(run / "predictions.parquet").to_pydict()
+        for run in (folder, tested_alone)
     )
     assert found.keys() == expected.keys()
     for column in ("index", "label", "prediction"):
         assert found[column] == expected[column]
     for column in found.keys() - {"index", "label", "prediction"}:
         np.testing.assert_allclose(found[column], expected[column], rtol=0, atol=1e-6)
+    check_costs_of_the_job(job, results(folder), devices)
+
+
+def check_costs_of_the_job(job: Job, found: dict, devices: int) -> None:
+    """Memory is the largest rank's, throughput that of all together."""
+    rows = [Path(f"{job.rows_log}.{rank}").read_text().split() for rank in range(devices)]
+    assert all(rows), "a rank had no part in the frozen pass"
+    assert sum(int(number) for own in rows for number in own) == found["test/n"]
+    measured = [
+        [
+            json.loads(line)
+            for line in Path(f"{job.rows_log}.{rank}.measured").read_text().splitlines()
+        ]
+        for rank in range(devices)
+    ]
+    total, largest = [], []
+    for of_ranks in zip(*measured, strict=True):
+        (operation,) = {operation for operation, _, _ in of_ranks}
+        values = np.array([values for _, values, _ in of_ranks])
+        over_ranks = values.max(axis=0) if operation == "max" else values.sum(axis=0)
+        for _, _, reduced in of_ranks:
+            np.testing.assert_allclose(reduced, over_ranks, rtol=1e-12)
+        (largest if operation == "max" else total).extend(over_ranks)
+        if operation == "sum":
+            assert (values[:, 0] > 0).all(), "a rank had no batch"
+    assert found["cost/head_test_samples_per_s"] in total
+    assert found["cost/peak_rss_mib"] in largest
+    assert found["cost/test_s"] in largest
 
 
 def test_killed_and_resumed_job_is_equal(job, undisturbed):
@@ -222,6 +287,32 @@ def test_error_on_one_rank_ends_both(job):
     assert "smolbench: error: The second rank cannot go on.\n" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert results(job.folder / "failed")["status"] != "finished"
+
+
+def test_error_on_one_rank_in_the_frozen_pass_ends_both_with_its_sentence(job):
+    fit = [*FIT, "--run_dir=unread", f"--data.cache_dir={job.folder}/unread-cache"]
+    start = time.monotonic()
+    failed = job.run(*PYTHON, "smolbench", "fit", *fit, intruder="pass")
+    assert failed.returncode == 2, failed.stderr
+    sentence = "smolbench: error: The second rank cannot read this.\n"
+    assert failed.stderr.count(sentence) == 2, failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert "Another process" not in failed.stderr
+    assert time.monotonic() - start < 60
+    assert not (job.folder / "unread" / "checkpoints").exists()
+
+
+def test_error_of_the_process_that_prepares_the_data_ends_both_with_its_sentence(job):
+    (job.folder / "file").touch()
+    fit = [*FIT, "--run_dir=unprepared", f"--data.cache_dir={job.folder}/file"]
+    failed = job.run(*PYTHON, "smolbench", "fit", *fit)
+    assert failed.returncode == 2, failed.stderr
+    said = [line for line in failed.stderr.splitlines() if "smolbench: error:" in line]
+    assert len(said) == 2, failed.stderr
+    assert said[0] == said[1]
+    assert "The cache folder" in said[0]
+    assert "Traceback" not in failed.stderr
+    assert not (job.folder / "unprepared").exists()
 
 
 def test_signal_to_one_rank_stops_both_after_the_step(job):
