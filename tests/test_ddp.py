@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -291,14 +290,12 @@ def test_error_on_one_rank_ends_both(job):
 
 def test_error_on_one_rank_in_the_frozen_pass_ends_both_with_its_sentence(job):
     fit = [*FIT, "--run_dir=unread", f"--data.cache_dir={job.folder}/unread-cache"]
-    start = time.monotonic()
     failed = job.run(*PYTHON, "smolbench", "fit", *fit, intruder="pass")
     assert failed.returncode == 2, failed.stderr
     sentence = "smolbench: error: The second rank cannot read this.\n"
     assert failed.stderr.count(sentence) == 2, failed.stderr
     assert "Traceback" not in failed.stderr
     assert "Another process" not in failed.stderr
-    assert time.monotonic() - start < 60
     assert not (job.folder / "unread" / "checkpoints").exists()
 
 
