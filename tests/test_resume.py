@@ -92,6 +92,30 @@ def test_a_run_killed_again_and_again_is_equal(undisturbed, folder_here, kills):
     assert_equal(undisturbed, folder_here / "run")
 
 
+FINE_TUNE = [
+    *(option for option in RUN if option != "--config=imdb_probe"),
+    "--model.max_length=32",
+    "--data.batch_size=20",
+    "--data.limit_train=80",
+    "--data.limit_val=20",
+    "--trainer.max_epochs=2",
+    "--checkpoint.every_minutes=1e-6",
+]
+
+
+@pytest.mark.parametrize("method", ["full", "head", "lora", "qlora", "bitfit_added"])
+def test_a_fine_tuning_killed_and_resumed_is_equal(folder_here, method):
+    """Dropout of the adapters included."""
+    recipe = "fit", f"--config=imdb_{method}_smollm2-135m"
+    whole = [*recipe, *FINE_TUNE[1:], "--run_dir=whole"]
+    assert main(whole) == 0
+    for hook, n in (("on_train_batch_end", 3), ("on_validation_end", 2)):
+        run = [*recipe, *FINE_TUNE[1:], f"--run_dir={hook}"]
+        die(run, hook, n)
+        assert main([*run, "--ckpt_path=last"]) == 0
+        assert_equal(folder_here / "whole", folder_here / hook)
+
+
 def die(run: list[str], hook: str, n: int) -> None:
     """Start or go on with a run, which dies at the ``n``-th call of a hook."""
     with pytest.MonkeyPatch.context() as patch:

@@ -21,6 +21,7 @@ from smolbench.digest import digest, file_digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root, write_atomically
 from smolbench.models.precision import native_bfloat16
+from smolbench.models.template import TemplateEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -145,6 +146,49 @@ class Backbone:
             return torch.bfloat16 if native_bfloat16(device) else torch.float32
         return torch.bfloat16 if self.dtype_name == "bfloat16" else torch.float32
 
+    def template_encoder(
+        self, template: str, max_length: int, truncation_side: Literal["left", "right"]
+    ) -> TemplateEncoder:
+        """A template with this model's tokenizer.
+
+        Raises:
+            SmolbenchError: If rows could be longer than the model reads, or the template does not
+                fit.
+        """
+        limit = self.max_positions
+        if limit is not None and max_length > limit:
+            raise SmolbenchError(
+                f"model.max_length is {max_length}, but {self.name} has positions for {limit} "
+                "tokens only."
+            )
+        return TemplateEncoder(self.tokenizer, template, max_length, truncation_side)
+
+    def from_pretrained(
+        self,
+        loader: type[Any],
+        **options: Any,  # noqa: ANN401 - as transformers types them
+    ) -> tuple[PreTrainedModel, set[str]]:
+        """Let one of transformers' Auto classes read the weights.
+
+        The global random state stays as it was: transformers draws some weights before it reads
+        them, and a training must not depend on whether there was anything to load.
+
+        Returns:
+            The model, and the names of the weights that the files lack or hold in another shape.
+
+        Raises:
+            SmolbenchError: If the weights do not exist, cannot be reached or are damaged.
+        """
+        with (
+            readable_errors(self.name, self._asked_revision),
+            torch.random.fork_rng(devices=[]),
+        ):
+            model, report = loader.from_pretrained(
+                self.location, revision=self._pinned_revision, output_loading_info=True, **options
+            )
+        mismatched = {name for name, *_ in report["mismatched_keys"]}
+        return model, set(report["missing_keys"]) | mismatched
+
     def load(self, device: torch.device) -> PreTrainedModel:
         """Load the weights, frozen and in evaluation mode.
 
@@ -153,32 +197,28 @@ class Backbone:
         """
         from transformers import AutoModel  # lazy: import cost
 
-        # transformers draws some weights before it reads them: the training's random state must not
-        # depend on whether there was anything to load
-        with (
-            readable_errors(self.name, self._asked_revision),
-            torch.random.fork_rng(devices=[]),
-        ):
-            model, report = AutoModel.from_pretrained(
-                self.location,
-                revision=self._pinned_revision,
-                dtype=self.dtype(device),
-                output_loading_info=True,
-            )
-        missing = set(report["missing_keys"])
+        model, missing = self.from_pretrained(AutoModel, dtype=self.dtype(device))
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
             missing = {name for name in missing if not name.startswith("decoder.")}
         # checkpoints of language models lack the pooler, which hidden states do not pass through
-        missing = {name for name in missing if "pooler" not in name}
+        self.require({name for name in missing if "pooler" not in name})
+        model.config.use_cache = False  # else every pass keeps all layers' keys and values
+        frozen: torch.nn.Module = model  # transformers' own methods are untyped
+        frozen.to(device).eval().requires_grad_(False)
+        return model
+
+    def require(self, missing: set[str]) -> None:
+        """Refuse files that lack weights.
+
+        Raises:
+            SmolbenchError: If any is missing.
+        """
         if missing:
             raise SmolbenchError(
                 f"The weights of model {self.name!r} are incomplete: {len(missing)} are missing, "
                 f"such as {min(missing)}, and would be random. Use files that hold them all."
             )
-        model.config.use_cache = False  # else every pass keeps all layers' keys and values
-        frozen: PreTrainedModel = model.to(device).eval().requires_grad_(False)
-        return frozen
 
     def facts(self, device: torch.device) -> Facts:
         """Width, direction and size of the backbone, measured once and remembered on disk.

@@ -1,7 +1,8 @@
 """How models learn: one LightningModule per task."""
 
 from smolbench.tasks.classification import ClassificationTask
+from smolbench.tasks.fine_tune import FineTuneTask
 from smolbench.tasks.probe import ProbeTask
 from smolbench.tasks.task import BaseTask
 
-__all__ = ["BaseTask", "ClassificationTask", "ProbeTask"]
+__all__ = ["BaseTask", "ClassificationTask", "FineTuneTask", "ProbeTask"]

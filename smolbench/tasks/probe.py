@@ -124,14 +124,8 @@ class ProbeTask(ClassificationTask):
             SmolbenchError: If rows could be longer than the backbone reads, or the template does
                 not fit.
         """
-        limit = self.backbone.max_positions
-        if limit is not None and self._max_length > limit:
-            raise SmolbenchError(
-                f"model.max_length is {self._max_length}, but {self.backbone.name} has positions "
-                f"for {limit} tokens only."
-            )
-        encoder = TemplateEncoder(
-            self.backbone.tokenizer, self._template, self._max_length, self._truncation_side
+        encoder = self.backbone.template_encoder(
+            self._template, self._max_length, self._truncation_side
         )
         if self.anchor is not None:
             encoder.anchor_offset(self.anchor)  # a wrong word is an error now, not after encoding

@@ -1,0 +1,188 @@
+"""A pretrained network with a classification head: loaded, quantised, run."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from smolbench.errors import SmolbenchError
+from smolbench.models.adaptation import Quantize, adapted_layers, head_names, linear_layers
+from smolbench.models.backbone import Backbone, readable_errors
+from smolbench.models.gpt_neo import use_fused_attention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_classifier(backbone: Backbone, classes: int, seed: int, **options: Any) -> PreTrainedModel:  # noqa: ANN401
+    """Load a network and put a head with random weights on it.
+
+    The head is always drawn anew, also where the files hold a trained one: its labels are another
+    data set's. A pooler (BERT's) is part of the pretrained network if the files hold it.
+
+    Args:
+        backbone: What to load; its ``dtype`` is passed over, weights come in float32.
+        classes: Number of classes, ``C``.
+        seed: Seed of the head's weights; the global random state is left untouched.
+        **options: More for ``from_pretrained``, see :func:`quantized`.
+
+    Returns:
+        The model, in training mode, so that its dropout is on.
+
+    Raises:
+        SmolbenchError: If the weights cannot be loaded or are incomplete, or there is no classifier
+            of this architecture.
+    """
+    from transformers import AutoModelForSequenceClassification  # lazy: import cost
+
+    _refuse_encoder_decoder(backbone)
+    model, missing = backbone.from_pretrained(
+        AutoModelForSequenceClassification,
+        id2label={number: str(number) for number in range(classes)},
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        **options,
+    )
+    head = head_names(model)
+    backbone.require(missing - head)
+    base = {id(p) for p in model.base_model.parameters()}
+    fresh = {name for name, p in model.named_parameters() if id(p) not in base} | missing
+    _draw(model, fresh, seed)
+    model.config.use_cache = False
+    use_fused_attention(model)
+    model.train()
+    return model
+
+
+def _refuse_encoder_decoder(backbone: Backbone) -> None:
+    if backbone.config.is_encoder_decoder:
+        raise SmolbenchError(
+            f"{backbone.name} is an encoder-decoder model, which FineTuneTask does not train: use "
+            "a decoder (GPT-2, OPT, SmolLM2) or an encoder (BERT), or ProbeTask for its encoder."
+        )
+
+
+def _draw(model: PreTrainedModel, names: set[str], seed: int) -> None:
+    """Random weights for a head: small normal matrices, biases of 0, norms of 1."""
+    config = model.config
+    std = getattr(config, "initializer_range", None) or getattr(config, "init_std", None) or 0.02
+    generator = torch.Generator("cpu").manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name in names:
+            drawn = torch.zeros(parameter.shape, device="cpu", dtype=torch.float32)
+            if parameter.ndim > 1:
+                drawn.normal_(std=std, generator=generator)
+            elif name.endswith("weight"):
+                drawn.fill_(1)
+            parameter.data = drawn.to(parameter.device)
+
+
+def skeleton(backbone: Backbone, classes: int) -> PreTrainedModel:
+    """The classifier's modules on the meta device: names and shapes without weights."""
+    from transformers import AutoModelForSequenceClassification  # lazy: import cost
+
+    _refuse_encoder_decoder(backbone)
+    with readable_errors(backbone.name, None), torch.device("meta"):
+        config = type(backbone.config).from_dict(backbone.config.to_dict(), num_labels=classes)
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
+            config
+        )
+    return model
+
+
+def quantized(
+    backbone: Backbone,
+    classes: int,
+    quantize: Quantize,
+    targets: tuple[str, ...] | None,
+    compute: torch.dtype,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Options for :func:`load_classifier` that hold weights in 4 bits (NF4, double quantisation).
+
+    As in QLoRA (Dettmers et al., 2023, arXiv 2305.14314). Embeddings, norms and head stay as they
+    are.
+
+    Args:
+        backbone: What is loaded.
+        classes: Number of classes.
+        quantize: Which linear layers: ``all``, or those ``adapted`` by LoRA.
+        targets: LoRA's layers, see :func:`adapted_layers`.
+        compute: What the weights are multiplied in.
+        device: Where the weights go.
+
+    Raises:
+        SmolbenchError: If the device or the installation cannot do it, or a target fits no layer.
+    """
+    if device.type not in {"cuda", "cpu"}:
+        raise SmolbenchError(
+            f"model.method 'qlora' runs on CUDA and on the CPU, not on {device.type}: use the "
+            "method lora, or --trainer.accelerator cpu."
+        )
+    try:
+        import accelerate  # type: ignore[import-untyped]  # noqa: F401 - lazy: import cost
+        import bitsandbytes  # noqa: F401 - lazy: import cost
+    except Exception as error:  # a broken CUDA set-up raises whatever it likes
+        raise SmolbenchError(
+            "model.method 'qlora' needs bitsandbytes and accelerate, which cannot be imported: run "
+            f"`pip install bitsandbytes accelerate`, or use the method lora. ({error})"
+        ) from error
+    from transformers import BitsAndBytesConfig  # lazy: import cost
+
+    model = skeleton(backbone, classes)
+    layers = set(linear_layers(model))
+    chosen = set(adapted_layers(model, targets)) if quantize == "adapted" else layers
+    every = {name for name, module in model.named_modules() if hasattr(module, "weight")}
+    config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+        llm_int8_skip_modules=[re.escape(name) + "$" for name in sorted(every - chosen)],
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def keep_gradients(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for inference on CPUs with AVX512-BF16.
+
+    The first pass without gradients in evaluation mode would do so in place, with a loss of
+    precision, and from then on a kernel without gradients would serve training too: adapters in
+    front of such a layer would stop learning, with no error (bitsandbytes 0.50).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment] # not a tensor
+
+
+def classify(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
+    """Logits of right-padded rows.
+
+    A decoder's head reads the last real token of each row, as in transformers, but whatever its id
+    is, and nothing but this token. An encoder is run with the head transformers gives it.
+
+    Args:
+        model: From :func:`load_classifier`.
+        input_ids: Token ids, shape ``(B, T)``.
+        attention_mask: 1 for real tokens, shape ``(B, T)``.
+
+    Returns:
+        Logits, float32, shape ``(B, C)``.
+    """
+    score = getattr(model, "score", None)
+    if score is None:
+        logits: torch.Tensor = model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits.float()
+    # causal rows never look at their padding, which stands on the right; without a mask the fused
+    # kernels are at their fastest
+    states = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    rows = torch.arange(len(states), device=states.device)
+    pooled = states[rows, attention_mask.sum(dim=1) - 1]
+    with torch.autocast(states.device.type, enabled=False):
+        scored: torch.Tensor = score(pooled.float())
+    return scored

@@ -1,0 +1,378 @@
+"""Fine-tuning: a pretrained network learns to classify, with all or a few of its weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback
+
+from smolbench.callbacks.threads import TrainingThreads
+from smolbench.data.batching import ArrayRows, TokenRows
+from smolbench.data.token_cache import TokenTable
+from smolbench.digest import digest
+from smolbench.errors import SmolbenchError
+from smolbench.files import cache_root
+from smolbench.models.adaptation import (
+    Adaptation,
+    LoRAOptions,
+    Quantize,
+    adapt,
+    describe,
+    hold_frozen_in,
+    parameter_count,
+)
+from smolbench.models.backbone import Backbone, DType
+from smolbench.models.classifier import classify, keep_gradients, load_classifier, quantized
+from smolbench.models.features import FrozenFeatures
+from smolbench.models.heads import build_head
+from smolbench.models.template import TemplateEncoder
+from smolbench.tasks.classification import Batch, ClassificationTask
+from smolbench.tasks.ranks import TrainerRanks
+from smolbench.tasks.task import Schedule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+log = logging.getLogger("smolbench")
+
+Method = Adaptation | Literal["head"]
+_ADAPTERS = ("lora", "qlora")
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+"""Trainer precisions that leave trained weights in float32."""
+
+
+class FineTuneTask(ClassificationTask):
+    """Train a pretrained network to classify, wholly or in part.
+
+    Any decoder or encoder with a sequence-classification head in transformers serves. A decoder's
+    head reads the last token of a text. What trains is in float32 and computed in ``dtype``; frozen
+    matrices are held in ``dtype``, which costs no accuracy that matters where they came in it
+    (SmolLM2) and rounds the others' once (GPT-2). The head is drawn anew from the run's seed, also
+    where the model id has a trained one.
+
+    Args:
+        method: What trains, beside the head. ``full``: everything. ``head``: nothing; the features
+            of the frozen network are computed once and kept on disk, as :class:`ProbeTask` does
+            with ``head: linear`` and ``pooling: last``. ``lora``: low-rank adapters. ``qlora``: the
+            same on weights held in 4 bits. ``bitfit``: all biases. ``bitfit_added``: all biases,
+            after every linear layer without one got one of zeros.
+        backbone: A model id on the Hub, a folder, or ``tiny`` for the built-in model.
+        revision: Branch, tag or commit of the backbone.
+        template: What the network reads: a text with the slot ``{text}``.
+        max_length: Longest row in tokens, template included.
+        truncation_side: Which end of a long text is cut off.
+        dtype: What the network computes in; ``auto`` is bfloat16 where it is native. With
+            ``trainer.precision`` bf16-mixed or 16-mixed that decides.
+        r: Rank of the adapters (``lora``, ``qlora``); 8 if not given.
+        lora_alpha: Scale of the adapters' output, divided by ``r``; 2 ``r`` if not given.
+        lora_dropout: Dropout in front of the adapters; 0.05 if not given.
+        target_modules: Ends of the names of the linear layers that get an adapter; peft's choice
+            for the architecture if not given: query and value projections.
+        quantize: Which linear layers ``qlora`` holds in 4 bits: ``all`` (if not given) or only the
+            ``adapted`` ones.
+        gradient_checkpointing: Compute the layers' activations again in the backward pass instead
+            of keeping them: less memory, more time, the same result.
+        pass_tokens: Most tokens, padding included, that the frozen network reads at once
+            (``head``); 4096 if not given.
+        num_classes: Number of classes, for data that does not name its labels.
+        lr: Peak learning rate of AdamW.
+        weight_decay: Decoupled weight decay, on matrices only.
+        warmup_steps: Optimiser steps over which the learning rate rises from 0.
+        schedule: What the learning rate does after the warm-up.
+
+    Raises:
+        SmolbenchError: If the settings contradict each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        method: Method = "full",
+        backbone: str = "HuggingFaceTB/SmolLM2-135M",
+        revision: str | None = None,
+        template: str = "{text}",
+        max_length: int = 512,
+        truncation_side: Literal["left", "right"] = "right",
+        dtype: DType = "auto",
+        r: int | None = None,
+        lora_alpha: int | None = None,
+        lora_dropout: float | None = None,
+        target_modules: list[str] | None = None,
+        quantize: Quantize | None = None,
+        gradient_checkpointing: bool = False,
+        pass_tokens: int | None = None,
+        num_classes: int | None = None,
+        lr: float = 2e-5,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 0,
+        schedule: Schedule = "constant",
+    ) -> None:
+        super().__init__(
+            num_classes=num_classes,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            schedule=schedule,
+        )
+        self.save_hyperparameters()
+        _refuse_unused(
+            method,
+            {
+                "r": (r, _ADAPTERS),
+                "lora_alpha": (lora_alpha, _ADAPTERS),
+                "lora_dropout": (lora_dropout, _ADAPTERS),
+                "target_modules": (target_modules, _ADAPTERS),
+                "quantize": (quantize, ("qlora",)),
+                "pass_tokens": (pass_tokens, ("head",)),
+            },
+        )
+        if method == "head" and gradient_checkpointing:
+            raise SmolbenchError(
+                "model.gradient_checkpointing is for networks that train; with the method 'head' "
+                "none does: leave it out."
+            )
+        rank = 8 if r is None else r
+        self.lora = LoRAOptions(
+            r=rank,
+            alpha=2 * rank if lora_alpha is None else lora_alpha,
+            dropout=0.05 if lora_dropout is None else lora_dropout,
+            targets=None if target_modules is None else tuple(target_modules),
+        )
+        positive = min(self.lora.r, self.lora.alpha, 1 if pass_tokens is None else pass_tokens) > 0
+        if not positive or not 0 <= self.lora.dropout < 1 or target_modules == []:
+            raise SmolbenchError(
+                "model.r, lora_alpha and pass_tokens must be positive, lora_dropout in [0, 1), and "
+                f"target_modules not empty; given are r={r}, lora_alpha={lora_alpha}, "
+                f"pass_tokens={pass_tokens}, lora_dropout={lora_dropout}, "
+                f"target_modules={target_modules}."
+            )
+        self.method: Method = method
+        self.quantize: Quantize = quantize or "all"
+        self.gradient_checkpointing = gradient_checkpointing
+        self.pass_tokens = 4096 if pass_tokens is None else pass_tokens
+        self._max_length = max_length
+        self._template = template
+        self._truncation_side: Literal["left", "right"] = truncation_side
+        self.backbone = Backbone(backbone, revision, dtype)
+        self.model: PreTrainedModel | None = None
+        self.head: torch.nn.Module | None = None
+        self._compute = torch.float32
+
+    # -- text to batches --------------------------------------------------------------------------
+
+    @cached_property
+    def encoder(self) -> TemplateEncoder:
+        """The template with the backbone's tokenizer.
+
+        Raises:
+            SmolbenchError: If rows could be longer than the backbone reads, or the template does
+                not fit.
+        """
+        return self.backbone.template_encoder(
+            self._template, self._max_length, self._truncation_side
+        )
+
+    def encode(self, examples: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
+        """Token ids of texts; whole rows, but for ``head`` without the beginning all rows share."""
+        encoded = self.encoder.encode(examples["text"])
+        if self.method == "head":
+            return encoded
+        shared = self.encoder.shared_ids
+        return {"input_ids": [[*shared, *row] for row in encoded["input_ids"]]}  # type: ignore[misc] # rows
+
+    def encoder_key(self) -> dict[str, Any]:
+        """See the base class."""
+        key = dict(self.encoder.key())
+        return key if self.method == "head" else {**key, "rows": "whole"}
+
+    @cached_property
+    def frozen(self) -> FrozenFeatures:
+        """What computes and keeps the features for ``head``."""
+        return FrozenFeatures(
+            self.backbone, self.encoder, pooling="last", pass_tokens=self.pass_tokens
+        )
+
+    def rows(
+        self, split: str, table: TokenTable, labels: np.ndarray | None
+    ) -> ArrayRows | TokenRows:
+        """Token ids of a split; for ``head`` its features, from the cache or computed now.
+
+        Args:
+            split: Name of the split, for the progress bar and the results.
+            table: The split's token ids.
+            labels: Classes, shape ``(N,)``; ``None`` for texts to predict.
+        """
+        if self.method != "head":
+            # some encoders count positions by this very id
+            return TokenRows(
+                table, labels, getattr(self.backbone.config, "pad_token_id", None) or 0
+            )
+        asked = getattr(getattr(self.trainer, "datamodule", None), "cache_dir", None)
+        features = self.frozen.of_split(
+            split,
+            table,
+            device=self.device,
+            cache_dir=cache_root(asked),
+            ranks=TrainerRanks(self.trainer),
+        )
+        arrays = {"features": features}
+        if labels is not None:
+            arrays["labels"] = labels
+        return ArrayRows(arrays)
+
+    @property
+    def steps_on_cached_features(self) -> bool:
+        """Whether throughput of a step says nothing about the backbone's."""
+        return self.method == "head"
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Train a small head with one CPU thread; its frozen network is run with all."""
+        return [TrainingThreads(1)] if self.method == "head" else []
+
+    # -- the network ------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Load the network, put a head on it, and let the method's parameters train."""
+        if self.model is not None or self.head is not None or self.labels_to_come:
+            return
+        device = self._trainer.strategy.root_device if self._trainer else self.device
+        _ = self.encoder  # what does not fit is an error before anything is loaded
+        classes = len(self.label_names)
+        if self.method == "head":
+            width = self.frozen.facts(device).width
+            self.head = build_head("linear", width, classes, 0, 0.0, self.seed)
+            return
+        self._compute = self._compute_dtype(device)
+        options: dict[str, Any] = {}
+        if self.method == "qlora":
+            options = quantized(
+                self.backbone, classes, self.quantize, self.lora.targets, self._compute, device
+            )
+        with torch.device("cpu"):  # whatever device Lightning has made the default
+            model = load_classifier(self.backbone, classes, self.seed, **options)
+            adapt(model, self.method, self.lora, self.seed)
+        hold_frozen_in(model, self._compute)
+        keep_gradients(model)
+        if self.gradient_checkpointing:
+            _checkpoint_gradients(model, self.backbone.name)
+        self.model = model.train()
+
+    def _compute_dtype(self, device: torch.device) -> torch.dtype:
+        """What the network computes in; under 16-mixed frozen weights stay in float32."""
+        asked = self.backbone.dtype_name
+        precision = str(self._trainer.precision) if self._trainer else "32-true"
+        if precision not in _PRECISIONS:
+            raise SmolbenchError(
+                f"trainer.precision is {precision!r}, but what trains must stay in float32: take "
+                f"{', '.join(_PRECISIONS)}, and choose what it computes in with model.dtype."
+            )
+        if (precision, asked) in {
+            ("bf16-mixed", "float32"),
+            ("16-mixed", "float32"),
+            ("16-mixed", "bfloat16"),
+        }:
+            raise SmolbenchError(
+                f"trainer.precision {precision!r} and model.dtype {asked!r} contradict each other: "
+                "leave one of them out."
+            )
+        if precision == "bf16-mixed":
+            return torch.bfloat16
+        return torch.float32 if precision == "16-mixed" else self.backbone.dtype(device)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision, unless the trainer's precision sees to it."""
+        kind = self.device.type
+        if self._compute == torch.float32 or torch.is_autocast_enabled(kind):
+            return nullcontext()
+        return torch.autocast(kind, dtype=self._compute)
+
+    def on_fit_start(self) -> None:
+        """Say in one line what trains."""
+        if self.trainer.is_global_zero:
+            log.info("%s", describe(self, self.method, self._total_params()))
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Logits ``(B, C)``, float32, of right-padded rows ``input_ids`` ``(B, T)``.
+
+        With ``head``: of ``features`` ``(B, D)``.
+        """
+        if self.head is not None:
+            scored: torch.Tensor = self.head(batch["features"])
+            return scored
+        assert self.model is not None, "configure_model runs first"
+        with self._autocast():
+            return classify(self.model, batch["input_ids"], batch["attention_mask"])
+
+    # -- what results and checkpoints say ---------------------------------------------------------
+
+    def signature(self) -> dict[str, Any]:
+        """Backbone, rows and method; see the base class."""
+        lora = self.method in _ADAPTERS
+        return {
+            **super().signature(),
+            "method": self.method,
+            "backbone": self.backbone.name,
+            "revision": self.backbone.revision,
+            "encoder": digest(self.encoder_key()),
+            "template": self._template,
+            "max_length": self._max_length,
+            "truncation_side": self._truncation_side,
+            "r": self.lora.r if lora else None,
+            "lora_alpha": self.lora.alpha if lora else None,
+            "target_modules": list(self.lora.targets) if lora and self.lora.targets else None,
+            "quantize": self.quantize if self.method == "qlora" else None,
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """Model, and with ``head`` the cost of the frozen passes."""
+        facts = super().facts()
+        compute, costs = self._compute, {}
+        if self.method == "head":
+            compute = self.backbone.dtype(self.device)
+            costs = self.frozen.costs()
+        return {
+            **facts,
+            "model/id": self.backbone.name,
+            "model/revision": self.backbone.revision,
+            "model/total_params": self._total_params(),
+            "model/dtype": str(compute).removeprefix("torch."),
+            **costs,
+        }
+
+    def _total_params(self) -> int:
+        """Parameters that are run, also those of a network whose features are cached."""
+        frozen = self.frozen.facts(self.device).parameters if self.method == "head" else 0
+        return parameter_count(self) + frozen
+
+
+def _refuse_unused(method: str, options: Mapping[str, tuple[Any, tuple[str, ...]]]) -> None:
+    """Refuse options that a method would pass over.
+
+    Args:
+        method: The method chosen.
+        options: For each option its value, ``None`` if not given, and the methods that use it.
+    """
+    for name, (value, methods) in options.items():
+        if value is not None and method not in methods:
+            raise SmolbenchError(
+                f"model.{name} is for the method {' or '.join(methods)}, and model.method is "
+                f"{method!r}: leave it out."
+            )
+
+
+def _checkpoint_gradients(model: PreTrainedModel, name: str) -> None:
+    try:
+        model.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]
+            {"use_reentrant": False}
+        )
+    except ValueError as error:
+        raise SmolbenchError(
+            f"{name} does not support gradient checkpointing: leave out "
+            "model.gradient_checkpointing."
+        ) from error
