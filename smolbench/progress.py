@@ -162,7 +162,7 @@ def draw_library_bars() -> None:
     for bar_class in (hub_bar, datasets.utils.tqdm):
         _draw_with_rich(bar_class)
     # transformers, told not to draw bars of its own, switches those of downloads off as well
-    huggingface_hub.utils.enable_progress_bars()
+    huggingface_hub.utils.enable_progress_bars()  # type: ignore[attr-defined] # as above
 
 
 def _draw_with_rich(bar_class: Any) -> None:  # noqa: ANN401 - a subclass of tqdm, which is untyped

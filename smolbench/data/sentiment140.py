@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from smolbench.data.columns import column_values
 from smolbench.data.datamodule import TextDataModule
 from smolbench.data.sample_tweets import tweet_sample
-from smolbench.data.sources import Source, column_values, hold_out_test, load_hub, select
+from smolbench.data.sources import Source, hold_out_test, load_hub, select
 from smolbench.errors import SmolbenchError
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from smolbench.models.features import FrozenFeatures
 from smolbench.models.heads import build_head
 from smolbench.models.template import TemplateEncoder
 from smolbench.tasks.classification import Batch, ClassificationTask
-from smolbench.tasks.ranks import TrainerRanks
+from smolbench.ranks import TrainerRanks
 from smolbench.tasks.task import Schedule
 
 if TYPE_CHECKING:
