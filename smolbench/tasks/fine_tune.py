@@ -32,8 +32,8 @@ from smolbench.models.classifier import classify, keep_gradients, load_classifie
 from smolbench.models.features import FrozenFeatures
 from smolbench.models.heads import build_head
 from smolbench.models.template import TemplateEncoder
-from smolbench.tasks.classification import Batch, ClassificationTask
 from smolbench.ranks import TrainerRanks
+from smolbench.tasks.classification import Batch, ClassificationTask
 from smolbench.tasks.task import Schedule
 
 if TYPE_CHECKING:
