@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,11 +45,13 @@ class Facts:
             (OPT-350m ends in 512).
         causal: Whether a token sees only what stands before it.
         parameters: Number of parameters that are loaded and run.
+        widths: Features per token at every layer, ``-1`` included.
     """
 
     width: int
     causal: bool
     parameters: int
+    widths: Mapping[int, int]
 
 
 class Backbone:
@@ -226,31 +228,39 @@ class Backbone:
         Raises:
             SmolbenchError: If the layer asked for does not exist.
         """
-        key = digest(
-            {"facts": 2, "model": self.name, "revision": self.revision, "layer": self.layer}
-        )
+        stored = self._stored_facts(device)
+        widths = {int(layer): width for layer, width in stored["widths"].items()}
+        _check_layer(self.layer, len(widths) - 1, self.name)
+        return Facts(widths[self.layer], stored["causal"], stored["parameters"], widths)
+
+    def _stored_facts(self, device: torch.device) -> dict[str, Any]:
+        """``causal``, ``parameters`` and ``widths`` by layer, of this backbone at any layer."""
+        key = digest({"facts": 3, "model": self.name, "revision": self.revision})
         path = cache_root() / "models" / f"{key}.json"
         if path.is_file():
             try:
-                return Facts(**json.loads(path.read_text(encoding="utf-8")))
-            except (ValueError, TypeError):
+                stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+                return {name: stored[name] for name in ("widths", "causal", "parameters")}
+            except (ValueError, TypeError, KeyError):
                 log.warning("%s is damaged and is made anew.", path)
         model = self.load(device)
         rows = [torch.tensor([[1, 2, last]], device=device) for last in (3, 4)]
         with torch.inference_mode():
             mask = torch.ones_like(rows[0])
-            width = hidden_states(model, self.layer, rows[0], mask).shape[-1]
+            outputs = layer_outputs(model, None, rows[0], mask)
             # A causal model cannot tell the two rows apart before their last token. One row at a
             # time: in one batch their last bits may differ. The last layer: embeddings never tell.
             first, second = (hidden_states(model, -1, row, mask)[0, 0] for row in rows)
-        causal = bool(torch.equal(first, second))
-        parameters = sum(p.numel() for p in model.parameters())
-        facts = Facts(width=width, causal=causal, parameters=parameters)
+        stored = {
+            "widths": {str(layer): states.shape[-1] for layer, states in outputs.items()},
+            "causal": bool(torch.equal(first, second)),
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
         try:
-            write_atomically(path, json.dumps(facts.__dict__))
+            write_atomically(path, json.dumps(stored))
         except OSError as error:
             log.warning("%s cannot be written (%s); the next run looks again.", path, error)
-        return facts
+        return stored
 
 
 def hidden_states(
@@ -260,42 +270,62 @@ def hidden_states(
     attention_mask: torch.Tensor | None = None,
     prefix: Cache | None = None,
 ) -> torch.Tensor:
-    """Output of one layer for right-padded rows.
+    """Output of one layer for right-padded rows, shape ``(B, T, D)``; see :func:`layer_outputs`."""
+    return layer_outputs(model, [layer], input_ids, attention_mask, prefix)[layer]
+
+
+def layer_outputs(
+    model: PreTrainedModel,
+    layers: Collection[int] | None,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    prefix: Cache | None = None,
+) -> dict[int, torch.Tensor]:
+    """Outputs of some layers for right-padded rows, from one forward pass.
 
     Args:
         model: A backbone from :meth:`Backbone.load`.
-        layer: ``-1`` for the last, else an index into ``hidden_states`` (``0``: embeddings).
+        layers: Each ``-1`` for the last, else an index into ``hidden_states`` (``0``: embeddings);
+            ``None`` for all, ``-1`` included.
         input_ids: Token ids, shape ``(B, T)``.
         attention_mask: 1 for real tokens, shape ``(B, P + T)``; may be left out for causal models,
             where padding on the right is never looked at.
         prefix: Keys and values of a shared prefix of ``P`` tokens.
 
     Returns:
-        Hidden states, shape ``(B, T, D)``.
+        Hidden states by layer, shape ``(B, T, D)`` with a ``D`` of each layer's own.
 
     Raises:
-        SmolbenchError: If the layer does not exist.
+        SmolbenchError: If a layer does not exist.
     """
     options: dict[str, Any] = {}
     if prefix is not None:
         options = {"past_key_values": prefix, "use_cache": True}
-    last = layer == -1
+    last_only = layers is not None and set(layers) == {-1}
     output = model(
         input_ids=input_ids,
         attention_mask=attention_mask,
-        output_hidden_states=not last,
+        output_hidden_states=not last_only,
         **options,
     )
-    if last:
-        states: torch.Tensor = output.last_hidden_state
-        return states
-    layers: tuple[torch.Tensor, ...] = output.hidden_states
-    if not 0 <= layer < len(layers):
+    if last_only:
+        return {-1: output.last_hidden_state}
+    # a model of a rare kind may know its last layer only
+    states: tuple[torch.Tensor, ...] = output.hidden_states or ()
+    outputs = {-1: output.last_hidden_state, **dict(enumerate(states))}
+    if layers is None:
+        return outputs
+    for layer in layers:
+        _check_layer(layer, len(states), model.config._name_or_path)
+    return {layer: outputs[layer] for layer in layers}
+
+
+def _check_layer(layer: int, count: int, name: str) -> None:
+    if not -1 <= layer < count:
         raise SmolbenchError(
-            f"There is no layer {layer} in {model.config._name_or_path}: layers go from 0 (the "
-            f"embeddings) to {len(layers) - 1}, and -1 is the last."
+            f"There is no layer {layer} in {name}: layers go from 0 (the embeddings) to "
+            f"{count - 1}, and -1 is the last."
         )
-    return layers[layer]
 
 
 def shared_prefix(model: PreTrainedModel, ids: Sequence[int]) -> Cache | None:

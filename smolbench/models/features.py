@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +13,15 @@ import torch
 from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
-from smolbench.models.backbone import Backbone, Facts, hidden_states, shared_prefix
-from smolbench.models.frozen_cache import CachedOutputs, cached_outputs, plan_blocks
+from smolbench.models.backbone import Backbone, Facts, layer_outputs, shared_prefix
+from smolbench.models.frozen_cache import CachedOutputs, ComputeBlock, cached_outputs, plan_blocks
 from smolbench.models.template import TemplateEncoder
 from smolbench.ranks import Ranks
 
 Pooling = Literal["anchor", "first", "last", "mean", "max"]
+Layers = Literal["one", "all"]
+_Place = tuple[int, Pooling]
+"""A layer and where in it the vector of a row is taken."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,9 @@ class FrozenFeatures:
         pooling: Where the vector of a row is taken, see :func:`pool`.
         anchor: The word of the template for the pooling ``anchor``.
         pass_tokens: Most tokens, padding included, that the network reads at once.
+        layers: ``all`` for a pass that keeps the features of every layer and pooling, each where
+            a pass over this layer and pooling alone would have put them: ``anchor`` if the word is
+            given, ``first`` if it says anything, ``last``, ``mean`` and ``max``.
     """
 
     def __init__(
@@ -57,12 +63,14 @@ class FrozenFeatures:
         pooling: Pooling,
         anchor: str | None = None,
         pass_tokens: int = 4096,
+        layers: Layers = "one",
     ) -> None:
         self.backbone = backbone
         self.encoder = encoder
         self.pooling: Pooling = pooling
         self.anchor = anchor
         self.pass_tokens = pass_tokens
+        self.layers: Layers = layers
         self._facts: Facts | None = None
         self._passes: dict[str, _Pass] = {}
 
@@ -74,7 +82,7 @@ class FrozenFeatures:
         """
         if self._facts is None:
             facts = self.backbone.facts(device)
-            if self.pooling == "first" and facts.causal and self.encoder.shared_ids:
+            if self.pooling == "first" and self._first_is_blind(facts):
                 raise SmolbenchError(
                     "model.pooling 'first' takes the first token of the row, and a causal backbone "
                     "has seen nothing but the template's beginning there: every text would get the "
@@ -82,6 +90,9 @@ class FrozenFeatures:
                 )
             self._facts = facts
         return self._facts
+
+    def _first_is_blind(self, facts: Facts) -> bool:
+        return facts.causal and bool(self.encoder.shared_ids)
 
     def of_split(
         self,
@@ -91,6 +102,7 @@ class FrozenFeatures:
         device: torch.device,
         cache_dir: Path,
         ranks: Ranks | None = None,
+        once: bool = False,
     ) -> np.ndarray:
         """Features of a split's texts, from the cache or computed now.
 
@@ -100,6 +112,7 @@ class FrozenFeatures:
             device: Where the network runs.
             cache_dir: Root of the caches.
             ranks: The job's other processes, which share the pass; none if not given.
+            once: Whether no later run will ask for these texts; other layers are not kept then.
 
         Returns:
             Memory-mapped float32, shape ``(N, D)``.
@@ -109,25 +122,15 @@ class FrozenFeatures:
         own_prefix = [] if facts.causal else self.encoder.shared_ids
         lengths = tokens.lengths + len(own_prefix)
         blocks = plan_blocks(lengths, self.pass_tokens)
-        key = digest(
-            {
-                "features": 1,
-                "tokens": table.key,
-                "model": self.backbone.name,
-                "revision": self.backbone.revision,
-                "dtype": str(self.backbone.dtype(device)),
-                "layer": self.backbone.layer,
-                "pooling": self.pooling,
-                "anchor": self.anchor,
-                "pass_tokens": self.pass_tokens,
-            }
-        )
+        asked: _Place = (self.backbone.layer, self.pooling)
+        wanted = [asked] if self.layers == "one" or once else self._places(facts)
+        places = {self._key(table, place, device): place for place in wanted}
         cached = cached_outputs(
             cache_dir / "features",
-            key,
-            width=facts.width,
+            self._key(table, asked, device),
+            widths={key: facts.widths[layer] for key, (layer, _) in places.items()},
             blocks=blocks,
-            start_compute=lambda: self.start_pass(table, device),
+            start_compute=lambda: self.start_pass(table, device, places),
             description=f"{self.backbone.name} reads {split}",
             ranks=ranks,
         )
@@ -139,13 +142,45 @@ class FrozenFeatures:
         )
         return cached.outputs
 
+    def _places(self, facts: Facts) -> list[_Place]:
+        """Every layer with every pooling that this encoder and backbone allow."""
+        poolings: list[Pooling] = ["last", "mean", "max"]
+        if not self._first_is_blind(facts):
+            poolings.append("first")
+        if self.anchor is not None:
+            poolings.append("anchor")
+        return [(layer, pooling) for layer in facts.widths for pooling in poolings]
+
+    def _key(self, table: TokenTable, place: _Place, device: torch.device) -> str:
+        """Name of the cache's entry for a table's features at one place."""
+        layer, pooling = place
+        return digest(
+            {
+                "features": 1,
+                "tokens": table.key,
+                "model": self.backbone.name,
+                "revision": self.backbone.revision,
+                "dtype": str(self.backbone.dtype(device)),
+                "layer": layer,
+                "pooling": pooling,
+                "anchor": self.anchor if pooling == "anchor" else None,
+                "pass_tokens": self.pass_tokens,
+            }
+        )
+
     def start_pass(
-        self, table: TokenTable, device: torch.device
-    ) -> Callable[[np.ndarray], np.ndarray]:
+        self, table: TokenTable, device: torch.device, places: Mapping[str, _Place]
+    ) -> ComputeBlock:
         """Load the backbone.
 
+        Args:
+            table: The texts as the encoder gave them.
+            device: Where the network runs.
+            places: Which features to compute, by their key.
+
         Returns:
-            What computes the features of a block: row numbers ``(b,)`` to float32 ``(b, D)``.
+            What computes the features of a block: row numbers ``(b,)`` to float32 ``(b, D)`` for
+            each key.
         """
         tokens, text_lengths = table.ragged["input_ids"], table.scalars["text_length"]
         model = self.backbone.load(device)
@@ -155,25 +190,29 @@ class FrozenFeatures:
         # a network that cannot share the beginning must read it in every row
         in_front = torch.tensor(shared_ids if prefix is None else [], dtype=torch.long)
         offset = self.encoder.anchor_offset(self.anchor) if self.anchor is not None else 0
+        layers = {layer for layer, _ in places.values()}
 
-        def compute(rows: np.ndarray) -> np.ndarray:
+        def compute(rows: np.ndarray) -> dict[str, np.ndarray]:
             ids = torch.from_numpy(tokens.padded(rows, fill=0))
             lengths = torch.from_numpy(tokens.lengths[rows])
             ids = torch.cat([in_front.expand(len(rows), -1), ids], dim=1)
             first = len(in_front)
             mask = torch.arange(ids.shape[1]) < (lengths + first)[:, None]
             with torch.inference_mode():
-                states = hidden_states(
+                states = layer_outputs(
                     model,
-                    self.backbone.layer,
+                    layers,
                     ids.to(device),
                     # causal rows never look at their padding, which stands on the right
                     None if causal else mask.long().to(device),
                     prefix,
                 )
                 texts = torch.from_numpy(text_lengths[rows])
-                features = pool(states, self.pooling, lengths + first, first, texts, offset)
-            return features.cpu().numpy()
+                features = {
+                    key: pool(states[layer], pooling, lengths + first, first, texts, offset)
+                    for key, (layer, pooling) in places.items()
+                }
+            return {key: values.cpu().numpy() for key, values in features.items()}
 
         return compute
 
@@ -225,7 +264,7 @@ def pool(
     lengths, text_lengths = lengths.to(device), text_lengths.to(device)
     rows = torch.arange(len(states), device=device)
     if pooling == "first":
-        return states[:, 0].float()
+        return states[:, 0].float().clone()  # a view would keep all of the states in memory
     if pooling == "last":
         return states[rows, lengths - 1].float()
     if pooling == "anchor":

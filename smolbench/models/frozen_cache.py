@@ -4,15 +4,16 @@ An entry is a folder: ``outputs.f32`` (``N x D`` float32, memory-mapped), ``seco
 block of rows took, 0 while it is missing) and, once all blocks are done, ``meta.json`` with a
 checksum. The blocks are a pure
 function of the rows' lengths, so a pass that was killed and goes on later computes the very same
-batches, and so the very same bits, as one that was never killed.
+batches, and so the very same bits, as one that was never killed. One pass may fill several entries.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,11 @@ log = logging.getLogger("smolbench")
 _FORMAT = 1
 _OUTPUTS, _SECONDS, _META = "outputs.f32", "seconds.f32", "meta.json"
 _FAILED = "failed"
-ComputeBlock = Callable[[np.ndarray], np.ndarray]
-"""Row numbers ``[b]`` of one block -> float32 outputs ``[b, D]``."""
+_PAUSE_S = 10.0
+_HELD_BYTES = 256 << 20
+"""A pass that fills several entries writes when either is reached; a kill costs at most as much."""
+ComputeBlock = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+"""Row numbers ``[b]`` of one block -> float32 outputs ``[b, D]`` of every entry, by key."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def cached_outputs(
     folder: Path,
     key: str,
     *,
-    width: int,
+    widths: Mapping[str, int],
     blocks: list[np.ndarray],
     start_compute: Callable[[], ComputeBlock],
     description: str,
@@ -85,95 +89,189 @@ def cached_outputs(
     Safe against a kill at any moment and against other processes that want the same entry: one
     fills it, the others wait. Ranks of one job share the blocks between them.
 
+    One pass may compute several entries. Each is then an entry like any other, found later under
+    its own key alone. Those that were complete before are left as they are. The seconds of an entry
+    are the whole pass's, not a share of them: so long it took to have this entry.
+
     Args:
         folder: Folder of all entries.
-        key: Digest of everything that decides about the outputs.
-        width: Outputs per row, ``D``.
+        key: The entry to open, a digest of everything that decides about its outputs.
+        widths: Outputs per row, ``D``, of every entry to fill, by key; ``key`` is one of them. The
+            others' checksums are not compared, which would take long.
         blocks: Row numbers of each block, see :func:`plan_blocks`.
-        start_compute: Called once, only if a block is missing; loads the network and returns the
-            function that runs it.
+        start_compute: Called once, only if a block is missing in any entry; loads the network and
+            returns the function that runs it.
         description: What the progress bar says.
         ranks: The job's other processes; none if not given.
 
     Raises:
-        SmolbenchError: If the folder cannot be written or the disk is full. What is raised on one
-            rank ends all, see :meth:`smolbench.ranks.Ranks.together`.
+        SmolbenchError: If the folder cannot be written or the disk is full, or too full for several
+            entries. What is raised on one rank ends all, see
+            :meth:`smolbench.ranks.Ranks.together`.
     """
     ranks = ranks or Ranks()
-    entry = folder / key
     rows = sum(len(block) for block in blocks)
-    with ExitStack() as locks, ranks.together():  # the lock is kept until all ranks are out
-        found = _open(entry, rows, width) if ranks.rank == 0 else None
-        if ranks.agree(found is not None):
-            return found or _open_shared(entry, rows, width)
+    with ExitStack() as locks, ranks.together():  # the locks are kept until all ranks are out
+        missing, found = _missing(folder, key, widths, rows, ranks)
+        if not missing:
+            return found or _open_shared(folder / key, rows, widths[key])
         if ranks.rank == 0:
-            waiting = f"Another process is computing {entry}; waiting for it."
-            locks.enter_context(locked(entry / "lock", waiting))
-            # another job may have filled it while this one waited
-            found = _open(entry, rows, width)
-        if ranks.agree(found is not None):
-            return found or _open_shared(entry, rows, width)
+            for name in sorted(missing):  # in one order, else two jobs could wait for each other
+                entry = folder / name
+                waiting = f"Another process is computing {entry}; waiting for it."
+                locks.enter_context(locked(entry / "lock", waiting))
+        # another job may have filled them while this one waited
+        still, found = _missing(folder, key, widths, rows, ranks)
+        missing = [name for name in missing if name in still]
+        if not missing:
+            return found or _open_shared(folder / key, rows, widths[key])
         if ranks.rank == 0:
-            _discard_damaged(entry)
-        _fill(entry, width, blocks, start_compute, description, ranks)
+            for name in missing:
+                _discard_damaged(folder / name)
+        entries = {name: widths[name] for name in missing}
+        _fill(folder, entries, blocks, start_compute, description, ranks)
         if ranks.rank == 0:
-            _seal(entry, rows, width, ranks.world_size)
+            for name, width in entries.items():
+                _seal(folder / name, rows, width, ranks.world_size)
         ranks.barrier()
-        sealed = _open_shared(entry, rows, width)
-    return CachedOutputs(sealed.outputs, sealed.seconds, reused=False)
+        opened = _open_shared(folder / key, rows, widths[key])
+    return CachedOutputs(opened.outputs, opened.seconds, reused=key not in entries)
+
+
+def _missing(
+    folder: Path, key: str, widths: Mapping[str, int], rows: int, ranks: Ranks
+) -> tuple[list[str], CachedOutputs | None]:
+    """Keys of the entries that rank 0 finds incomplete, and on rank 0 the entry asked for."""
+    found = None
+    complete: dict[str, bool] = {}
+    if ranks.rank == 0:
+        complete = {
+            name: _meta(folder / name, rows, width) is not None for name, width in widths.items()
+        }
+        found = _open(folder / key, rows, widths[key])
+        complete[key] = found is not None
+    return [name for name in widths if not ranks.agree(complete.get(name, False))], found
 
 
 def _fill(
-    entry: Path,
-    width: int,
+    folder: Path,
+    widths: Mapping[str, int],
     blocks: list[np.ndarray],
     start_compute: Callable[[], ComputeBlock],
     description: str,
     ranks: Ranks,
 ) -> None:
-    """Compute this rank's missing blocks."""
+    """Compute this rank's blocks that are missing in any of the entries."""
     rows = sum(len(block) for block in blocks)
+    failed = folder / next(iter(widths)) / _FAILED
     if ranks.rank == 0:
-        _allocate(entry, rows * width * 4, len(blocks) * 4)
-        (entry / _FAILED).unlink(missing_ok=True)
+        if len(widths) > 1:
+            _check_space(folder, widths, rows, description)
+        for name, width in widths.items():
+            _allocate(folder / name, rows * width * 4, len(blocks) * 4)
+        failed.unlink(missing_ok=True)
     ranks.barrier()
-    with writing(entry):
-        outputs = np.memmap(entry / _OUTPUTS, dtype=np.float32, mode="r+", shape=(rows, width))
-        seconds = np.memmap(entry / _SECONDS, dtype=np.float32, mode="r+", shape=(len(blocks),))
+    done = np.full(len(blocks), True)
+    with writing(folder):
+        for name in widths:
+            done &= np.fromfile(folder / name / _SECONDS, dtype=np.float32) > 0
     mine = range(ranks.rank, len(blocks), ranks.world_size)
-    missing = [n for n in mine if not seconds[n]]
+    missing = [n for n in mine if not done[n]]
     if 0 < len(missing) < len(mine):
         log.info("%s: going on where an earlier pass stopped.", description)
     if missing:
+        # adding a little to each of many files takes longer than the network does for a block
+        pause_s = _PAUSE_S if len(widths) > 1 else 0.0
+        held = 0
         start = time.perf_counter()
-        with _stopping_others(entry, ranks):
+        with _stopping_others(failed, ranks):
             compute = start_compute()
+            pending: dict[int, Mapping[str, np.ndarray]] = {}
             with progress_bar(description, sum(len(blocks[n]) for n in missing)) as advance:
                 for n in missing:
-                    if (entry / _FAILED).exists():
+                    if failed.exists():
                         break  # which rank and why is said where all meet
-                    computed = compute(blocks[n])
-                    with writing(entry):
-                        outputs[blocks[n]] = computed
-                        outputs.flush()  # values must be in the file before the mark that says so
-                    now = time.perf_counter()
-                    seconds[n] = max(now - start, 1e-9)  # the first block's holds the loading too
-                    start = now
+                    pending[n] = compute(blocks[n])
+                    held += sum(outputs.nbytes for outputs in pending[n].values())
+                    if time.perf_counter() - start >= pause_s or held >= _HELD_BYTES:
+                        start = _save(folder, widths, blocks, pending, start)
+                        pending.clear()
+                        held = 0
                     advance(len(blocks[n]))
-    seconds.flush()
+                if pending:
+                    _save(folder, widths, blocks, pending, start)
     ranks.barrier()
 
 
 @contextmanager
-def _stopping_others(entry: Path, ranks: Ranks) -> Generator[None, None, None]:
+def _stopping_others(failed: Path, ranks: Ranks) -> Generator[None, None, None]:
     """Leave a mark if this rank fails: the others need not finish what nobody will seal."""
     try:
         yield
     except Exception:
         if ranks.world_size > 1:
             with suppress(OSError):  # they find out at the end of their share
-                (entry / _FAILED).touch()
+                failed.touch()
         raise
+
+
+def _save(
+    folder: Path,
+    widths: Mapping[str, int],
+    blocks: list[np.ndarray],
+    computed: Mapping[int, Mapping[str, np.ndarray]],
+    start: float,
+) -> float:
+    """Write blocks to their entries and mark them as done.
+
+    Args:
+        folder: Folder of all entries.
+        widths: Outputs per row of the entries to write, by key.
+        blocks: Row numbers of each block.
+        computed: Outputs by block and key.
+        start: When work on these blocks began, loading included; they share the seconds since.
+
+    Returns:
+        When it was done, on the same clock.
+    """
+    rows = sum(len(block) for block in blocks)
+    with writing(folder):
+        # one file at a time: there may be more entries than files that a process may keep open
+        for name, width in widths.items():
+            outputs = np.memmap(
+                folder / name / _OUTPUTS, dtype=np.float32, mode="r+", shape=(rows, width)
+            )
+            for n, by_entry in computed.items():
+                outputs[blocks[n]] = by_entry[name]
+            outputs.flush()  # the values must be in the file before the mark that says so
+        now = time.perf_counter()
+        for name in widths:
+            seconds = np.memmap(
+                folder / name / _SECONDS, dtype=np.float32, mode="r+", shape=(len(blocks),)
+            )
+            seconds[list(computed)] = max((now - start) / len(computed), 1e-9)
+            seconds.flush()
+    return now
+
+
+def _check_space(folder: Path, widths: Mapping[str, int], rows: int, description: str) -> None:
+    """Say what the entries will take and refuse what the disk has no room for."""
+    wanted = {folder / name / _OUTPUTS: rows * width * 4 for name, width in widths.items()}
+    needed = sum(size for path, size in wanted.items() if _size(path) != size)
+    free = shutil.disk_usage(folder).free
+    log.info(
+        "%s: %d sets of outputs take %.2f GB in %s.",
+        description,
+        len(widths),
+        sum(wanted.values()) / 1e9,
+        folder,
+    )
+    if needed > free:
+        raise SmolbenchError(
+            f"{description}: {len(widths)} sets of outputs need {needed / 1e9:.2f} GB more in "
+            f"{folder}, where {free / 1e9:.2f} GB are free: free some, choose another folder with "
+            "`--data.cache_dir DIR`, or store fewer at once."
+        )
 
 
 def _allocate(entry: Path, outputs_size: int, seconds_size: int) -> None:
@@ -217,25 +315,29 @@ def _seal(entry: Path, rows: int, width: int, world_size: int) -> None:
         write_atomically(entry / _META, json.dumps(meta))
 
 
+def _meta(entry: Path, rows: int, width: int) -> dict[str, float] | None:
+    """What a complete entry says of itself; ``None`` if it is not complete."""
+    path = entry / _META
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        complete = meta["format"] == _FORMAT and (meta["rows"], meta["width"]) == (rows, width)
+        stated = {"crc32": meta["crc32"], "seconds": float(meta["seconds"])}
+        whole = _size(entry / _OUTPUTS) == rows * width * 4
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return stated if complete and whole else None
+
+
 def _open(entry: Path, rows: int, width: int) -> CachedOutputs | None:
     """The entry if it is complete and undamaged."""
-    meta_path = entry / _META
-    if not meta_path.is_file():
-        return None
+    meta = _meta(entry, rows, width)
     try:
-        meta = json.loads(meta_path.read_text(encoding="utf-8"))
-        intact = (
-            meta["format"] == _FORMAT
-            and (meta["rows"], meta["width"]) == (rows, width)
-            and meta["crc32"] == crc32(entry / _OUTPUTS)
-        )
-        seconds = float(meta["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        intact = False
-    if not intact:
+        if meta is None or meta["crc32"] != crc32(entry / _OUTPUTS):
+            return None
+    except OSError:
         return None
     outputs = np.memmap(entry / _OUTPUTS, dtype=np.float32, mode="r", shape=(rows, width))
-    return CachedOutputs(outputs, seconds, reused=True)
+    return CachedOutputs(outputs, meta["seconds"], reused=True)
 
 
 def _discard_damaged(entry: Path) -> None:

@@ -17,7 +17,7 @@ from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
 from smolbench.models.backbone import Backbone, DType, Facts
-from smolbench.models.features import FrozenFeatures, Pooling
+from smolbench.models.features import FrozenFeatures, Layers, Pooling
 from smolbench.models.heads import HeadName, build_head
 from smolbench.models.template import TemplateEncoder
 from smolbench.ranks import TrainerRanks
@@ -41,6 +41,9 @@ class ProbeTask(ClassificationTask):
             (not the template's).
         anchor: A word of the template behind the slot, for ``pooling: anchor``.
         layer: ``-1`` the last layer after its norm, ``0`` the embeddings, ``k`` the ``k``-th block.
+        layers: ``all`` keeps the features of every layer and pooling in the pass that computes the
+            ones asked for, so that later runs with others need no pass; ``anchor`` may then be
+            given with any pooling and is kept too. ``cost/cache_s`` of each run is the whole pass.
         max_length: Longest row in tokens, template included.
         truncation_side: Which end of a long text is cut off.
         dtype: Number format of the frozen network; ``auto`` is bfloat16 where it is native.
@@ -71,6 +74,7 @@ class ProbeTask(ClassificationTask):
         pooling: Pooling = "mean",
         anchor: str | None = None,
         layer: int = -1,
+        layers: Layers = "one",
         max_length: int = 512,
         truncation_side: Literal["left", "right"] = "right",
         dtype: DType = "auto",
@@ -91,10 +95,11 @@ class ProbeTask(ClassificationTask):
             warmup_steps=warmup_steps,
             schedule=schedule,
         )
-        if (pooling == "anchor") != (anchor is not None):
+        needless = anchor is not None and pooling != "anchor" and layers == "one"
+        if needless or (pooling == "anchor" and anchor is None):
             raise SmolbenchError(
                 f"model.pooling is {pooling!r} and model.anchor is {anchor!r}: pooling 'anchor' "
-                "needs an anchor word, and only it does."
+                "needs an anchor word, and only it does (unless model.layers is 'all')."
             )
         if not 0 <= dropout < 1 or hidden_size < 1 or pass_tokens < 1:
             raise SmolbenchError(
@@ -104,6 +109,7 @@ class ProbeTask(ClassificationTask):
         self.save_hyperparameters()
         self.pooling: Pooling = pooling
         self.anchor = anchor
+        self.layers: Layers = layers
         self.head_name: HeadName = head
         self.hidden_size = hidden_size
         self.dropout = dropout
@@ -150,6 +156,7 @@ class ProbeTask(ClassificationTask):
             pooling=self.pooling,
             anchor=self.anchor,
             pass_tokens=self.pass_tokens,
+            layers=self.layers,
         )
 
     @property
@@ -172,6 +179,7 @@ class ProbeTask(ClassificationTask):
             device=self.device,
             cache_dir=cache_root(asked),
             ranks=TrainerRanks(self.trainer),
+            once=split == "predict",
         )
         arrays = {"features": features}
         if labels is not None:
@@ -216,7 +224,7 @@ class ProbeTask(ClassificationTask):
             "truncation_side": self._truncation_side,
             "layer": self.backbone.layer,
             "pooling": self.pooling,
-            "anchor": self.anchor,
+            "anchor": self.anchor if self.pooling == "anchor" else None,
             "head": self.head_name,
             "hidden_size": self.hidden_size if self.head_name == "mlp" else None,
         }

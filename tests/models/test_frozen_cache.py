@@ -5,6 +5,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -56,11 +57,13 @@ class Network:
         return truth(rows)
 
 
-def run(folder, network, key="key", **options):
-    options = {"width": WIDTH, "blocks": plan_blocks(LENGTHS, 12), **options}
-    return cached_outputs(
-        Path(folder), key, start_compute=network.start, description="test", **options
-    )
+def run(folder, network, key="key", width=WIDTH, **options):
+    def start():
+        compute = network.start()
+        return lambda rows: {key: compute(rows)}
+
+    options = {"widths": {key: width}, "blocks": plan_blocks(LENGTHS, 12), **options}
+    return cached_outputs(Path(folder), key, start_compute=start, description="test", **options)
 
 
 @pytest.fixture
@@ -332,7 +335,7 @@ class Threads(Ranks):
         return everybody
 
 
-def on_ranks(folder, networks):
+def on_ranks(folder, networks, run=run):
     """Run a pass on as many ranks as there are networks; what came out of each, or its error."""
     shared = {"barrier": threading.Barrier(len(networks))}
     found = [None] * len(networks)
@@ -451,6 +454,195 @@ def test_blocks_of_ranks_that_died_are_kept_for_one_process(folder, undisturbed)
     rest = Network()
     assert np.array_equal(run(folder, rest).outputs, undisturbed)
     assert rest.blocks == [b.tolist() for b in blocks[0::2]]
+
+
+# -- several entries from one pass ----------------------------------------------------------------
+
+WIDTHS = {"a": WIDTH, "b": 2, "c": 1}
+
+
+def run_together(folder, network, key="a", widths=WIDTHS, **options):
+    def start():
+        compute = network.start()
+        return lambda rows: parts(compute(rows))
+
+    return cached_outputs(
+        Path(folder),
+        key,
+        widths=widths,
+        blocks=plan_blocks(LENGTHS, 12),
+        start_compute=start,
+        description="test",
+        **options,
+    )
+
+
+def parts(outputs):
+    """What stands in each entry: so many of the columns."""
+    return {name: outputs[:, :width] for name, width in WIDTHS.items()}
+
+
+@pytest.fixture
+def saved_often(monkeypatch):
+    monkeypatch.setattr(frozen_cache, "_PAUSE_S", 0.0)
+
+
+def holds_all(folder, undisturbed):
+    """Whether each entry is found under its own key, as if it had been computed alone."""
+    found = {name: run(folder, None, name, width) for name, width in WIDTHS.items()}
+    return all(
+        one.reused and np.array_equal(one.outputs, parts(undisturbed)[name])
+        for name, one in found.items()
+    )
+
+
+def test_entries_of_one_pass_are_those_of_passes_of_their_own(folder, undisturbed):
+    network = Network(seconds=0.01)
+    made = run_together(folder, network)
+    assert not made.reused
+    assert network.loaded == 1
+    assert network.blocks == [b.tolist() for b in plan_blocks(LENGTHS, 12)]
+    assert np.array_equal(made.outputs, undisturbed)
+    assert holds_all(folder, undisturbed)
+    again = run_together(folder, Network(), "b")
+    assert again.reused
+    assert again.seconds == pytest.approx(made.seconds)  # of the whole pass, not a share
+
+
+def test_entries_of_one_pass_are_written_before_too_much_is_held(folder, undisturbed, monkeypatch):
+    monkeypatch.setattr(frozen_cache, "_HELD_BYTES", 100)
+    saves = []
+    save = frozen_cache._save
+
+    def spy(folder, widths, blocks, computed, start):
+        saves.append([sum(part.nbytes for part in parts.values()) for parts in computed.values()])
+        return save(folder, widths, blocks, computed, start)
+
+    monkeypatch.setattr(frozen_cache, "_save", spy)
+    run_together(folder, Network())
+    assert 1 < len(saves) < len(plan_blocks(LENGTHS, 12))
+    assert all(sum(held[:-1]) < 100 for held in saves)
+    assert sum(map(sum, saves)) == len(LENGTHS) * sum(WIDTHS.values()) * 4
+    assert holds_all(folder, undisturbed)
+
+
+@pytest.mark.parametrize("die_at", [0, 1, 3])
+def test_a_pass_over_several_entries_goes_on(folder, undisturbed, die_at, saved_often):
+    dying, rest = Network(die_at), Network()
+    with pytest.raises(RuntimeError):
+        run_together(folder, dying)
+    made = run_together(folder, rest)
+    assert not made.reused
+    assert dying.blocks + rest.blocks == [b.tolist() for b in plan_blocks(LENGTHS, 12)]
+    assert holds_all(folder, undisturbed)
+
+
+def test_a_process_killed_between_two_entries_is_gone_on_with(folder, undisturbed, saved_often):
+    with pytest.raises(RuntimeError):
+        run_together(folder, Network(2))
+    marks = np.memmap(folder / "b" / "seconds.f32", dtype=np.float32, mode="r+")
+    marks[1] = 0  # as if killed before this entry's mark
+    marks.flush()
+    rest = Network()
+    run_together(folder, rest)
+    assert rest.blocks == [b.tolist() for b in plan_blocks(LENGTHS, 12)][1:]
+    assert holds_all(folder, undisturbed)
+
+
+def test_one_entry_alone_goes_on_where_a_pass_over_several_died(folder, undisturbed, saved_often):
+    with pytest.raises(RuntimeError):
+        run_together(folder, Network(2))
+    rest = Network()
+    assert np.array_equal(run(folder, rest, "a").outputs, undisturbed)
+    assert rest.blocks == [b.tolist() for b in plan_blocks(LENGTHS, 12)][2:]
+
+
+def test_complete_entries_are_left_as_they_are(folder, undisturbed):
+    alone = run(folder, Network(), "a")
+    before = (folder / "a" / "outputs.f32").stat().st_mtime_ns
+    found = run_together(folder, Network(seconds=0.01))
+    assert found.reused
+    assert found.seconds == alone.seconds
+    assert (folder / "a" / "outputs.f32").stat().st_mtime_ns == before
+    assert holds_all(folder, undisturbed)
+
+
+def test_a_damaged_entry_among_several_is_computed_again_when_asked_for(folder, undisturbed):
+    run_together(folder, Network())
+    gc.collect()
+    spoil_value(folder / "a")
+    assert run_together(folder, None, "b").reused  # its own checksum is right
+    assert not run_together(folder, Network(), "a").reused
+    assert holds_all(folder, undisturbed)
+
+
+def test_ranks_share_the_blocks_of_several_entries(folder, undisturbed):
+    networks = [Network() for _ in range(2)]
+    found = on_ranks(folder, networks, run_together)
+    blocks = [b.tolist() for b in plan_blocks(LENGTHS, 12)]
+    assert [network.blocks for network in networks] == [blocks[0::2], blocks[1::2]]
+    assert all(np.array_equal(one.outputs, undisturbed) for one in found)
+    assert holds_all(folder, undisturbed)
+
+
+def test_an_error_of_one_rank_ends_a_pass_over_several_entries(folder, undisturbed):
+    well, failing = networks = [Network(), Network()]
+    well.wait_for = folder / "a" / "failed"
+    computing = threading.Event()
+    compute = well.compute
+
+    def computes(rows):
+        computing.set()
+        return compute(rows)
+
+    def fails(rows):
+        computing.wait(10)
+        refuse()
+
+    well.compute, failing.compute = computes, fails
+    found = on_ranks(folder, networks, run_together)
+    assert [str(error) for error in found] == [DIED] * 2
+    assert len(well.blocks) == 1, "it goes on for nothing"
+    rest = Network()
+    assert np.array_equal(run_together(folder, rest).outputs, undisturbed)
+    # what the rank that is well has computed is kept
+    assert rest.blocks == [b.tolist() for b in plan_blocks(LENGTHS, 12)][1:]
+    assert holds_all(folder, undisturbed)
+
+
+def test_two_jobs_with_entries_in_common_do_not_wait_for_each_other_forever(folder, undisturbed):
+    backwards = dict(reversed(WIDTHS.items()))
+    networks = [Network(seconds=0.01), Network(seconds=0.01)]
+    threads = [
+        threading.Thread(target=run_together, args=(folder, network, "a", widths), daemon=True)
+        for network, widths in zip(networks, (WIDTHS, backwards), strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
+    assert sorted(network.loaded for network in networks) == [0, 1]
+    assert holds_all(folder, undisturbed)
+
+
+def test_several_entries_say_their_size_and_are_refused_when_the_disk_is_too_small(
+    folder, undisturbed, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO, "smolbench")
+    needed = len(LENGTHS) * sum(WIDTHS.values()) * 4
+    network = Network()
+    with monkeypatch.context() as patch:
+        usage = shutil.disk_usage(folder.parent)._replace(free=needed - 1)
+        patch.setattr(shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(SmolbenchError, match=r"3 sets of outputs need .*--data\.cache_dir"):
+            run_together(folder, network)
+        assert network.loaded == 0
+        assert not list(folder.rglob("*.f32"))
+        patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
+        run_together(folder, network)
+    assert "3 sets of outputs take 0.00 GB" in caplog.text
+    assert holds_all(folder, undisturbed)
 
 
 # -- a disk that does not play along --------------------------------------------------------------

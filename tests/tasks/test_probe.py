@@ -17,7 +17,7 @@ from smolbench.data.token_cache import encode_to_cache
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.models import features as features_module
-from smolbench.models.backbone import Backbone, hidden_states
+from smolbench.models.backbone import Backbone, layer_outputs
 from smolbench.tasks import ProbeTask
 from tests.helpers.tiny import (
     BIDIRECTIONAL,
@@ -173,6 +173,53 @@ def test_nothing_is_loaded_when_everything_is_cached(cache, monkeypatch):
     assert np.array_equal(features(probe(), cache), first)
 
 
+# one with a shared prefix, one whose first token says something, one whose last layer is narrower,
+# one without keys and values, one that reads both ways
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [("llama", PREFIX), ("gpt2", ""), ("opt_350m", PREFIX), ("mamba", PREFIX), ("bert", PREFIX)],
+)
+def test_one_pass_keeps_what_every_layer_and_pooling_would_get_alone(
+    name, prefix, cache, monkeypatch
+):
+    options = {"template": f"{prefix}{{text}}{SUFFIX}", "pass_tokens": 90}
+    poolings = [p for p in POOLINGS if p != "first" or not prefix or name == "bert"]
+    places = [(layer, pooling) for layer in (-1, 0, 1, 2) for pooling in poolings]
+    features(probe(name, layers="all", anchor=ANCHOR, **options), cache)
+    assert len(list((cache / "features").iterdir())) == len(places)
+    with monkeypatch.context() as patch:
+        patch.setattr(Backbone, "load", lambda *_: pytest.fail("the weights were loaded"))
+        kept = {}
+        for layer, pooling in places:
+            task = probe(name, layer=layer, pooling=pooling, **options)
+            kept[layer, pooling] = features(task, cache)
+            assert task.facts()["cost/cache_reused"]
+            sweep = probe(
+                name, layer=layer, pooling=pooling, layers="all", anchor=ANCHOR, **options
+            )
+            assert np.array_equal(features(sweep, cache), kept[layer, pooling])
+    shutil.rmtree(cache / "features")
+    for (layer, pooling), found in kept.items():
+        alone = features(probe(name, layer=layer, pooling=pooling, **options), cache)
+        assert found.tobytes() == alone.tobytes(), (layer, pooling)
+    assert len({found.tobytes() for found in kept.values()}) > len(poolings)
+
+
+def test_all_layers_are_kept_beside_one_that_was_there(cache):
+    first = features(probe(layer=1), cache)
+    task = probe(layer=1, layers="all")
+    assert np.array_equal(features(task, cache), first)
+    assert len(list((cache / "features").iterdir())) == 4 * 3
+
+
+def test_texts_to_predict_are_read_for_one_layer_only(cache, tmp_path):
+    task, trainer = fit(tmp_path, probe(max_length=60, layers="all"), max_epochs=1)
+    fitted = len(list((cache / "features").iterdir()))
+    assert fitted == 2 * 4 * 3  # splits, layers, poolings
+    trainer.predict(task, data_to_predict())
+    assert len(list((cache / "features").iterdir())) == fitted + 1
+
+
 def entry(cache, texts=TEXTS, **options):
     """Name of the cache's entry that a probe makes or uses."""
     before = {path.name: path.stat().st_mtime_ns for path in (cache / "features").glob("*")}
@@ -234,6 +281,7 @@ def at(folder):
     [
         ({"pooling": "anchor", "anchor": None}, "needs an anchor word, and only it does"),
         ({"pooling": "mean", "anchor": "was"}, "needs an anchor word, and only it does"),
+        ({"pooling": "anchor", "layers": "all"}, "needs an anchor word, and only it does"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
         ({"dropout": -0.1}, r"dropout must be in \[0, 1\)"),
         ({"hidden_size": 0}, "hidden_size and pass_tokens positive"),
@@ -493,7 +541,8 @@ def test_a_checkpoint_of_other_labels_is_refused(checkpoint, tmp_path):
 
 
 def test_settings_that_do_not_touch_the_features_may_change(checkpoint, tmp_path):
-    task = probe(max_length=60, lr=1.0, dropout=0.3, pass_tokens=50, weight_decay=0.1)
+    free = {"lr": 1.0, "dropout": 0.3, "pass_tokens": 50, "weight_decay": 0.1}
+    task = probe(max_length=60, layers="all", anchor=ANCHOR, **free)
     (found,) = plain_trainer(tmp_path).test(task, data(), ckpt_path=checkpoint, verbose=False)
     assert found["test/n"] == 50
 
@@ -547,11 +596,11 @@ def test_facts_count_the_backbone_and_time_the_frozen_passes(tmp_path):
 def test_padding_is_what_the_backbone_reads_beside_the_texts(name, pass_tokens, cache, monkeypatch):
     read = []
 
-    def spy(model, layer, ids, mask, prefix):
+    def spy(model, layers, ids, mask, prefix):
         read.append(ids.numel())
-        return hidden_states(model, layer, ids, mask, prefix)
+        return layer_outputs(model, layers, ids, mask, prefix)
 
-    monkeypatch.setattr(features_module, "hidden_states", spy)
+    monkeypatch.setattr(features_module, "layer_outputs", spy)
     task = probe(name, pass_tokens=pass_tokens)
     features(task, cache)
     own = task.encode({"text": TEXTS})["input_ids"]
