@@ -260,7 +260,7 @@ def _check_space(folder: Path, widths: Mapping[str, int], rows: int, description
     needed = sum(size for path, size in wanted.items() if _size(path) != size)
     free = shutil.disk_usage(folder).free
     log.info(
-        "%s: %d sets of outputs take %.2f GB in %s.",
+        "%s: %d sets of outputs take %.3g GB in %s.",
         description,
         len(widths),
         sum(wanted.values()) / 1e9,
@@ -268,8 +268,8 @@ def _check_space(folder: Path, widths: Mapping[str, int], rows: int, description
     )
     if needed > free:
         raise SmolbenchError(
-            f"{description}: {len(widths)} sets of outputs need {needed / 1e9:.2f} GB more in "
-            f"{folder}, where {free / 1e9:.2f} GB are free: free some, choose another folder with "
+            f"{description}: {len(widths)} sets of outputs need {needed / 1e9:.3g} GB more in "
+            f"{folder}, where {free / 1e9:.3g} GB are free: free some, choose another folder with "
             "`--data.cache_dir DIR`, or store fewer at once."
         )
 
