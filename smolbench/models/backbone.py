@@ -311,7 +311,7 @@ def layer_outputs(
     if last_only:
         return {-1: output.last_hidden_state}
     # a model of a rare kind may know its last layer only
-    states: tuple[torch.Tensor, ...] = output.hidden_states or ()
+    states: tuple[torch.Tensor, ...] = getattr(output, "hidden_states", None) or ()
     outputs = {-1: output.last_hidden_state, **dict(enumerate(states))}
     if layers is None:
         return outputs

@@ -43,7 +43,8 @@ class ProbeTask(ClassificationTask):
         layer: ``-1`` the last layer after its norm, ``0`` the embeddings, ``k`` the ``k``-th block.
         layers: ``all`` keeps the features of every layer and pooling in the pass that computes the
             ones asked for, so that later runs with others need no pass; ``anchor`` may then be
-            given with any pooling and is kept too. ``cost/cache_s`` of each run is the whole pass.
+            given with any pooling and is kept too. ``cost/cache_s`` of every run is what the pass
+            that filled its features took, not a share of it.
         max_length: Longest row in tokens, template included.
         truncation_side: Which end of a long text is cut off.
         dtype: Number format of the frozen network; ``auto`` is bfloat16 where it is native.
