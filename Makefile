@@ -1,4 +1,4 @@
-# Targets: demo, test, lint, clean. Everything is installed into .venv, which is made when absent.
+# Targets: demo, test, lint, bench, clean. Everything is installed into .venv, which is made when absent.
 #
 #   make demo PYTHON=python3.12             another interpreter for .venv
 #   make test PYTEST_ARGS="-k probe -x"     part of the tests
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := --config imdb_probe --config tiny
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.installed
@@ -35,9 +35,14 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+bench: $(VENV)/.installed-bench
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/memory_curve.py
+	$(BIN)/python benchmarks/probe_vs_trainer.py
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
-	find callbacks smolbench tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find benchmarks callbacks smolbench tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are older than pyproject.toml when the dependencies may have changed.
 $(VENV)/.installed: pyproject.toml setup.py | $(VENV)/.created
@@ -48,6 +53,11 @@ $(VENV)/.installed: pyproject.toml setup.py | $(VENV)/.created
 $(VENV)/.installed-dev: pyproject.toml setup.py | $(VENV)/.created
 	@echo "== Installing smolbench and its test tools into $(VENV); the first time this takes minutes ..."
 	@$(PIP) install --quiet --editable ".[dev]"
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-bench: pyproject.toml setup.py | $(VENV)/.created
+	@echo "== Installing smolbench and what it is compared with into $(VENV) ..."
+	@$(PIP) install --quiet --editable ".[bench]"
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.created:
