@@ -311,11 +311,8 @@ AFTER_TEST = {
 POSITIVE = ("cost/fit_s", "cost/cache_s", "cost/peak_", "cost/checkpoint_mib", "cost/test_s")
 
 
-LISTS = {
-    f"test/{name}"
-    for name in ("labels", "confusion", "predicted_share")
-    + tuple(f"class_{name}" for name in ("precision", "recall", "f1", "n"))
-}
+_PER_CLASS = ("class_precision", "class_recall", "class_f1", "class_n", "predicted_share")
+LISTS = {f"test/{name}" for name in ("labels", "confusion", *_PER_CLASS)}
 
 
 def check_contract(found, expected):
