@@ -189,11 +189,11 @@ def tested_alone(undisturbed, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("SMOLBENCH_CACHE", str(folder / "cache"))
-        assert main([*test_of(undisturbed), *one]) == 0
+        assert main([*scored_by(undisturbed), *one]) == 0
     return folder / "tested"
 
 
-def test_of(run: Path) -> list[str]:
+def scored_by(run: Path) -> list[str]:
     return ["test", *SETTINGS, f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"]
 
 
@@ -205,7 +205,7 @@ def test_processes_predict_like_one(job, undisturbed, tested_alone, devices):
     done = job.run(
         *PYTHON,
         "smolbench",
-        *test_of(undisturbed),
+        *scored_by(undisturbed),
         f"--trainer.devices={devices}",
         "--trainer.callbacks+=tests.test_ddp.Intruder",
         f"--data.cache_dir={folder}-cache",
