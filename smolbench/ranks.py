@@ -24,7 +24,11 @@ class Ranks:
     """
 
     rank = 0
+    local_rank = 0
+    """Number of the process on its machine."""
     world_size = 1
+    node = 0
+    nodes = 1
 
     def gather(self, value: Any) -> list[Any]:  # noqa: ANN401 - anything that can be pickled
         """Every rank's value, in their order, on every rank; waits until all are here."""
@@ -88,7 +92,10 @@ class TrainerRanks(Ranks):
 
     def __init__(self, trainer: Trainer) -> None:
         self.rank = trainer.global_rank
+        self.local_rank = trainer.local_rank
         self.world_size = trainer.world_size
+        self.node = trainer.node_rank
+        self.nodes = trainer.num_nodes
 
     def gather(self, value: Any) -> list[Any]:  # noqa: ANN401 - anything that can be pickled
         """See the base class; before the trainer has connected its processes, each is alone."""

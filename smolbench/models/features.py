@@ -14,7 +14,8 @@ from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.models.backbone import Backbone, Facts, layer_outputs, shared_prefix
-from smolbench.models.frozen_cache import CachedOutputs, ComputeBlock, cached_outputs, plan_blocks
+from smolbench.models.frozen_cache import ComputeBlock, cached_outputs, plan_blocks
+from smolbench.models.output_files import CachedOutputs
 from smolbench.models.template import TemplateEncoder
 from smolbench.ranks import Ranks
 

@@ -1,56 +1,36 @@
 """Outputs of frozen networks, computed once and kept on disk: features, teacher logits.
 
-An entry is a folder: ``outputs.f32`` (``N x D`` float32, memory-mapped), ``seconds.f32`` (what each
-block of rows took, 0 while it is missing) and, once all blocks are done, ``meta.json`` with a
-checksum. The blocks are a pure
-function of the rows' lengths, so a pass that was killed and goes on later computes the very same
-batches, and so the very same bits, as one that was never killed. One pass may fill several entries.
+The blocks of rows that a pass computes are a pure function of the rows' lengths, and each is marked
+once it is written. So a pass that was killed and goes on later computes the very same batches, and
+so the very same bits, as one that was never killed. One pass may fill several entries.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from smolbench.cache_folder import crc32, locked, writing
+from smolbench.cache_folder import locked, writing
 from smolbench.errors import SmolbenchError
-from smolbench.files import write_atomically
+from smolbench.models.output_files import CachedOutputs, Entry
 from smolbench.progress import progress_bar
 from smolbench.ranks import Ranks
 
 log = logging.getLogger("smolbench")
 
-_FORMAT = 1
-_OUTPUTS, _SECONDS, _META = "outputs.f32", "seconds.f32", "meta.json"
 _FAILED = "failed"
 _PAUSE_S = 10.0
 _HELD_BYTES = 256 << 20
 """A pass that fills several entries writes when either is reached; a kill costs at most as much."""
 ComputeBlock = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Row numbers ``[b]`` of one block -> float32 outputs ``[b, D]`` of every entry, by key."""
-
-
-@dataclass(frozen=True)
-class CachedOutputs:
-    """A complete entry of the cache.
-
-    Attributes:
-        outputs: Memory-mapped float32, shape ``(N, D)``.
-        seconds: What it took to compute, in wall seconds, added up over interrupted passes.
-        reused: Whether it was complete before it was asked for.
-    """
-
-    outputs: np.ndarray
-    seconds: float
-    reused: bool
+Entries = Mapping[str, Entry]
 
 
 def plan_blocks(lengths: np.ndarray, tokens_per_block: int) -> list[np.ndarray]:
@@ -111,77 +91,79 @@ def cached_outputs(
     """
     ranks = ranks or Ranks()
     rows = sum(len(block) for block in blocks)
+    entries = {name: Entry(folder / name, rows, width) for name, width in widths.items()}
+    asked = entries[key]
     with ExitStack() as locks, ranks.together():  # the locks are kept until all ranks are out
-        missing, found = _missing(folder, key, widths, rows, ranks)
+        missing, found = _missing(entries, key, ranks)
         if not missing:
-            return found or _open_shared(folder / key, rows, widths[key])
+            return found or asked.open_shared()
         if ranks.rank == 0:
             for name in sorted(missing):  # in one order, else two jobs could wait for each other
-                entry = folder / name
-                waiting = f"Another process is computing {entry}; waiting for it."
-                locks.enter_context(locked(entry / "lock", waiting))
+                waiting = f"Another process is computing {missing[name].folder}; waiting for it."
+                locks.enter_context(locked(missing[name].lock, waiting))
         # another job may have filled them while this one waited
-        still, found = _missing(folder, key, widths, rows, ranks)
-        missing = [name for name in missing if name in still]
+        still, found = _missing(entries, key, ranks)
+        missing = {name: entry for name, entry in missing.items() if name in still}
         if not missing:
-            return found or _open_shared(folder / key, rows, widths[key])
+            return found or asked.open_shared()
+        _prepare(missing, blocks, description, ranks)
+        _fill(missing, blocks, start_compute, description, ranks)
         if ranks.rank == 0:
-            for name in missing:
-                _discard_damaged(folder / name)
-        entries = {name: widths[name] for name in missing}
-        _fill(folder, entries, blocks, start_compute, description, ranks)
-        if ranks.rank == 0:
-            for name, width in entries.items():
-                _seal(folder / name, rows, width, ranks.world_size)
+            for entry in missing.values():
+                entry.add_parts(blocks, ranks.nodes)
+                entry.seal(ranks.world_size)
         ranks.barrier()
-        opened = _open_shared(folder / key, rows, widths[key])
-    return CachedOutputs(opened.outputs, opened.seconds, reused=key not in entries)
+        opened = asked.open_shared()
+    return CachedOutputs(opened.outputs, opened.seconds, reused=key not in missing)
 
 
-def _missing(
-    folder: Path, key: str, widths: Mapping[str, int], rows: int, ranks: Ranks
-) -> tuple[list[str], CachedOutputs | None]:
-    """Keys of the entries that rank 0 finds incomplete, and on rank 0 the entry asked for."""
+def _missing(entries: Entries, key: str, ranks: Ranks) -> tuple[Entries, CachedOutputs | None]:
+    """The entries that rank 0 finds incomplete, and on rank 0 the one asked for if it is not."""
     found = None
     complete: dict[str, bool] = {}
     if ranks.rank == 0:
-        complete = {
-            name: _meta(folder / name, rows, width) is not None for name, width in widths.items()
-        }
-        found = _open(folder / key, rows, widths[key])
+        complete = {name: entry.stated() is not None for name, entry in entries.items()}
+        found = entries[key].open()
         complete[key] = found is not None
-    return [name for name in widths if not ranks.agree(complete.get(name, False))], found
+    missing = [name for name in entries if not ranks.agree(complete.get(name, False))]
+    return {name: entries[name] for name in missing}, found
+
+
+def _prepare(entries: Entries, blocks: list[np.ndarray], description: str, ranks: Ranks) -> None:
+    """Make the files that all ranks write to, with what earlier passes have left in them."""
+    if ranks.rank == 0:
+        for entry in entries.values():
+            entry.discard_damaged()
+        if len(entries) > 1:
+            _check_space(entries, description)
+        for entry in entries.values():
+            entry.allocate(len(blocks))
+            entry.add_parts(blocks, nodes=1)
+        _failed(entries).unlink(missing_ok=True)
+    ranks.barrier()
+    if ranks.node > 0 and ranks.local_rank == 0:
+        for entry in entries.values():
+            entry.allocate(len(blocks), ranks.node)
+    ranks.barrier()
 
 
 def _fill(
-    folder: Path,
-    widths: Mapping[str, int],
+    entries: Entries,
     blocks: list[np.ndarray],
     start_compute: Callable[[], ComputeBlock],
     description: str,
     ranks: Ranks,
 ) -> None:
     """Compute this rank's blocks that are missing in any of the entries."""
-    rows = sum(len(block) for block in blocks)
-    failed = folder / next(iter(widths)) / _FAILED
-    if ranks.rank == 0:
-        if len(widths) > 1:
-            _check_space(folder, widths, rows, description)
-        for name, width in widths.items():
-            _allocate(folder / name, rows * width * 4, len(blocks) * 4)
-        failed.unlink(missing_ok=True)
-    ranks.barrier()
-    done = np.full(len(blocks), True)
-    with writing(folder):
-        for name in widths:
-            done &= np.fromfile(folder / name / _SECONDS, dtype=np.float32) > 0
+    failed = _failed(entries)
+    done = np.logical_and.reduce([entry.done() for entry in entries.values()])
     mine = range(ranks.rank, len(blocks), ranks.world_size)
     missing = [n for n in mine if not done[n]]
     if 0 < len(missing) < len(mine):
         log.info("%s: going on where an earlier pass stopped.", description)
     if missing:
         # adding a little to each of many files takes longer than the network does for a block
-        pause_s = _PAUSE_S if len(widths) > 1 else 0.0
+        pause_s = _PAUSE_S if len(entries) > 1 else 0.0
         held = 0
         start = time.perf_counter()
         with _stopping_others(failed, ranks):
@@ -194,13 +176,17 @@ def _fill(
                     pending[n] = compute(blocks[n])
                     held += sum(outputs.nbytes for outputs in pending[n].values())
                     if time.perf_counter() - start >= pause_s or held >= _HELD_BYTES:
-                        start = _save(folder, widths, blocks, pending, start)
+                        start = _save(entries, blocks, pending, start, ranks.node)
                         pending.clear()
                         held = 0
                     advance(len(blocks[n]))
                 if pending:
-                    _save(folder, widths, blocks, pending, start)
+                    _save(entries, blocks, pending, start, ranks.node)
     ranks.barrier()
+
+
+def _failed(entries: Entries) -> Path:
+    return next(iter(entries.values())).folder / _FAILED
 
 
 @contextmanager
@@ -216,145 +202,51 @@ def _stopping_others(failed: Path, ranks: Ranks) -> Generator[None, None, None]:
 
 
 def _save(
-    folder: Path,
-    widths: Mapping[str, int],
+    entries: Entries,
     blocks: list[np.ndarray],
     computed: Mapping[int, Mapping[str, np.ndarray]],
     start: float,
+    node: int,
 ) -> float:
     """Write blocks to their entries and mark them as done.
 
     Args:
-        folder: Folder of all entries.
-        widths: Outputs per row of the entries to write, by key.
+        entries: What to write, by key.
         blocks: Row numbers of each block.
         computed: Outputs by block and key.
         start: When work on these blocks began, loading included; they share the seconds since.
+        node: The machine that writes.
 
     Returns:
         When it was done, on the same clock.
     """
-    rows = sum(len(block) for block in blocks)
+    folder = next(iter(entries.values())).folder
     with writing(folder):
         # one file at a time: there may be more entries than files that a process may keep open
-        for name, width in widths.items():
-            outputs = np.memmap(
-                folder / name / _OUTPUTS, dtype=np.float32, mode="r+", shape=(rows, width)
-            )
-            for n, by_entry in computed.items():
-                outputs[blocks[n]] = by_entry[name]
-            outputs.flush()  # the values must be in the file before the mark that says so
+        for name, entry in entries.items():
+            entry.write(blocks, {n: outputs[name] for n, outputs in computed.items()}, node)
         now = time.perf_counter()
-        for name in widths:
-            seconds = np.memmap(
-                folder / name / _SECONDS, dtype=np.float32, mode="r+", shape=(len(blocks),)
-            )
-            seconds[list(computed)] = max((now - start) / len(computed), 1e-9)
-            seconds.flush()
+        each = max((now - start) / len(computed), 1e-9)
+        for entry in entries.values():
+            entry.mark(dict.fromkeys(computed, each), node)
     return now
 
 
-def _check_space(folder: Path, widths: Mapping[str, int], rows: int, description: str) -> None:
+def _check_space(entries: Entries, description: str) -> None:
     """Say what the entries will take and refuse what the disk has no room for."""
-    wanted = {folder / name / _OUTPUTS: rows * width * 4 for name, width in widths.items()}
-    needed = sum(size for path, size in wanted.items() if _size(path) != size)
+    folder = next(iter(entries.values())).folder.parent
+    needed = sum(entry.missing_bytes for entry in entries.values())
     free = shutil.disk_usage(folder).free
     log.info(
         "%s: %d sets of outputs take %.3g GB in %s.",
         description,
-        len(widths),
-        sum(wanted.values()) / 1e9,
+        len(entries),
+        sum(entry.nbytes for entry in entries.values()) / 1e9,
         folder,
     )
     if needed > free:
         raise SmolbenchError(
-            f"{description}: {len(widths)} sets of outputs need {needed / 1e9:.3g} GB more in "
+            f"{description}: {len(entries)} sets of outputs need {needed / 1e9:.3g} GB more in "
             f"{folder}, where {free / 1e9:.3g} GB are free: free some, choose another folder with "
             "`--data.cache_dir DIR`, or store fewer at once."
         )
-
-
-def _allocate(entry: Path, outputs_size: int, seconds_size: int) -> None:
-    """Make files of zeros of these sizes in bytes, unless an earlier pass has made them."""
-    with writing(entry):
-        if _size(entry / _OUTPUTS) != outputs_size:
-            # marks without their outputs would pass zeros off as computed
-            (entry / _SECONDS).unlink(missing_ok=True)
-        for path, size in ((entry / _OUTPUTS, outputs_size), (entry / _SECONDS, seconds_size)):
-            if _size(path) != size:
-                _write_zeros(path, size)
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
-
-
-def _write_zeros(path: Path, size: int) -> None:
-    # written out, not left as a hole: a full disk is then an error now, not a bus error later
-    with path.open("wb") as file:
-        zeros = bytes(1 << 20)
-        for start in range(0, size, len(zeros)):
-            file.write(zeros[: min(len(zeros), size - start)])
-
-
-def _seal(entry: Path, rows: int, width: int, world_size: int) -> None:
-    with writing(entry):
-        seconds = np.fromfile(entry / _SECONDS, dtype=np.float32)
-        if not seconds.all():
-            raise SmolbenchError(
-                f"Blocks are missing in {entry} after the pass: the cache folder must be on a disk "
-                "on which several nodes can write parts of one file (--data.cache_dir)."
-            )
-        meta = {
-            "format": _FORMAT,
-            "rows": rows,
-            "width": width,
-            "seconds": float(seconds.sum()) / world_size,  # ranks work side by side
-            "crc32": crc32(entry / _OUTPUTS),
-        }
-        write_atomically(entry / _META, json.dumps(meta))
-
-
-def _meta(entry: Path, rows: int, width: int) -> dict[str, float] | None:
-    """What a complete entry says of itself; ``None`` if it is not complete."""
-    path = entry / _META
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        complete = meta["format"] == _FORMAT and (meta["rows"], meta["width"]) == (rows, width)
-        stated = {"crc32": meta["crc32"], "seconds": float(meta["seconds"])}
-        whole = _size(entry / _OUTPUTS) == rows * width * 4
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return stated if complete and whole else None
-
-
-def _open(entry: Path, rows: int, width: int) -> CachedOutputs | None:
-    """The entry if it is complete and undamaged."""
-    meta = _meta(entry, rows, width)
-    try:
-        if meta is None or meta["crc32"] != crc32(entry / _OUTPUTS):
-            return None
-    except OSError:
-        return None
-    outputs = np.memmap(entry / _OUTPUTS, dtype=np.float32, mode="r", shape=(rows, width))
-    return CachedOutputs(outputs, meta["seconds"], reused=True)
-
-
-def _discard_damaged(entry: Path) -> None:
-    """Remove what was finished once and cannot be opened. Needs the entry's lock."""
-    if (entry / _META).is_file():
-        log.warning("The cached outputs in %s are damaged; they are computed again.", entry)
-        with writing(entry):
-            for name in (_META, _SECONDS, _OUTPUTS):
-                (entry / name).unlink(missing_ok=True)
-
-
-def _open_shared(entry: Path, rows: int, width: int) -> CachedOutputs:
-    """An entry that rank 0 has seen complete."""
-    found = _open(entry, rows, width)
-    if found is None:
-        raise SmolbenchError(
-            f"{entry} is complete on the first rank but cannot be read on this one: the cache "
-            "folder must be on a disk that all ranks share (--data.cache_dir)."
-        )
-    return found

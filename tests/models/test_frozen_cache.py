@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from smolbench.errors import SmolbenchError
-from smolbench.models import frozen_cache
+from smolbench.models import frozen_cache, output_files
 from smolbench.models.frozen_cache import cached_outputs, plan_blocks
+from smolbench.models.output_files import Entry
 from smolbench.ranks import Ranks
 
 LENGTHS = np.array([3, 9, 1, 4, 4, 7, 2, 0, 5, 6, 30])
@@ -321,9 +322,10 @@ def test_waiting_says_so(folder, caplog):
 class Threads(Ranks):
     """Ranks of a job as threads."""
 
-    def __init__(self, rank, world_size, shared):
-        self.rank = rank
-        self.world_size = world_size
+    def __init__(self, rank, world_size, shared, nodes=1):
+        per_node = world_size // nodes
+        self.rank, self.local_rank, self.node = rank, rank % per_node, rank // per_node
+        self.world_size, self.nodes = world_size, nodes
         self._shared = shared
         self._shared.setdefault("values", [None] * world_size)
 
@@ -335,14 +337,16 @@ class Threads(Ranks):
         return everybody
 
 
-def on_ranks(folder, networks, run=run):
+def on_ranks(folder, networks, run=run, nodes=1):
     """Run a pass on as many ranks as there are networks; what came out of each, or its error."""
+    world_size = len(networks)
     shared = {"barrier": threading.Barrier(len(networks))}
     found = [None] * len(networks)
 
     def work(rank):
         try:
-            found[rank] = run(folder, networks[rank], ranks=Threads(rank, len(networks), shared))
+            ranks = Threads(rank, world_size, shared, nodes)
+            found[rank] = run(folder, networks[rank], ranks=ranks)
         except Exception as error:
             found[rank] = error
 
@@ -364,6 +368,48 @@ def test_ranks_share_the_blocks(folder, undisturbed):
     assert [network.blocks for network in networks] == [blocks[0::3], blocks[1::3], blocks[2::3]]
     assert all(np.array_equal(one.outputs, undisturbed) for one in found)
     assert not any(one.reused for one in found)
+
+
+def test_nodes_write_to_files_of_their_own(folder, undisturbed):
+    wrote = {}
+
+    class Watched(Network):
+        def start(self):
+            compute = super().start()
+
+            def watched(rows):
+                wrote.setdefault(threading.current_thread().name, set()).update(
+                    path.name for path in folder.glob("*/outputs*")
+                )
+                return compute(rows)
+
+            return watched
+
+    networks = [Watched() for _ in range(4)]
+    found = on_ranks(folder, networks, nodes=2)
+    blocks = [b.tolist() for b in plan_blocks(LENGTHS, 12)]
+    assert [network.blocks for network in networks] == [blocks[n::4] for n in range(4)]
+    assert wrote["rank 3"] == {"outputs.f32", "outputs.node1.f32"}
+    assert all(np.array_equal(one.outputs, undisturbed) for one in found)
+    assert not list(folder.glob("*/*.node*")), "what was added to the entry is not kept twice"
+
+
+def test_what_a_node_had_done_is_kept_for_one_process(folder, undisturbed):
+    others = [Network(), Network()]
+
+    class DiesLast(Network):
+        def compute(self, rows):
+            deadline = time.monotonic() + 10
+            while not all(network.blocks for network in others) and time.monotonic() < deadline:
+                time.sleep(0.005)
+            raise self.error
+
+    on_ranks(folder, [DiesLast(), *others], nodes=3)
+    assert len(list(folder.glob("*/outputs.node*.f32"))) == 2
+    rest = Network()
+    assert np.array_equal(run(folder, rest).outputs, undisturbed)
+    assert not list(folder.glob("*/*.node*"))
+    assert len(rest.blocks) < len(plan_blocks(LENGTHS, 12))
 
 
 DIED = "The backbone cannot be loaded."
@@ -412,11 +458,18 @@ def test_ranks_that_have_nothing_to_compute_hear_of_errors(folder):
 
 
 @pytest.mark.parametrize(
-    "part", ["locked", "_discard_damaged", "_allocate", "_seal", "write_atomically"]
+    ("where", "part"),
+    [
+        (frozen_cache, "locked"),
+        (Entry, "discard_damaged"),
+        (Entry, "allocate"),
+        (Entry, "seal"),
+        (output_files, "write_atomically"),
+    ],
 )
-def test_an_error_of_the_first_rank_alone_ends_all(folder, undisturbed, monkeypatch, part):
+def test_an_error_of_the_first_rank_alone_ends_all(folder, undisturbed, monkeypatch, where, part):
     with monkeypatch.context() as patch:
-        patch.setattr(frozen_cache, part, refuse)
+        patch.setattr(where, part, refuse)
         found = on_ranks(folder, [Network() for _ in range(3)])
     assert [str(error) for error in found] == [DIED] * 3
     again = on_ranks(folder, [Network() for _ in range(3)])
@@ -427,14 +480,14 @@ def test_an_error_of_the_first_rank_alone_ends_all(folder, undisturbed, monkeypa
 def test_a_rank_that_does_not_see_the_disk_ends_all(folder, monkeypatch, complete):
     if complete:
         run(folder, Network())
-    open_shared = frozen_cache._open_shared
+    open_shared = Entry.open_shared
 
     def blind(*args):
         if threading.current_thread().name == "rank 2":
             refuse()
         return open_shared(*args)
 
-    monkeypatch.setattr(frozen_cache, "_open_shared", blind)
+    monkeypatch.setattr(Entry, "open_shared", blind)
     found = on_ranks(folder, [Network() for _ in range(3)])
     assert [str(error) for error in found] == [DIED] * 3
 
@@ -514,9 +567,9 @@ def test_entries_of_one_pass_are_written_before_too_much_is_held(folder, undistu
     saves = []
     save = frozen_cache._save
 
-    def spy(folder, widths, blocks, computed, start):
+    def spy(entries, blocks, computed, *rest):
         saves.append([sum(part.nbytes for part in parts.values()) for parts in computed.values()])
-        return save(folder, widths, blocks, computed, start)
+        return save(entries, blocks, computed, *rest)
 
     monkeypatch.setattr(frozen_cache, "_save", spy)
     run_together(folder, Network())
@@ -583,6 +636,12 @@ def test_ranks_share_the_blocks_of_several_entries(folder, undisturbed):
     assert [network.blocks for network in networks] == [blocks[0::2], blocks[1::2]]
     assert all(np.array_equal(one.outputs, undisturbed) for one in found)
     assert holds_all(folder, undisturbed)
+
+
+def test_nodes_fill_several_entries(folder, undisturbed):
+    on_ranks(folder, [Network() for _ in range(4)], run_together, nodes=4)
+    assert holds_all(folder, undisturbed)
+    assert not list(folder.glob("*/*.node*"))
 
 
 def test_an_error_of_one_rank_ends_a_pass_over_several_entries(folder, undisturbed):
@@ -655,7 +714,7 @@ def test_a_full_disk_is_a_sentence_and_its_rest_is_repaired(folder, undisturbed,
 
     network = Network()
     with monkeypatch.context() as patch:
-        patch.setattr(frozen_cache, "_write_zeros", full)
+        patch.setattr(output_files, "_write_zeros", full)
         with pytest.raises(SmolbenchError, match=r"No space is left.*--data\.cache_dir"):
             run(folder, network)
     assert network.loaded == 0
@@ -667,7 +726,7 @@ def test_a_full_disk_at_the_very_end_is_a_sentence(folder, undisturbed, monkeypa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(frozen_cache, "write_atomically", full)
+        patch.setattr(output_files, "write_atomically", full)
         with pytest.raises(SmolbenchError, match="No space left"):
             run(folder, Network())
     rest = Network()

@@ -1,0 +1,232 @@
+"""One entry of the cache of frozen networks' outputs, as files.
+
+An entry is a folder: ``outputs.f32`` (``N x D`` float32, memory-mapped), ``seconds.f32`` (what each
+block of rows took, 0 while it is missing) and, once all blocks are done, ``meta.json`` with a
+checksum.
+
+Processes on one machine write to one file. On a network disk, two machines that write to one page
+of a file may undo each other's work without an error; so every node but the first writes to files
+of its own (``outputs.node1.f32``), which the first process adds to the entry's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from smolbench.cache_folder import crc32, writing
+from smolbench.errors import SmolbenchError
+from smolbench.files import write_atomically
+
+log = logging.getLogger("smolbench")
+
+_FORMAT = 1
+_OUTPUTS, _SECONDS, _META = "outputs.f32", "seconds.f32", "meta.json"
+
+
+@dataclass(frozen=True)
+class CachedOutputs:
+    """A complete entry of the cache.
+
+    Attributes:
+        outputs: Memory-mapped float32, shape ``(N, D)``.
+        seconds: What it took to compute, in wall seconds, added up over interrupted passes.
+        reused: Whether it was complete before it was asked for.
+    """
+
+    outputs: np.ndarray
+    seconds: float
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The files of one entry.
+
+    Attributes:
+        folder: Where they are.
+        rows: Rows of outputs, ``N``.
+        width: Outputs per row, ``D``.
+    """
+
+    folder: Path
+    rows: int
+    width: int
+
+    @property
+    def lock(self) -> Path:
+        """Held by who fills it."""
+        return self.folder / "lock"
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the outputs."""
+        return self.rows * self.width * 4
+
+    @property
+    def missing_bytes(self) -> int:
+        """What the outputs still take on the disk."""
+        return 0 if _size(self.folder / _OUTPUTS) == self.nbytes else self.nbytes
+
+    # -- while it is filled -----------------------------------------------------------------------
+
+    def allocate(self, blocks: int, node: int = 0) -> None:
+        """Make a node's files, of zeros, unless an earlier pass has made them."""
+        outputs, seconds = self._outputs(node), self._seconds(node)
+        with writing(self.folder):
+            if _size(outputs) != self.nbytes:
+                # marks without their outputs would pass zeros off as computed
+                seconds.unlink(missing_ok=True)
+            for path, size in ((outputs, self.nbytes), (seconds, blocks * 4)):
+                if _size(path) != size:
+                    _write_zeros(path, size)
+
+    def done(self) -> np.ndarray:
+        """Which blocks are computed, bool, shape ``(blocks,)``."""
+        with writing(self.folder):
+            return np.asarray(np.fromfile(self._seconds(), dtype=np.float32) > 0)
+
+    def write(
+        self, blocks: list[np.ndarray], computed: Mapping[int, np.ndarray], node: int = 0
+    ) -> None:
+        """Write the outputs of blocks, given by their numbers, so that they survive a kill."""
+        outputs = self._open_outputs(node, "r+")
+        for n, values in computed.items():
+            outputs[blocks[n]] = values
+        outputs.flush()
+
+    def mark(self, seconds: Mapping[int, float], node: int = 0) -> None:
+        """Say of blocks that are written what they took; they are done from then on."""
+        marks = np.memmap(self._seconds(node), dtype=np.float32, mode="r+")
+        marks[list(seconds)] = list(seconds.values())
+        marks.flush()
+
+    def add_parts(self, blocks: list[np.ndarray], nodes: int) -> None:
+        """Move what all other nodes have done into the entry's own files.
+
+        Args:
+            blocks: Row numbers of each block.
+            nodes: Nodes of this job; there may be files of more, left by a larger one.
+        """
+        # the names are asked for one by one, too: a network disk may be late to list them
+        left = (path.name.split(".")[1] for path in self.folder.glob("seconds.node*.f32"))
+        found = {int(name[4:]) for name in left if name[4:].isdigit()}
+        with writing(self.folder):
+            for node in sorted(found | set(range(1, nodes))):
+                self._add_part(node, blocks)
+
+    def _add_part(self, node: int, blocks: list[np.ndarray]) -> None:
+        sizes = (_size(self._outputs(node)), _size(self._seconds(node)))
+        if sizes == (self.nbytes, len(blocks) * 4):
+            took = np.fromfile(self._seconds(node), dtype=np.float32)
+            new = np.flatnonzero((took > 0) & ~self.done()).tolist()
+            part = self._open_outputs(node, "r")
+            self.write(blocks, {n: part[blocks[n]] for n in new})
+            self.mark({n: took[n] for n in new})
+        self._seconds(node).unlink(missing_ok=True)
+        self._outputs(node).unlink(missing_ok=True)
+
+    def seal(self, world_size: int) -> None:
+        """Say that it is complete.
+
+        Args:
+            world_size: Processes that have filled it side by side.
+
+        Raises:
+            SmolbenchError: If a block is missing.
+        """
+        with writing(self.folder):
+            seconds = np.fromfile(self._seconds(), dtype=np.float32)
+            if not seconds.all():
+                raise SmolbenchError(
+                    f"Blocks are missing in {self.folder} after the pass: the cache folder must be "
+                    "on a disk that all nodes share (--data.cache_dir)."
+                )
+            meta = {
+                "format": _FORMAT,
+                "rows": self.rows,
+                "width": self.width,
+                "seconds": float(seconds.sum()) / world_size,
+                "crc32": crc32(self._outputs()),
+            }
+            write_atomically(self.folder / _META, json.dumps(meta))
+
+    # -- once it is complete ----------------------------------------------------------------------
+
+    def stated(self) -> dict[str, float] | None:
+        """What it says of itself, ``crc32`` and ``seconds``; ``None`` if it is not complete."""
+        try:
+            meta = json.loads((self.folder / _META).read_text(encoding="utf-8"))
+            shape = (meta["format"], meta["rows"], meta["width"])
+            stated = {"crc32": meta["crc32"], "seconds": float(meta["seconds"])}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return (
+            stated if shape == (_FORMAT, self.rows, self.width) and not self.missing_bytes else None
+        )
+
+    def open(self) -> CachedOutputs | None:
+        """The outputs, if they are complete and undamaged."""
+        stated = self.stated()
+        try:
+            if stated is None or stated["crc32"] != crc32(self._outputs()):
+                return None
+        except OSError:
+            return None
+        return CachedOutputs(self._open_outputs(0, "r"), stated["seconds"], reused=True)
+
+    def open_shared(self) -> CachedOutputs:
+        """The outputs, which rank 0 has seen complete.
+
+        Raises:
+            SmolbenchError: If they cannot be read here.
+        """
+        found = self.open()
+        if found is None:
+            raise SmolbenchError(
+                f"{self.folder} is complete on the first rank but cannot be read on this one: the "
+                "cache folder must be on a disk that all ranks share (--data.cache_dir)."
+            )
+        return found
+
+    def discard_damaged(self) -> None:
+        """Remove what was finished once and cannot be opened. Needs the entry's lock."""
+        if (self.folder / _META).is_file():
+            log.warning(
+                "The cached outputs in %s are damaged; they are computed again.", self.folder
+            )
+            with writing(self.folder):
+                for path in (self.folder / _META, self._seconds(), self._outputs()):
+                    path.unlink(missing_ok=True)
+
+    def _outputs(self, node: int = 0) -> Path:
+        return _of_node(self.folder / _OUTPUTS, node)
+
+    def _seconds(self, node: int = 0) -> Path:
+        return _of_node(self.folder / _SECONDS, node)
+
+    def _open_outputs(self, node: int, mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
+        shape = (self.rows, self.width)
+        return np.memmap(self._outputs(node), dtype=np.float32, mode=mode, shape=shape)
+
+
+def _of_node(path: Path, node: int) -> Path:
+    return path if node == 0 else path.with_suffix(f".node{node}{path.suffix}")
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _write_zeros(path: Path, size: int) -> None:
+    # written out, not left as a hole: a full disk is then an error now, not a bus error later
+    with path.open("wb") as file:
+        zeros = bytes(1 << 20)
+        for start in range(0, size, len(zeros)):
+            file.write(zeros[: min(len(zeros), size - start)])
