@@ -263,9 +263,9 @@ def work_trainer(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
         TrainingArguments,
     )
 
+    from smolbench.models.features import pool
     from smolbench.models.heads import build_head
     from smolbench.models.template import TemplateEncoder
-    from smolbench.tasks.probe import pool
 
     options = recipe_options()
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
