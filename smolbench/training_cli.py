@@ -42,7 +42,7 @@ from smolbench.callbacks import (
     TrainingGuard,
 )
 from smolbench.callbacks.checkpoint import read_checkpoint
-from smolbench.data import TextDataModule
+from smolbench.data import BaseDataModule
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.invocation import Invocation, Subcommand, read_invocation
@@ -407,7 +407,7 @@ class SmolCLI(LightningCLI):
     def before_validate(self) -> None:
         """Nothing is scored by mistake."""
         self._require_checkpoint()
-        if isinstance(self.datamodule, TextDataModule) and not len(self.datamodule.split("val")):
+        if isinstance(self.datamodule, BaseDataModule) and not len(self.datamodule.split("val")):
             raise SmolbenchError(
                 "There is nothing to validate on: data.val_fraction is 0, all of train is trained "
                 "on. Use `smolbench test`."

@@ -901,7 +901,7 @@ def test_ctrl_c_while_data_is_prepared(monkeypatch, cli, folder_here):
         os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)  # a job in the background ignores Ctrl-C
-    monkeypatch.setattr("smolbench.data.datamodule.TextDataModule.prepare_data", interrupt)
+    monkeypatch.setattr("smolbench.data.datamodule.BaseDataModule.prepare_data", interrupt)
     outcome = cli("fit", *FEW, ONE_EPOCH)
     assert outcome.status == 130
     assert "--ckpt_path last" not in outcome.err  # there is no run yet

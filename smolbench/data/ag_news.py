@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from smolbench.data.datamodule import TextDataModule
+from smolbench.data.classification import TextDataModule
 from smolbench.data.sample_news import LABELS, news_sample
 from smolbench.data.sources import Source, load_hub
 
@@ -20,7 +20,7 @@ class AGNewsDataModule(TextDataModule):
 
     Args:
         val_fraction: Share of the training rows that is held out for validation.
-        **options: See :class:`~smolbench.data.datamodule.TextDataModule`.
+        **options: See :class:`~smolbench.data.datamodule.BaseDataModule`.
     """
 
     def __init__(

@@ -130,18 +130,19 @@ def count_overlap(train_texts: Iterable[str], test_texts: Iterable[str]) -> int:
     return _overlap(_hashes(train_texts), _hashes(test_texts))
 
 
-def repeated_texts(train: Dataset, test: Dataset, folder: Path) -> tuple[int, int]:
+def repeated_texts(train: Dataset, test: Dataset, column: str, folder: Path) -> tuple[int, int]:
     """Duplicates of the training texts and their overlap with the test's, remembered on disk.
 
     Args:
-        train: Rows with the column ``text``.
+        train: Rows with a column of texts.
         test: The same.
+        column: Its name.
         folder: Where the two numbers are kept, under a digest of both columns.
 
     Returns:
         What :func:`count_duplicates` and :func:`count_overlap` say.
     """
-    columns = {"train": column_digest(train, "text"), "test": column_digest(test, "text")}
+    columns = {"train": column_digest(train, column), "test": column_digest(test, column)}
     path = folder / f"{digest({'counts': 1, **columns})}.json"
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
@@ -150,8 +151,8 @@ def repeated_texts(train: Dataset, test: Dataset, folder: Path) -> tuple[int, in
         pass
     except (OSError, ValueError, TypeError, KeyError):
         log.warning("%s is damaged and is made anew.", path)
-    train_hashes = _hashes(column_values(train, "text"))
-    test_hashes = _hashes(column_values(test, "text"))
+    train_hashes = _hashes(column_values(train, column))
+    test_hashes = _hashes(column_values(test, column))
     counts = _duplicates(train_hashes), _overlap(train_hashes, test_hashes)
     try:
         write_atomically(

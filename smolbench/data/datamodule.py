@@ -16,17 +16,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 from lightning.pytorch import LightningDataModule, Trainer
 
 from smolbench.data.batching import BatchLoader, BatchPlan, Rows, TokenRows
-from smolbench.data.columns import (
-    column_digest,
-    column_numbers,
-    column_values,
-    first_bad_row,
-    repeated_texts,
-)
-from smolbench.data.sources import Source, Split, select, stratified_split
+from smolbench.data.columns import column_digest, column_numbers, column_values, repeated_texts
+from smolbench.data.sources import Source, Split, select
 from smolbench.data.token_cache import EncodeFn, TokenTable, encode_to_cache
 from smolbench.digest import digest, text_digest
 from smolbench.errors import SmolbenchError
@@ -40,11 +35,15 @@ SplitName = Literal["train", "val", "test", "predict"]
 SourceName = Literal["hub", "sample"]
 
 
-class TextDataModule(LightningDataModule):
-    """Classification data: texts with a label each.
+Numbers = npt.NDArray[np.int64]
 
-    A dataset says in :meth:`load_hub` and :meth:`load_sample` where its rows come from; everything
-    else (splits, limits, encoding, caching, batching) is done here.
+
+class BaseDataModule(LightningDataModule):
+    """What the DataModules of every kind of example share.
+
+    A dataset says in :meth:`load_hub` and :meth:`load_sample` where its rows come from, a kind of
+    example what its rows must hold and how they are split; everything else (limits, encoding,
+    caching, batching) is done here.
 
     Args:
         source: ``hub``: the dataset on the Hugging Face Hub; ``sample``: small built-in data of
@@ -57,23 +56,27 @@ class TextDataModule(LightningDataModule):
             ``auto``; 32 if not given.
         eval_batch_size: Examples per step and device in evaluation; ``batch_size`` if not given,
             with ``auto`` 32.
-        val_fraction: Share of the training rows that is held out for validation, stratified by
-            label. ``0`` trains on all of them: nothing is monitored and the last state is the best.
+        val_fraction: Share of the training rows that is held out for validation. ``0`` trains on
+            all of them: nothing is monitored and the last state is the best.
         limit_train: Use at most this many training examples.
         limit_val: Use at most this many validation examples.
         limit_test: Use at most this many test examples.
-        limit_mode: ``stratified``: a seeded subset with the classes' shares; ``head``: the first.
+        limit_mode: ``stratified``: a seeded subset with the shares of the classes, or of what the
+            kind of example has instead; ``head``: the first, as lm_eval's ``--limit``.
         split_seed: Seed of the split and of the subsets.
         num_workers: Processes that prepare batches; 0 prepares them in the main process.
         cache_dir: Folder for token ids and frozen features; default ``~/.cache/smolbench``.
         encode: How a batch of examples becomes columns of token ids, where the LightningModule does
-            not say. It is called as ``encode({"text": [...]})``, without the labels, and returns
-            ``{"input_ids": [[...], ...], ...}``. With an attribute ``key`` (a mapping of plain
-            values that changes whenever its result would) the ids are cached on disk; else they
-            are encoded anew in every process.
+            not say. It is called with columns, ``encode({"text": [...]})`` for texts, without the
+            labels, and returns ``{"input_ids": [[...], ...], ...}``. With an attribute ``key`` (a
+            mapping of plain values that changes whenever its result would) the ids are cached on
+            disk; else they are encoded anew in every process.
     """
 
-    kind: ClassVar[str] = "classification"
+    kind: ClassVar[str]
+    """Kind of example: ``classification``, ``summarization`` or ``multiple_choice``."""
+    content: ClassVar[tuple[str, ...]]
+    """Columns that make an example what it is; repetitions are counted by the first."""
 
     def __init__(
         self,
@@ -136,31 +139,53 @@ class TextDataModule(LightningDataModule):
 
     @abstractmethod
     def load_hub(self) -> Source:
-        """Rows from the Hub, with splits ``train`` and ``test`` and columns ``text``, ``label``."""
+        """Rows from the Hub, with splits ``train`` and ``test`` and the columns of the kind."""
 
     @abstractmethod
     def load_sample(self) -> Source:
         """Built-in rows in the same form."""
 
-    # -- examples ---------------------------------------------------------------------------------
+    # -- what a kind of example says --------------------------------------------------------------
 
-    @property
-    def label_names(self) -> list[str]:
-        """Names of the classes, in the order of their numbers."""
-        names: list[str] = self._loaded().splits["train"].features["label"].names
-        return names
+    @abstractmethod
+    def check(self, source: Source) -> None:
+        """Refuse rows that cannot be learned from.
+
+        Raises:
+            SmolbenchError: Naming the split and the row.
+        """
+
+    def check_training_rows(self, source_id: str, labels: Numbers | None) -> None:
+        """Refuse a training split, as it is after the limit, that there is nothing to learn from.
+
+        Raises:
+            SmolbenchError: Saying why.
+        """
+
+    def strata(self, source: Source, split: str) -> Numbers | None:
+        """Groups whose shares a limited split keeps, shape ``(N,)``; ``None`` for none."""
+        return None
+
+    @abstractmethod
+    def hold_out(self, source: Source) -> tuple[Numbers, Numbers]:
+        """Divide the split ``train``: numbers of the rows to train and to validate on."""
+
+    # -- examples ---------------------------------------------------------------------------------
 
     def _loaded(self) -> Source:
         if self._source is None:
             source = self.load_sample() if self.source == "sample" else self.load_hub()
-            _check(source)
+            self.check(source)
             self._describe(source)
             self._source = source
         return self._source
 
     def _describe(self, source: Source) -> None:
         duplicates, overlap = repeated_texts(
-            source.splits["train"], source.splits["test"], self.cache_dir / "counts"
+            source.splits["train"],
+            source.splits["test"],
+            self.content[0],
+            self.cache_dir / "counts",
         )
         self._facts = {
             "data/id": source.id,
@@ -176,57 +201,48 @@ class TextDataModule(LightningDataModule):
         """Examples of a split, after the limit.
 
         Raises:
-            SmolbenchError: If the split is empty, there is but one class to learn from, or there
-                are no texts to predict.
+            SmolbenchError: If the split is empty, there is nothing to learn from it, or there is
+                nothing to predict.
         """
         if name not in self._splits:
             if name == "predict":
                 raise SmolbenchError(
-                    "There is no text to predict: give the texts to predict_on(texts) of "
+                    "There is nothing to predict: give the examples to "
                     f"{type(self).__name__} first."
                 )
             source = self._loaded()
             # a dataset with validation rows of its own is not split
             own = {"train": "train", "val": "validation", "test": "test"}[name]
-            dataset = source.splits[own if own in source.splits else "train"]
-            labels = column_numbers(dataset, "label")
+            own = own if own in source.splits else "train"
+            dataset = source.splits[own]
             rows = np.arange(len(dataset))
             if name != "test" and "validation" not in source.splits:
                 if self.val_fraction > 0:
-                    train, val = stratified_split(labels, self.val_fraction, self.split_seed)
+                    train, val = self.hold_out(source)
                     rows = train if name == "train" else val
                 elif name == "val":
                     rows = rows[:0]
-            chosen = select(rows, self.limits[name], labels[rows], self.limit_mode, self.split_seed)
-            rows = rows[chosen]
+            limit, strata = self.limits[name], None
+            if limit is not None and limit < len(rows) and self.limit_mode == "stratified":
+                strata = self.strata(source, own)
+                strata = None if strata is None else strata[rows]
+            rows = rows[select(rows, limit, strata, self.limit_mode, self.split_seed)]
             if not len(rows) and name != "val":
                 raise SmolbenchError(f"The {name} split of {source.id} is empty.")
-            if name == "train" and len(np.unique(labels[rows])) == 1:
-                only = self.label_names[labels[rows[0]]]
-                raise SmolbenchError(
-                    f"All {len(rows)} training examples of {source.id} are of the class {only!r}: "
-                    "raise data.limit_train, or use limit_mode stratified."
-                )
-            self._splits[name] = Split(dataset.select(rows), labels[rows])
+            labels = None
+            if "label" in dataset.column_names:
+                labels = column_numbers(dataset, "label")[rows]
+            if name == "train":
+                self.check_training_rows(source.id, labels)
+            self._splits[name] = Split(dataset.select(rows), labels)
             self._facts[f"data/n_{name}"] = len(rows)
             if name == "test":
-                texts = column_values(self._splits[name].examples, "text")
+                examples = self._splits[name].examples
+                columns = [column_values(examples, column) for column in self.content]
                 self._facts["data/test_digest"] = text_digest(
-                    f"{row}\0{text}" for row, text in zip(rows, texts, strict=True)
+                    "\0".join(map(str, parts)) for parts in zip(rows, *columns, strict=True)
                 )
         return self._splits[name]
-
-    def predict_on(self, texts: Sequence[str]) -> None:
-        """Give the texts that ``Trainer.predict`` is to label.
-
-        Raises:
-            SmolbenchError: If there is none.
-        """
-        from datasets import Dataset  # lazy: import cost
-
-        if not texts:
-            raise SmolbenchError("There is no text to predict.")
-        self._splits["predict"] = Split(Dataset.from_dict({"text": list(texts)}), None)
 
     # -- token ids --------------------------------------------------------------------------------
 
@@ -304,7 +320,7 @@ class TextDataModule(LightningDataModule):
         module = self._module()
         if not callable(getattr(module, "encode", None)):
             raise SmolbenchError(
-                f"{type(module).__name__} does not say how a text becomes token ids: give it a "
+                f"{type(module).__name__} does not say how an example becomes token ids: give it a "
                 f"method encode(examples), or give {type(self).__name__} the argument encode=."
             )
         kind = getattr(module, "kind", self.kind)
@@ -341,7 +357,7 @@ class TextDataModule(LightningDataModule):
         return self._loader("test", self.eval_batch_size, shuffle=False)
 
     def predict_dataloader(self) -> BatchLoader:
-        """Batches of the texts given to :meth:`predict_on`."""
+        """Batches of the examples that were given to predict."""
         return self._loader("predict", self.eval_batch_size, shuffle=False)
 
     def _loader(self, name: SplitName, batch_size: int | None, *, shuffle: bool) -> BatchLoader:
@@ -427,36 +443,3 @@ class TextDataModule(LightningDataModule):
     def facts(self) -> dict[str, Any]:
         """What results say about the data."""
         return dict(self._facts)
-
-
-def _check(source: Source) -> None:
-    """Refuse rows that cannot be learned from.
-
-    Raises:
-        SmolbenchError: If a column is missing, there are no names for at least two classes, a text
-            is missing, or a label has no name.
-    """
-    for name, split in source.splits.items():
-        where = f"The {name} split of {source.id}"
-        missing = [column for column in ("text", "label") if column not in split.column_names]
-        if missing:
-            raise SmolbenchError(
-                f"{where} has no column {' and no column '.join(map(repr, missing))}; it has "
-                f"{', '.join(map(repr, split.column_names)) or 'none'}."
-            )
-        names = getattr(split.features["label"], "names", None) or []
-        if len(names) < 2:
-            raise SmolbenchError(
-                f"{where} must name at least two classes in its column 'label' (a ClassLabel of "
-                f"datasets); it names {', '.join(map(repr, names)) or 'none'}."
-            )
-        bad = first_bad_row(split, len(names))
-        if bad is None:
-            continue
-        row, text, label = bad
-        if not isinstance(text, str):
-            raise SmolbenchError(f"{where} has no text in row {row}: {text!r}.")
-        raise SmolbenchError(
-            f"{where} has the label {label!r} in row {row}; labels go from 0 to "
-            f"{len(names) - 1} ({', '.join(names)})."
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from smolbench.data.datamodule import TextDataModule
+from smolbench.data.classification import TextDataModule
 from smolbench.data.sample import imdb_sample
 from smolbench.data.sources import Source, load_hub
 
@@ -18,7 +18,7 @@ class IMDbDataModule(TextDataModule):
     occur twice, and a few of train also in test: both are counted in the results. No licence is
     given for the reviews.
 
-    The options are those of :class:`~smolbench.data.datamodule.TextDataModule`.
+    The options are those of :class:`~smolbench.data.datamodule.BaseDataModule`.
     """
 
     def load_hub(self) -> Source:

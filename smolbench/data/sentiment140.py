@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from smolbench.data.classification import TextDataModule
 from smolbench.data.columns import column_values
-from smolbench.data.datamodule import TextDataModule
 from smolbench.data.sample_tweets import tweet_sample
 from smolbench.data.sources import Source, hold_out_test, load_hub, select
 from smolbench.errors import SmolbenchError
@@ -56,7 +56,7 @@ class Sentiment140DataModule(TextDataModule):
             neutral ones, 359.
         val_fraction: Share of the rest that is held out for validation; the default is a tenth of
             all tweets.
-        **options: See :class:`~smolbench.data.datamodule.TextDataModule`.
+        **options: See :class:`~smolbench.data.datamodule.BaseDataModule`.
 
     Raises:
         SmolbenchError: If an option is out of range.

@@ -187,6 +187,35 @@ def stratified_split(
     return np.sort(train), np.sort(validation)
 
 
+def grouped_split(
+    groups: npt.NDArray[Any], fraction: float, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Split rows in two, no group on both sides, with scikit-learn's ``GroupShuffleSplit``.
+
+    Args:
+        groups: Group of each row [N].
+        fraction: Share of the groups for validation, between 0 and 1.
+        seed: Seed of the draw.
+
+    Returns:
+        Row numbers for training and for validation, each in increasing order.
+
+    Raises:
+        SmolbenchError: If there are too few groups.
+    """
+    from sklearn.model_selection import GroupShuffleSplit
+
+    splitter = GroupShuffleSplit(n_splits=1, test_size=float(fraction), random_state=seed)
+    try:
+        ((train, validation),) = splitter.split(groups, groups=groups)
+    except ValueError as error:
+        raise SmolbenchError(
+            f"A validation share of {fraction} cannot be split off {len(np.unique(groups))} groups"
+            f" of rows: {error} Choose another share or more rows."
+        ) from error
+    return np.sort(train), np.sort(validation)
+
+
 def hold_out_test(
     rows: datasets.Dataset, labels: npt.NDArray[Any], fraction: float, seed: int
 ) -> dict[str, datasets.Dataset]:

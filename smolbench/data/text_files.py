@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from smolbench.data.datamodule import TextDataModule
+from smolbench.data.classification import TextDataModule
 from smolbench.data.imdb import IMDbDataModule
 from smolbench.data.readers import HubReader, file_reader
 from smolbench.data.sources import Source, hold_out_test, load_hub
@@ -44,7 +44,7 @@ class TextFilesDataModule(TextDataModule):
         test_split: Name of its test split; ``null`` for ``test_fraction`` of the training rows.
         source: ``files``, ``hub``, or ``sample`` for the built-in reviews, which need none of the
             above; what is given decides if it is not.
-        **options: See :class:`~smolbench.data.datamodule.TextDataModule`.
+        **options: See :class:`~smolbench.data.datamodule.BaseDataModule`.
 
     Raises:
         SmolbenchError: If the options contradict each other.

@@ -67,10 +67,21 @@ def adapt(model: PreTrainedModel, method: Adaptation, lora: LoRAOptions, seed: i
 
 
 def head_names(model: PreTrainedModel) -> set[str]:
-    """Names of the parameters behind the network's hidden states: the head, and a pooler."""
+    """Names of the parameters that a task adds behind the pretrained network: head and pooler.
+
+    None for a causal language model.
+    """
     base = model.base_model
     inside = {id(p) for name, p in base.named_parameters() if not _in_pooler(name)}
+    # a language-model head is pretrained, and tied to the embeddings or like them
+    inside |= {id(p) for p in _language_head(model).parameters()}
     return {name for name, p in model.named_parameters() if id(p) not in inside}
+
+
+def _language_head(model: PreTrainedModel) -> nn.Module:
+    """What turns hidden states into scores of tokens; a module without weights if nothing does."""
+    head = model.get_output_embeddings()
+    return head if isinstance(head, nn.Module) else nn.Identity()
 
 
 def _in_pooler(name: str) -> bool:
@@ -81,11 +92,13 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     """The linear layers of the network in front of the head, GPT-2's ``Conv1D`` included."""
     from transformers.pytorch_utils import Conv1D  # lazy: import cost
 
-    head = head_names(model)
+    head, language_head = head_names(model), _language_head(model)
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and f"{name}.weight" not in head
+        if isinstance(module, (nn.Linear, Conv1D))
+        and f"{name}.weight" not in head
+        and module is not language_head
     }
 
 

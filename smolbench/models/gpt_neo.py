@@ -13,7 +13,10 @@ def use_fused_attention(model: nn.Module) -> None:
     """Let all GPT-Neo attention layers of a model use ``scaled_dot_product_attention``.
 
     The model must then be given right-padded rows, and no cache: a layer masks what is behind a
-    token or outside its window, by position, and nothing else. Other models stay as they are.
+    token or outside its window, by position, and nothing else. Or it is given as attention mask how
+    far back each token sees each other one, integers of shape ``(B, 1, T, P + T)``, -1 where it
+    does not; rows may then branch, and continue a cache of ``P`` tokens. Other models stay as they
+    are.
     """
     from transformers.models.gpt_neo.modeling_gpt_neo import (  # lazy: import cost
         GPTNeoSelfAttention,
@@ -42,10 +45,15 @@ def _fused_class() -> type[nn.Module]:
         ) -> tuple[torch.Tensor, None]:
             """Attention of queries, keys and values ``(B, heads, T, head_dim)``."""
             length = query.size(-2)
-            assert key.size(-2) == length, "no cache"
             window: torch.Tensor | None = None
-            if self.attention_type == "local":  # its buffer is the causal band
-                window = self.bias[:, :, :length, :length]
+            if attention_mask is not None and not attention_mask.is_floating_point():
+                window = attention_mask >= 0
+                if self.attention_type == "local":
+                    window &= attention_mask < self.config.window_size
+            else:
+                assert key.size(-2) == length, "no cache"
+                if self.attention_type == "local":  # its buffer is the causal band
+                    window = self.bias[:, :, :length, :length]
             output = F.scaled_dot_product_attention(
                 query,
                 key,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +19,6 @@ from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
 from smolbench.models.adaptation import (
     Adaptation,
-    LoRAOptions,
     Quantize,
     adapt,
     describe,
@@ -28,11 +26,21 @@ from smolbench.models.adaptation import (
     parameter_count,
 )
 from smolbench.models.backbone import Backbone, DType
-from smolbench.models.classifier import classify, keep_gradients, load_classifier, quantized
+from smolbench.models.classifier import classify, load_classifier, skeleton
 from smolbench.models.features import FrozenFeatures
 from smolbench.models.heads import build_head
+from smolbench.models.quantization import in_four_bits, keep_gradients
 from smolbench.models.template import TemplateEncoder
 from smolbench.ranks import TrainerRanks
+from smolbench.tasks.adapting import (
+    ADAPTERS,
+    autocast,
+    checkpoint_gradients,
+    compute_dtype,
+    lora_options,
+    lora_signature,
+    refuse_unused,
+)
 from smolbench.tasks.classification import Batch, ClassificationTask
 from smolbench.tasks.task import Schedule
 
@@ -42,9 +50,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("smolbench")
 
 Method = Adaptation | Literal["head"]
-_ADAPTERS = ("lora", "qlora")
-_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-"""Trainer precisions that leave trained weights in float32."""
 
 
 class FineTuneTask(ClassificationTask):
@@ -121,13 +126,13 @@ class FineTuneTask(ClassificationTask):
             schedule=schedule,
         )
         self.save_hyperparameters()
-        _refuse_unused(
+        refuse_unused(
             method,
             {
-                "r": (r, _ADAPTERS),
-                "lora_alpha": (lora_alpha, _ADAPTERS),
-                "lora_dropout": (lora_dropout, _ADAPTERS),
-                "target_modules": (target_modules, _ADAPTERS),
+                "r": (r, ADAPTERS),
+                "lora_alpha": (lora_alpha, ADAPTERS),
+                "lora_dropout": (lora_dropout, ADAPTERS),
+                "target_modules": (target_modules, ADAPTERS),
                 "quantize": (quantize, ("qlora",)),
                 "pass_tokens": (pass_tokens, ("head",)),
             },
@@ -137,21 +142,9 @@ class FineTuneTask(ClassificationTask):
                 "model.gradient_checkpointing is for networks that train; with the method 'head' "
                 "none does: leave it out."
             )
-        rank = 8 if r is None else r
-        self.lora = LoRAOptions(
-            r=rank,
-            alpha=2 * rank if lora_alpha is None else lora_alpha,
-            dropout=0.05 if lora_dropout is None else lora_dropout,
-            targets=None if target_modules is None else tuple(target_modules),
-        )
-        positive = min(self.lora.r, self.lora.alpha, 1 if pass_tokens is None else pass_tokens) > 0
-        if not positive or not 0 <= self.lora.dropout < 1 or target_modules == []:
-            raise SmolbenchError(
-                "model.r, lora_alpha and pass_tokens must be positive, lora_dropout in [0, 1), and "
-                f"target_modules not empty; given are r={r}, lora_alpha={lora_alpha}, "
-                f"pass_tokens={pass_tokens}, lora_dropout={lora_dropout}, "
-                f"target_modules={target_modules}."
-            )
+        if pass_tokens is not None and pass_tokens < 1:
+            raise SmolbenchError(f"model.pass_tokens must be positive, but is {pass_tokens}.")
+        self.lora = lora_options(r, lora_alpha, lora_dropout, target_modules)
         self.method: Method = method
         self.quantize: Quantize = quantize or "all"
         self.gradient_checkpointing = gradient_checkpointing
@@ -248,49 +241,19 @@ class FineTuneTask(ClassificationTask):
             width = self.frozen.facts(device).width
             self.head = build_head("linear", width, classes, 0, 0.0, self.seed)
             return
-        self._compute = self._compute_dtype(device)
+        self._compute = compute_dtype(self.backbone, self._trainer, device)
         options: dict[str, Any] = {}
         if self.method == "qlora":
-            options = quantized(
-                self.backbone, classes, self.quantize, self.lora.targets, self._compute, device
-            )
+            bare = skeleton(self.backbone, classes)
+            options = in_four_bits(bare, self.quantize, self.lora.targets, self._compute, device)
         with torch.device("cpu"):  # whatever device Lightning has made the default
             model = load_classifier(self.backbone, classes, self.seed, **options)
             adapt(model, self.method, self.lora, self.seed)
         hold_frozen_in(model, self._compute)
         keep_gradients(model)
         if self.gradient_checkpointing:
-            _checkpoint_gradients(model, self.backbone.name)
+            checkpoint_gradients(model, self.backbone.name)
         self.model = model.train()
-
-    def _compute_dtype(self, device: torch.device) -> torch.dtype:
-        """What the network computes in; under 16-mixed frozen weights stay in float32."""
-        asked = self.backbone.dtype_name
-        precision = str(self._trainer.precision) if self._trainer else "32-true"
-        if precision not in _PRECISIONS:
-            raise SmolbenchError(
-                f"trainer.precision is {precision!r}, but what trains must stay in float32: take "
-                f"{', '.join(_PRECISIONS)}, and choose what it computes in with model.dtype."
-            )
-        if (precision, asked) in {
-            ("bf16-mixed", "float32"),
-            ("16-mixed", "float32"),
-            ("16-mixed", "bfloat16"),
-        }:
-            raise SmolbenchError(
-                f"trainer.precision {precision!r} and model.dtype {asked!r} contradict each other: "
-                "leave one of them out."
-            )
-        if precision == "bf16-mixed":
-            return torch.bfloat16
-        return torch.float32 if precision == "16-mixed" else self.backbone.dtype(device)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        """Mixed precision, unless the trainer's precision sees to it."""
-        kind = self.device.type
-        if self._compute == torch.float32 or torch.is_autocast_enabled(kind):
-            return nullcontext()
-        return torch.autocast(kind, dtype=self._compute)
 
     def on_fit_start(self) -> None:
         """Say in one line what trains."""
@@ -306,14 +269,13 @@ class FineTuneTask(ClassificationTask):
             scored: torch.Tensor = self.head(batch["features"])
             return scored
         assert self.model is not None, "configure_model runs first"
-        with self._autocast():
+        with autocast(self.device, self._compute):
             return classify(self.model, batch["input_ids"], batch["attention_mask"])
 
     # -- what results and checkpoints say ---------------------------------------------------------
 
     def signature(self) -> dict[str, Any]:
         """Backbone, rows and method; see the base class."""
-        lora = self.method in _ADAPTERS
         return {
             **super().signature(),
             "method": self.method,
@@ -323,10 +285,7 @@ class FineTuneTask(ClassificationTask):
             "template": self._template,
             "max_length": self._max_length,
             "truncation_side": self._truncation_side,
-            "r": self.lora.r if lora else None,
-            "lora_alpha": self.lora.alpha if lora else None,
-            "target_modules": list(self.lora.targets) if lora and self.lora.targets else None,
-            "quantize": self.quantize if self.method == "qlora" else None,
+            **lora_signature(self.method, self.lora, self.quantize),
         }
 
     def facts(self) -> dict[str, Any]:
@@ -349,30 +308,3 @@ class FineTuneTask(ClassificationTask):
         """Parameters that are run, also those of a network whose features are cached."""
         frozen = self.frozen.facts(self.device).parameters if self.method == "head" else 0
         return parameter_count(self) + frozen
-
-
-def _refuse_unused(method: str, options: Mapping[str, tuple[Any, tuple[str, ...]]]) -> None:
-    """Refuse options that a method would pass over.
-
-    Args:
-        method: The method chosen.
-        options: For each option its value, ``None`` if not given, and the methods that use it.
-    """
-    for name, (value, methods) in options.items():
-        if value is not None and method not in methods:
-            raise SmolbenchError(
-                f"model.{name} is for the method {' or '.join(methods)}, and model.method is "
-                f"{method!r}: leave it out."
-            )
-
-
-def _checkpoint_gradients(model: PreTrainedModel, name: str) -> None:
-    try:
-        model.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]
-            {"use_reentrant": False}
-        )
-    except ValueError as error:
-        raise SmolbenchError(
-            f"{name} does not support gradient checkpointing: leave out "
-            "model.gradient_checkpointing."
-        ) from error

@@ -119,21 +119,21 @@ def test_duplicates_and_overlap_compare_stripped_texts():
 
 def test_repeated_texts_are_counted_once_per_content(tmp_path, monkeypatch, caplog):
     train, test = texts("a", "b ", "b"), texts(" a", "c")
-    assert repeated_texts(train, test, tmp_path / "new") == (1, 1)
-    other = repeated_texts(train, texts("c"), tmp_path / "new")
+    assert repeated_texts(train, test, "text", tmp_path / "new") == (1, 1)
+    other = repeated_texts(train, texts("c"), "text", tmp_path / "new")
     assert other == (1, 0)
     counted = []
     hashes = columns._hashes
     monkeypatch.setattr(columns, "_hashes", lambda values: counted.append(1) or hashes(values))
-    assert repeated_texts(train, test, tmp_path / "new") == (1, 1)
+    assert repeated_texts(train, test, "text", tmp_path / "new") == (1, 1)
     assert not counted
     # what is not readable is counted again, and mended
     for damaged in ("", "[]", "{}", '{"duplicates": null, "overlap": 1}'):
         for file in (tmp_path / "new").iterdir():
             file.write_text(damaged)
-        assert repeated_texts(train, test, tmp_path / "new") == (1, 1)
+        assert repeated_texts(train, test, "text", tmp_path / "new") == (1, 1)
         assert len(counted) == 2, damaged
-        assert repeated_texts(train, test, tmp_path / "new") == (1, 1)
+        assert repeated_texts(train, test, "text", tmp_path / "new") == (1, 1)
         assert len(counted) == 2
         counted.clear()
     assert "made anew" in caplog.text
@@ -141,5 +141,5 @@ def test_repeated_texts_are_counted_once_per_content(tmp_path, monkeypatch, capl
 
 def test_counts_that_cannot_be_kept_are_still_counts(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    assert repeated_texts(texts("a", "a"), texts("a"), tmp_path / "file") == (1, 1)
+    assert repeated_texts(texts("a", "a"), texts("a"), "text", tmp_path / "file") == (1, 1)
     assert "counts again" in caplog.text

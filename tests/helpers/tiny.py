@@ -19,10 +19,12 @@ from tokenizers import (
 )
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     BartConfig,
     BertConfig,
     GPT2Config,
     GPTNeoConfig,
+    GPTNeoXConfig,
     Lfm2Config,
     LlamaConfig,
     MambaConfig,
@@ -30,6 +32,8 @@ from transformers import (
     OPTConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
     RobertaConfig,
     T5Config,
 )
@@ -96,6 +100,9 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         decoder_ffn_dim=32,
         max_position_embeddings=128,
     ),
+    "qwen2": lambda: Qwen2Config(**LLAMA),
+    "qwen3": lambda: Qwen3Config(**LLAMA, head_dim=8),
+    "gpt_neox": lambda: GPTNeoXConfig(**BERT),
     # no keys and values to share
     "mamba": lambda: MambaConfig(**SMALL, hidden_size=16, num_hidden_layers=2, state_size=4),
     # keys and values in one layer only
@@ -162,10 +169,20 @@ def _root() -> Path:
 @functools.cache
 def tiny_backbone(architecture: str, seed: int = 0) -> str:
     """Folder with a random model (float32) and its tokenizer."""
-    folder = _root() / f"{architecture}-{seed}"
+    return _folder(architecture, seed, AutoModel, f"{architecture}-{seed}")
+
+
+@functools.cache
+def tiny_language_model(architecture: str, seed: int = 0) -> str:
+    """The same with a language-model head."""
+    return _folder(architecture, seed, AutoModelForCausalLM, f"{architecture}-lm-{seed}")
+
+
+def _folder(architecture: str, seed: int, loader: type, name: str) -> str:
+    folder = _root() / name
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModel.from_config(CONFIGS[architecture]())
+        model = loader.from_config(CONFIGS[architecture]())
         for parameter in model.parameters():  # the usual small weights hide mistakes
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.3)

@@ -19,12 +19,11 @@ from smolbench.models.adaptation import (
 from smolbench.models.backbone import Backbone
 from smolbench.models.classifier import (
     classify,
-    keep_gradients,
     load_classifier,
-    quantized,
     skeleton,
 )
 from smolbench.models.gpt_neo import use_fused_attention
+from smolbench.models.quantization import in_four_bits, keep_gradients
 from tests.helpers.tiny import CONFIGS, EOS, PAD, tiny_backbone
 
 KINDS = ["llama", "mistral", "gpt2", "gpt_neo", "opt", "opt_350m", "bert", "roberta"]
@@ -188,7 +187,7 @@ def test_gpt_neo_drops_attention_in_training_only():
 
 def four_bit(kind, quantize="all", *, guard=True):
     backbone = Backbone(tiny_backbone(kind), None, "float32")
-    options = quantized(backbone, 3, quantize, None, torch.float32, CPU)
+    options = in_four_bits(skeleton(backbone, 3), quantize, None, torch.float32, CPU)
     network = load_classifier(backbone, 3, 0, **options)
     adapt(network, "qlora", LoRAOptions(dropout=0.0), 0)
     if guard:
@@ -256,7 +255,7 @@ def repackable(tmp_path):
     torch.manual_seed(0)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     backbone = Backbone(str(tmp_path), None, "bfloat16")
-    options = quantized(backbone, 2, "all", None, torch.bfloat16, CPU)
+    options = in_four_bits(skeleton(backbone, 2), "all", None, torch.bfloat16, CPU)
     network = load_classifier(backbone, 2, 0, **options)
     adapt(network, "qlora", LoRAOptions(dropout=0.0), 0)
     return network
@@ -294,7 +293,7 @@ def test_quantising_is_repeatable():
 def test_4_bits_are_refused_where_they_cannot_work(monkeypatch):
     backbone = Backbone(tiny_backbone("llama"), None, "float32")
     with pytest.raises(SmolbenchError, match="not on mps"):
-        quantized(backbone, 2, "all", None, torch.float32, torch.device("mps"))
+        in_four_bits(skeleton(backbone, 2), "all", None, torch.float32, torch.device("mps"))
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(SmolbenchError, match="pip install bitsandbytes"):
-        quantized(backbone, 2, "all", None, torch.float32, CPU)
+        in_four_bits(skeleton(backbone, 2), "all", None, torch.float32, CPU)

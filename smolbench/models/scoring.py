@@ -1,0 +1,156 @@
+"""Log-likelihoods by a causal language model: shared beginnings, and the head where it is needed.
+
+A row may branch: behind a context stand several continuations, each of which sees the context and
+itself but none of the others. The language-model head runs at the positions that are scored and
+nowhere else, a few at a time, so no tensor of the size rows x tokens x vocabulary ever exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import Cache
+
+HEAD_ROWS = 512
+"""Positions that the head computes at once: 100 MB of float32 for 50,000 tokens."""
+BRANCHING = frozenset({"llama", "gpt2", "gpt_neo", "opt", "qwen2", "qwen3", "gpt_neox"})
+"""Architectures whose branching rows have been found equal to separate ones."""
+
+
+def can_branch(model: PreTrainedModel) -> bool:
+    """Whether a model reads branching rows right.
+
+    Others ignore the mask in some of their layers (sliding windows by row, states instead of
+    attention); for them every continuation must stand in a row of its own.
+    """
+    config = model.config
+    if config.model_type == "gpt_neo":  # its window is applied by position, see gpt_neo.py
+        return True
+    sliding = getattr(config, "sliding_window", None) is not None
+    by_fused_kernels = config._attn_implementation == "sdpa"  # others add the mask to the scores
+    return config.model_type in BRANCHING and not sliding and by_fused_kernels
+
+
+def log_likelihoods(
+    model: PreTrainedModel, batch: Mapping[str, torch.Tensor], prefix: Cache | None = None
+) -> torch.Tensor:
+    """Sum of the log-probabilities of each continuation's tokens, in nats.
+
+    Args:
+        model: A causal language model.
+        batch: From :meth:`~smolbench.models.choice_rows.ChoiceRows.batch`.
+        prefix: Keys and values of the tokens in front of every row, from
+            :func:`~smolbench.models.backbone.shared_prefix`.
+
+    Returns:
+        Float32, shape ``(B, C)``.
+    """
+    states = last_states(model, batch, prefix)
+    scored = states[batch["row"], batch["place"]]
+    logs = token_log_probs(model, scored, batch["token"])
+    # by index, not by scattered addition, whose order differs between runs on CUDA
+    return torch.cat([logs, logs.new_zeros(1)])[batch["spans"]].sum(dim=-1)
+
+
+def last_states(
+    model: PreTrainedModel, batch: Mapping[str, torch.Tensor], prefix: Cache | None = None
+) -> torch.Tensor:
+    """Output of a causal model's last layer for right-padded rows, shape ``(R, T, D)``.
+
+    Args:
+        model: With or without its head.
+        batch: ``input_ids`` and, for rows that branch or continue a prefix, ``position_ids`` and
+            ``branch``, all ``(R, T)``.
+        prefix: Keys and values in front of every row.
+    """
+    options: dict[str, object] = {}
+    if "branch" in batch:
+        before = 0 if prefix is None else prefix.get_seq_length()
+        gaps = distances(batch["position_ids"], batch["branch"], before)
+        # GPT-Neo's layers need the distances themselves: every other one looks back so far only
+        options["attention_mask"] = gaps if model.config.model_type == "gpt_neo" else gaps >= 0
+        options["position_ids"] = batch["position_ids"]
+    if prefix is not None:
+        options["past_key_values"] = prefix
+    # causal rows never look at their padding, which stands on the right
+    output = model.base_model(input_ids=batch["input_ids"], use_cache=False, **options)
+    states: torch.Tensor = output.last_hidden_state
+    return states
+
+
+def distances(positions: torch.Tensor, branch: torch.Tensor, before: int = 0) -> torch.Tensor:
+    """How far back each token sees each other one; -1 where it does not.
+
+    Args:
+        positions: Positions of tokens, shape ``(R, T)``.
+        branch: 0 for the context, else the number of a branch, shape ``(R, T)``.
+        before: Tokens in front of every row, which all see.
+
+    Returns:
+        int32, shape ``(R, 1, T, before + T)``.
+    """
+    length = branch.shape[1]
+    behind = torch.ones(length, length, dtype=torch.bool, device=branch.device).tril()
+    key, query = branch[:, None, :], branch[:, :, None]
+    seen = behind & ((key == 0) | (key == query))
+    here = positions.int()
+    gaps = torch.where(seen, here[:, :, None] - here[:, None, :], -1)
+    if before:
+        front = torch.arange(before, dtype=torch.int32, device=branch.device)
+        gaps = torch.cat([here[:, :, None] - front, gaps], dim=2)
+    return gaps[:, None]
+
+
+def token_log_probs(
+    model: PreTrainedModel, states: torch.Tensor, tokens: torch.Tensor
+) -> torch.Tensor:
+    """Log-probability of a token at each position, float32, shape ``(S,)``.
+
+    Where a gradient is asked for, logits are computed again in the backward pass, not kept.
+
+    Args:
+        model: A causal language model.
+        states: Output of its last layer at the positions, shape ``(S, D)``.
+        tokens: The tokens that follow, shape ``(S,)``.
+    """
+
+    def some(states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        logits = next_token_logits(model, states)
+        return -torch.nn.functional.cross_entropy(logits, tokens, reduction="none")
+
+    parts = []
+    for begin in range(0, len(states), HEAD_ROWS):
+        chunk = states[begin : begin + HEAD_ROWS], tokens[begin : begin + HEAD_ROWS]
+        if torch.is_grad_enabled() and states.requires_grad:
+            # nothing random happens in there
+            part = checkpoint(some, *chunk, use_reentrant=False, preserve_rng_state=False)
+        else:
+            part = some(*chunk)
+        parts.append(part)
+    return torch.cat(parts)
+
+
+def next_token_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
+    """The head's logits, float32, shape ``(S, V)``, with what some models do to them behind it.
+
+    Args:
+        model: A causal language model.
+        states: Output of its last layer, shape ``(S, D)``.
+    """
+    head = model.get_output_embeddings()
+    assert isinstance(head, torch.nn.Module), "every causal language model has one"
+    logits: torch.Tensor = head(states).float()
+    config = model.config
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        logits = logits / divisor
+    if (factor := getattr(config, "logit_scale", None)) is not None:  # Cohere
+        logits = logits * factor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2
+        logits = cap * torch.tanh(logits / cap)
+    return logits

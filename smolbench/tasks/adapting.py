@@ -1,0 +1,130 @@
+"""What tasks share that train a pretrained network wholly or in part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from smolbench.errors import SmolbenchError
+from smolbench.models.adaptation import LoRAOptions
+from smolbench.models.backbone import Backbone
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ADAPTERS = ("lora", "qlora")
+"""Methods that train low-rank adapters."""
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+"""Trainer precisions that leave trained weights in float32."""
+
+
+def refuse_unused(method: str, options: Mapping[str, tuple[Any, tuple[str, ...]]]) -> None:
+    """Refuse options that a method would pass over.
+
+    Args:
+        method: The method chosen.
+        options: For each option its value, ``None`` if not given, and the methods that use it.
+
+    Raises:
+        SmolbenchError: Naming the first such option.
+    """
+    for name, (value, methods) in options.items():
+        if value is not None and method not in methods:
+            raise SmolbenchError(
+                f"model.{name} is for the method {' or '.join(methods)}, and model.method is "
+                f"{method!r}: leave it out."
+            )
+
+
+def lora_options(
+    r: int | None,
+    lora_alpha: int | None,
+    lora_dropout: float | None,
+    target_modules: list[str] | None,
+) -> LoRAOptions:
+    """Options of the adapters, with a rank of 8, an alpha of 2 ``r`` and a dropout of 0.05.
+
+    Raises:
+        SmolbenchError: If one is out of range.
+    """
+    rank = 8 if r is None else r
+    lora = LoRAOptions(
+        r=rank,
+        alpha=2 * rank if lora_alpha is None else lora_alpha,
+        dropout=0.05 if lora_dropout is None else lora_dropout,
+        targets=None if target_modules is None else tuple(target_modules),
+    )
+    if min(lora.r, lora.alpha) <= 0 or not 0 <= lora.dropout < 1 or target_modules == []:
+        raise SmolbenchError(
+            "model.r and lora_alpha must be positive, lora_dropout in [0, 1), and target_modules "
+            f"not empty; given are r={r}, lora_alpha={lora_alpha}, lora_dropout={lora_dropout}, "
+            f"target_modules={target_modules}."
+        )
+    return lora
+
+
+def lora_signature(method: str, lora: LoRAOptions, quantize: str) -> dict[str, Any]:
+    """What of the adapters and the 4 bits a trained state is only valid with, as plain values."""
+    adapters = method in ADAPTERS
+    return {
+        "r": lora.r if adapters else None,
+        "lora_alpha": lora.alpha if adapters else None,
+        "target_modules": list(lora.targets) if adapters and lora.targets else None,
+        "quantize": quantize if method == "qlora" else None,
+    }
+
+
+def compute_dtype(backbone: Backbone, trainer: Trainer | None, device: torch.device) -> torch.dtype:
+    """What a network that trains computes in; under 16-mixed frozen weights stay in float32.
+
+    Raises:
+        SmolbenchError: If the trainer's precision would not leave trained weights in float32, or
+            says something else than the backbone's ``dtype``.
+    """
+    asked = backbone.dtype_name
+    precision = str(trainer.precision) if trainer else "32-true"
+    if precision not in PRECISIONS:
+        raise SmolbenchError(
+            f"trainer.precision is {precision!r}, but what trains must stay in float32: take "
+            f"{', '.join(PRECISIONS)}, and choose what it computes in with model.dtype."
+        )
+    if (precision, asked) in {
+        ("bf16-mixed", "float32"),
+        ("16-mixed", "float32"),
+        ("16-mixed", "bfloat16"),
+    }:
+        raise SmolbenchError(
+            f"trainer.precision {precision!r} and model.dtype {asked!r} contradict each other: "
+            "leave one of them out."
+        )
+    if precision == "bf16-mixed":
+        return torch.bfloat16
+    return torch.float32 if precision == "16-mixed" else backbone.dtype(device)
+
+
+def autocast(device: torch.device, compute: torch.dtype) -> AbstractContextManager[Any]:
+    """Mixed precision, unless the trainer's precision sees to it."""
+    if compute == torch.float32 or torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, dtype=compute)
+
+
+def checkpoint_gradients(model: PreTrainedModel, name: str) -> None:
+    """Let a model compute its layers' activations again in the backward pass.
+
+    Raises:
+        SmolbenchError: If the architecture does not support it.
+    """
+    try:
+        model.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]
+            {"use_reentrant": False}
+        )
+    except ValueError as error:
+        raise SmolbenchError(
+            f"{name} does not support gradient checkpointing: leave out "
+            "model.gradient_checkpointing."
+        ) from error

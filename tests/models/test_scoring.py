@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from smolbench.data.token_cache import encode_to_cache
+from smolbench.models import scoring
+from smolbench.models.backbone import shared_prefix
+from smolbench.models.causal_lm import LanguageModel, load_language_model
+from smolbench.models.choice_rows import ChoiceRows
+from smolbench.models.scoring import can_branch, log_likelihoods
+from tests.helpers.tiny import CAUSAL, tiny_language_model
+
+BRANCHING = ["llama", "gpt2", "gpt_neo", "opt", "opt_350m", "qwen2", "qwen3", "gpt_neox"]
+LABELS = np.array([2, 0, 3, 1, 1])
+
+
+def load(kind, dtype=torch.float32):
+    return load_language_model(LanguageModel(tiny_language_model(kind), None, "float32"), dtype)
+
+
+def questions(context_tokens=(23, 4, 1, 31, 12), seed=0, prompt=()):
+    """Contexts longer than GPT-Neo's window of 6, endings of different lengths."""
+    draw = np.random.default_rng(seed)
+    found = []
+    for size in context_tokens:
+        context = [*prompt, *draw.integers(5, 300, size).tolist()]
+        endings = [draw.integers(5, 300, n).tolist() for n in draw.integers(1, 12, 4)]
+        found.append((context, endings))
+    return found
+
+
+def rows(tmp_path, asked, max_length=128, labels=LABELS, **options):
+    def encode(examples):
+        chosen = [asked[number] for number in examples["number"]]
+        sizes = [[len(ids) for ids in endings] for _, endings in chosen]
+        return {
+            "input_ids": [[*c, *(t for ids in e for t in ids)] for c, e in chosen],
+            "ending_tokens": sizes,
+            "lengths": sizes,
+            "n_bytes": sizes,
+            "shared": [0] * len(chosen),
+        }
+
+    table = encode_to_cache(
+        tmp_path / "tokens",
+        f"key{len(list(tmp_path.glob('tokens/*')))}",
+        lambda start, stop: {"number": list(range(start, stop))},
+        len(asked),
+        encode,
+        "test",
+    )
+    return ChoiceRows(table, labels[: len(asked)], max_length, **options)
+
+
+def one_by_one(model, asked, max_length=128):
+    """What four plain calls of the model say: the definition."""
+    found = []
+    for context, endings in asked:
+        for ending in endings:
+            ids = torch.tensor([[*context, *ending][-(max_length + 1) :]])
+            with torch.no_grad():
+                logs = model(input_ids=ids[:, :-1]).logits.float().log_softmax(-1)
+            own = logs[0, -len(ending) :].gather(1, torch.tensor(ending)[:, None])
+            found.append(own.sum().item())
+    return torch.tensor(found).view(len(asked), -1)
+
+
+def everything(rows):
+    return rows.batch(np.arange(len(rows)))
+
+
+@pytest.mark.parametrize("kind", BRANCHING)
+def test_a_shared_row_is_equal_to_four_separate_ones(tmp_path, kind):
+    model, asked = load(kind), questions()
+    assert can_branch(model)
+    expected = one_by_one(model, asked)
+    shared, separate = rows(tmp_path, asked), rows(tmp_path, asked, shared=False)
+    with torch.no_grad():
+        found = log_likelihoods(model, everything(shared))
+        alone = log_likelihoods(model, everything(separate))
+    assert everything(shared)["input_ids"].shape[0] == 5
+    assert everything(separate)["input_ids"].shape[0] == 20
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(alone, expected, rtol=0, atol=1e-4)
+    assert expected.std() > 1  # the endings are told apart
+
+
+@pytest.mark.parametrize("kind", BRANCHING)
+def test_endings_do_not_see_each_other(tmp_path, kind):
+    model, asked = load(kind), questions((9, 14))
+    changed = [(context, [[7, 8, 9], *endings[1:]]) for context, endings in asked]
+    with torch.no_grad():
+        before, after = (
+            log_likelihoods(model, everything(rows(tmp_path, each))) for each in (asked, changed)
+        )
+    torch.testing.assert_close(before[:, 1:], after[:, 1:], rtol=0, atol=1e-4)
+    assert (before[:, 0] - after[:, 0]).abs().min() > 1e-3
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CAUSAL if kind not in BRANCHING])
+def test_models_that_cannot_branch_score_separate_rows(tmp_path, kind):
+    model, asked = load(kind), questions()
+    assert not can_branch(model)
+    batch = everything(rows(tmp_path, asked, shared=False))
+    assert "branch" not in batch
+    with torch.no_grad():
+        found = log_likelihoods(model, batch)
+    torch.testing.assert_close(found, one_by_one(model, asked), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neo", "opt"])
+def test_a_prefix_that_all_contexts_share_is_read_once(tmp_path, kind):
+    prompt = np.random.default_rng(9).integers(5, 300, 40).tolist()
+    model, asked = load(kind), questions(prompt=prompt)
+    prefix = shared_prefix(model.base_model, prompt)
+    batch = everything(rows(tmp_path, asked, prefix=len(prompt)))
+    assert batch["input_ids"].shape[1] < everything(rows(tmp_path, asked))["input_ids"].shape[1]
+    expected = one_by_one(model, asked)
+    with torch.no_grad():
+        for _ in range(2):  # the prefix does not grow
+            found = log_likelihoods(model, batch, prefix)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neo", "opt"])
+def test_a_context_too_long_loses_its_beginning_ending_by_ending(tmp_path, kind):
+    model, asked = load(kind), questions((60, 10, 25, 26, 90))
+    packed = rows(tmp_path, asked, max_length=30)
+    batch = everything(packed)
+    truncated = [len(c) + max(map(len, e)) - 1 > 30 for c, e in asked]
+    assert batch["truncated"].tolist() == truncated == (~packed.fitting).tolist()
+    assert {True, False} == set(truncated)
+    with torch.no_grad():
+        found = log_likelihoods(model, batch)
+    torch.testing.assert_close(found, one_by_one(model, asked, 30), rtol=0, atol=1e-4)
+
+
+def test_rows_say_how_many_tokens_they_hold(tmp_path):
+    asked = questions((60, 10, 25, 26, 90))
+    for options in ({}, {"shared": False}, {"only_right": True}, {"max_length": 200}):
+        packed = rows(tmp_path, asked, **{"max_length": 30, **options})
+        for number in range(len(asked)):
+            held = int(packed.batch(np.array([number]))["attention_mask"].sum())
+            assert held <= packed.lengths[number]
+            if packed.fitting[number]:
+                assert held == packed.lengths[number]
+
+
+def test_only_the_right_ending_is_read_where_it_is_learned(tmp_path):
+    model, asked = load("llama"), questions()
+    batch = everything(rows(tmp_path, asked, only_right=True))
+    assert batch["input_ids"].shape[0] == 5
+    assert "branch" not in batch
+    with torch.no_grad():
+        found = log_likelihoods(model, batch)
+    expected = one_by_one(model, asked)[torch.arange(5), torch.from_numpy(LABELS)]
+    torch.testing.assert_close(found[:, 0], expected, rtol=0, atol=1e-4)
+    assert batch["ending_tokens"][:, 0].tolist() == [
+        len(endings[label]) for (_, endings), label in zip(asked, LABELS, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neo"])
+def test_gradients_are_those_of_separate_rows(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(scoring, "HEAD_ROWS", 7)
+    asked, gradients = questions(), []
+    for shared in (True, False):
+        model = load(kind)
+        scores = log_likelihoods(model, everything(rows(tmp_path, asked, shared=shared)))
+        torch.nn.functional.cross_entropy(scores, torch.from_numpy(LABELS)).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_the_head_runs_at_scored_positions_only_and_a_few_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "HEAD_ROWS", 16)
+    model, asked = load("llama"), questions()
+    shapes = []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda module, args, output: shapes.append(output.shape))
+    batch = everything(rows(tmp_path, asked))
+    with torch.no_grad():
+        log_likelihoods(model, batch)
+    scored = sum(len(ending) for _, endings in asked for ending in endings)
+    assert sum(shape[0] for shape in shapes) == scored == len(batch["token"])
+    assert max(shape[0] for shape in shapes) == 16
+    assert len(shapes) == math.ceil(scored / 16)
+
+
+def test_bfloat16_log_probabilities_are_summed_in_float32(tmp_path):
+    asked = questions()
+    with torch.no_grad():
+        batch = everything(rows(tmp_path, asked))
+        rough = log_likelihoods(load("llama", torch.bfloat16), batch)
+        exact = log_likelihoods(load("llama"), batch)
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, exact, rtol=0.05, atol=1.0)
