@@ -10,6 +10,7 @@ from smolbench.callbacks.guards import TrainingGuard
 from smolbench.callbacks.memory import MemoryMonitor
 from smolbench.callbacks.metrics_csv import MetricsCSV
 from smolbench.callbacks.out_of_memory import BatchWatch
+from smolbench.callbacks.plateau import TrainingPlateau
 from smolbench.callbacks.results import ResultsWriter
 from smolbench.callbacks.threads import TrainingThreads
 from smolbench.callbacks.throughput import ThroughputMonitor
@@ -25,5 +26,6 @@ __all__ = [
     "RunInterrupted",
     "ThroughputMonitor",
     "TrainingGuard",
+    "TrainingPlateau",
     "TrainingThreads",
 ]

@@ -18,5 +18,6 @@ def plain(value: torch.Tensor | float) -> float:
 
 
 def counted(name: str, value: float) -> float | int:
-    """A metric's value; numbers of examples (``.../n``) are whole."""
-    return int(value) if name.endswith("/n") else value
+    """A metric's value; numbers of examples (``.../n``, ``.../n_truncated``) are whole."""
+    last = name.rpartition("/")[2]
+    return int(value) if last == "n" or last.startswith("n_") else value

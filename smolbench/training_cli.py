@@ -427,6 +427,12 @@ class SmolCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Hand over the texts."""
+        if self.model.kind != "classification":
+            raise SmolbenchError(
+                f"`smolbench predict` labels texts, which {type(self.model).__name__} does not: "
+                "`smolbench test` writes what it says about every test example to "
+                "predictions.parquet."
+            )
         self._require_checkpoint()
         if self.labels is not None:
             self.model.label_names = self.labels

@@ -18,6 +18,10 @@ OVERLAYS = [name for name in recipe_names() if name.startswith("trainer/")]
 RECIPES = [name for name in recipe_names() if name not in {"tiny", *OVERLAYS}]
 
 
+UNTRAINED = ["hellaswag_smollm2"]
+"""Recipes that score a model as it comes."""
+
+
 def header(name: str) -> str:
     lines = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     end = next(n for n, line in enumerate(lines) if not line.startswith("#"))
@@ -61,7 +65,8 @@ def test_a_recipe_runs_on_the_tiny_model(capsys, files, name):
     overlay = str(ROOT / "configs" / "tiny.yaml")
     few = ["--data.limit_train=64", "--data.limit_test=40", "--data.limit_val=30"]
     run = ["--config", name, "--config", overlay, *few, *QUIET]
-    assert main(["fit", *run]) == 0
+    if name not in UNTRAINED:
+        assert main(["fit", *run]) == 0
     assert main(["test", *run]) == 0
     (folder,) = (path.parent for path in Path("runs").rglob("results.json"))
     found = results(folder)
@@ -74,7 +79,7 @@ def test_a_recipe_runs_on_the_tiny_model(capsys, files, name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_says_what_it_is(name):
     said = header(name)
-    assert f"smolbench fit  --config configs/{name}.yaml" in said
+    assert name in UNTRAINED or f"smolbench fit  --config configs/{name}.yaml" in said
     assert f"smolbench test --config configs/{name}.yaml" in said
     assert "published" in said.lower()  # the figure and its source, or that there is none
     assert describe(name) == said.splitlines()[0]
@@ -84,10 +89,12 @@ def test_a_recipe_says_what_it_is(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_holds_only_what_differs_from_the_defaults(name):
     written = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    assert list(written) == ["model", "data", "trainer"]
+    assert list(written) == ["model", "data", *(["trainer"] if name not in UNTRAINED else [])]
     defaults = yaml.safe_load(DEFAULTS.read_text())["trainer"]
-    assert not [key for key, value in written["trainer"].items() if defaults.get(key) == value]
-    assert not {"accelerator", "devices", "strategy", "precision"} & set(written["trainer"])
+    assert not [
+        key for key, value in written.get("trainer", {}).items() if defaults.get(key) == value
+    ]
+    assert not {"accelerator", "devices", "strategy", "precision"} & set(written.get("trainer", {}))
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

@@ -80,7 +80,7 @@ def head_names(model: PreTrainedModel) -> set[str]:
 
 def _language_head(model: PreTrainedModel) -> nn.Module:
     """What turns hidden states into scores of tokens; a module without weights if nothing does."""
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return head if isinstance(head, nn.Module) else nn.Identity()
 
 

@@ -107,7 +107,8 @@ def load_language_model(
     model.config.use_cache = False  # else every pass keeps all layers' keys and values
     use_fused_attention(model)
     keep_gradients(model)
-    model.eval()
+    network: torch.nn.Module = model  # transformers' own methods are untyped
+    network.eval()
     _check(model, backbone.given)
     return model
 
@@ -137,7 +138,7 @@ def _with_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
     try:
         adapted = PeftModel.from_pretrained(model, str(folder))
-        merged: PreTrainedModel = adapted.merge_and_unload()  # type: ignore[operator]
+        merged: PreTrainedModel = adapted.merge_and_unload()
     except Exception as error:  # whatever peft makes of files that do not fit
         reason = " ".join(str(error).split())
         raise SmolbenchError(

@@ -49,16 +49,16 @@ class ChoiceRows:
         self.shared = shared
         self.only_right = only_right
         self._sizes: Indices = table.ragged["ending_tokens"].padded(np.arange(len(table)), 0)
-        self._contexts: Indices = table.ragged["input_ids"].lengths - self._sizes.sum(axis=1)
+        self.context_lengths: Indices = table.ragged["input_ids"].lengths - self._sizes.sum(axis=1)
         self.fitting: npt.NDArray[np.bool_] = (
-            self._contexts + self._sizes.max(axis=1) - 1 <= max_length
+            self.context_lengths + self._sizes.max(axis=1) - 1 <= max_length
         )
         """Whether a question is read whole, its context with any one ending [N]."""
         self.prefix = prefix
         read = self._sizes
         if only_right:
             read = read[np.arange(len(table)), self.labels][:, None]
-        contexts = self._contexts * np.where(self.fitting & shared, 1, read.shape[1])
+        contexts = self.context_lengths * np.where(self.fitting & shared, 1, read.shape[1])
         self.lengths: Indices | None = contexts + (read - 1).sum(axis=1) - self.prefix
 
     def __len__(self) -> int:
@@ -108,8 +108,8 @@ class ChoiceRows:
 
     def _question(self, number: int) -> tuple[Ids, list[Ids]]:
         ids = self.table.ragged["input_ids"][number]
-        ends = self._contexts[number] + np.cumsum(self._sizes[number])
-        context, *endings = np.split(ids, [self._contexts[number], *ends[:-1]])
+        ends = self.context_lengths[number] + np.cumsum(self._sizes[number])
+        context, *endings = np.split(ids, [self.context_lengths[number], *ends[:-1]])
         return context, endings
 
 

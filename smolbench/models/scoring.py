@@ -143,7 +143,7 @@ def next_token_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Ten
         model: A causal language model.
         states: Output of its last layer, shape ``(S, D)``.
     """
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     assert isinstance(head, torch.nn.Module), "every causal language model has one"
     logits: torch.Tensor = head(states).float()
     config = model.config

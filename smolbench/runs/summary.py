@@ -21,8 +21,14 @@ _QUALITY = (
     ("auroc", "AUROC"),
     ("ece", "calibration error"),
     ("brier", "Brier score"),
+    ("acc", "accuracy"),
+    ("acc_norm", "accuracy per length"),
+    ("acc_bytes", "accuracy per byte"),
     ("loss", "loss (nats)"),
+    ("choice_loss", "loss per choice (nats)"),
+    ("ending_loss", "loss per token (nats)"),
     ("n", "examples"),
+    ("n_truncated", "of them truncated"),
 )
 _COSTS = (
     ("cost/fit_s", "training", "s"),
@@ -56,6 +62,8 @@ def print_summary(results: Results, folder: Path, *, splits: tuple[str, ...]) ->
     table.add_column("", style="dim")
     table.add_column("value", justify="right")
     table.add_column("")
+    if (convention := results.get("convention")) is not None:
+        table.add_row("scored as in", str(convention))
     for split in splits:
         for key, label in _QUALITY:
             if (value := results.get(f"{split}/{key}")) is not None:

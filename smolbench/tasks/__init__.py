@@ -2,7 +2,8 @@
 
 from smolbench.tasks.classification import ClassificationTask
 from smolbench.tasks.fine_tune import FineTuneTask
+from smolbench.tasks.multiple_choice import MultipleChoiceTask
 from smolbench.tasks.probe import ProbeTask
 from smolbench.tasks.task import BaseTask
 
-__all__ = ["BaseTask", "ClassificationTask", "FineTuneTask", "ProbeTask"]
+__all__ = ["BaseTask", "ClassificationTask", "FineTuneTask", "MultipleChoiceTask", "ProbeTask"]

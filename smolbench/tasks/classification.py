@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.distributed
 import torch.nn.functional as F
 
 from smolbench.errors import SmolbenchError
@@ -39,7 +38,6 @@ class ClassificationTask(BaseTask):
         super().__init__(**options)
         self.num_classes = num_classes
         self._label_names: list[str] | None = None
-        self._gathered: list[tuple[torch.Tensor, ...]] = []
         self._test_predictions: dict[str, np.ndarray] | None = None
         self._test_tables: dict[str, Any] = {}
 
@@ -96,23 +94,6 @@ class ClassificationTask(BaseTask):
         """Mean cross-entropy of a batch, in nats."""
         return F.cross_entropy(self(batch), batch["labels"])
 
-    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """Loss of a batch; see :meth:`loss`."""
-        loss = self.loss(batch)
-        rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
-        size = len(batch["labels"])
-        self.log("train/loss", loss, prog_bar=True, batch_size=size)
-        self.log("train/lr", rate, batch_size=size)
-        return loss
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget what an interrupted evaluation has left."""
-        self._gathered = []
-
-    def on_test_epoch_start(self) -> None:
-        """Forget what an interrupted evaluation has left."""
-        self._gathered = []
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect a batch's logits."""
         self._collect(batch)
@@ -159,16 +140,4 @@ class ClassificationTask(BaseTask):
         return self._test_predictions
 
     def _collect(self, batch: Batch) -> None:
-        logits = self(batch).float().cpu()
-        self._gathered.append((batch["index"].cpu(), logits, batch["labels"].cpu()))
-
-    def _gather(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """All ranks' collected rows in the order of the split; forgets them."""
-        collected, self._gathered = self._gathered, []
-        if self.trainer.world_size > 1:
-            parts: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(parts, collected)
-            collected = [batch for part in parts for batch in part]
-        index, logits, labels = (torch.cat(column) for column in zip(*collected, strict=True))
-        order = index.argsort()
-        return index[order], logits[order], labels[order]
+        self._keep(batch["index"], self(batch).float(), batch["labels"])

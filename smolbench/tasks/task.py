@@ -41,8 +41,6 @@ class BaseTask(LightningModule):
     """Kind of example: ``classification``, ``summarization`` or ``multiple_choice``."""
     monitor: ClassVar[tuple[str, Literal["min", "max"]]]
     """Validation metric that decides which checkpoint is the best, and its better direction."""
-    scored_untrained: ClassVar[bool] = False
-    """Whether all scored weights come pretrained, so that testing needs no checkpoint."""
     method: str
     """How the model is adapted, as it stands in results: ``probe``, ``full``, ``lora``..."""
     convention: str | None = None
@@ -69,6 +67,7 @@ class BaseTask(LightningModule):
         self.schedule = schedule
         # a checkpoint lacks the frozen rest; what it must hold, on_load_checkpoint sees to
         self.strict_loading = False
+        self._gathered: list[tuple[torch.Tensor, ...]] = []
 
     @abstractmethod
     def encode(self, examples: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
@@ -89,6 +88,47 @@ class BaseTask(LightningModule):
         """What a training step minimises, a scalar."""
         raise NotImplementedError(f"{type(self).__name__} has no loss of a single batch.")
 
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """Loss of a batch; see :meth:`loss`."""
+        loss = self.loss(batch)
+        rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        size = len(batch["labels"])
+        self.log("train/loss", loss, prog_bar=True, batch_size=size)
+        self.log("train/lr", rate, batch_size=size)
+        return loss
+
+    # -- rows of an evaluation --------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what an interrupted evaluation has left."""
+        self._gathered = []
+
+    def on_test_epoch_start(self) -> None:
+        """Forget what an interrupted evaluation has left."""
+        self._gathered = []
+
+    def _keep(self, index: torch.Tensor, *columns: torch.Tensor) -> None:
+        """Keep what a batch says of its examples until the split is whole.
+
+        Args:
+            index: Numbers of the examples, shape ``(B,)``.
+            *columns: Each of shape ``(B, ...)``.
+        """
+        self._gathered.append(tuple(column.cpu() for column in (index, *columns)))
+
+    def _gather(self) -> tuple[torch.Tensor, ...]:
+        """All ranks' kept rows, ``index`` and columns, in the order of the split; forgets them."""
+        collected, self._gathered = self._gathered, []
+        if self.trainer.world_size > 1:
+            parts: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, collected)
+            collected = [batch for part in parts for batch in part]
+        columns = [torch.cat(column) for column in zip(*collected, strict=True)]
+        order = columns[0].argsort()
+        return tuple(column[order] for column in columns)
+
+    # -- training ---------------------------------------------------------------------------------
+
     def largest_batch(self, rows: Rows, effective: int) -> int:
         """The most examples per step that fit, a divisor of ``effective``, on every rank.
 
@@ -103,6 +143,11 @@ class BaseTask(LightningModule):
             torch.distributed.all_gather_object(each, found)
             found = min(each)
         return found
+
+    @property
+    def scored_untrained(self) -> bool:
+        """Whether all scored weights come pretrained, so that testing needs no checkpoint."""
+        return False
 
     @property
     def seed(self) -> int:

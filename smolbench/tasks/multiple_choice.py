@@ -1,0 +1,414 @@
+"""Multiple choice: a causal language model says which ending follows, as it is or trained to."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback
+
+from smolbench.data.token_cache import TokenTable
+from smolbench.errors import SmolbenchError
+from smolbench.metrics.multiple_choice import Choices, multiple_choice_metrics
+from smolbench.models.adaptation import Quantize, adapt, describe, hold_frozen_in, parameter_count
+from smolbench.models.backbone import DType, shared_prefix
+from smolbench.models.causal_lm import (
+    LanguageModel,
+    language_model_skeleton,
+    load_language_model,
+)
+from smolbench.models.choice_rows import ChoiceRows
+from smolbench.models.conventions import ChoiceEncoder, Convention
+from smolbench.models.quantization import in_four_bits
+from smolbench.models.scoring import can_branch, log_likelihoods
+from smolbench.tasks.adapting import (
+    ADAPTERS,
+    autocast,
+    checkpoint_gradients,
+    compute_dtype,
+    lora_options,
+    lora_signature,
+    refuse_unused,
+)
+from smolbench.tasks.task import BaseTask, Schedule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import Cache
+
+log = logging.getLogger("smolbench")
+
+Batch = dict[str, torch.Tensor]
+Method = Literal["none", "full", "lora", "qlora"]
+Objective = Literal["lm", "choice"]
+_TRAINING = ("full", *ADAPTERS)
+_MIN_PREFIX = 16
+"""Tokens from which on a shared beginning is worth a pass of its own."""
+
+
+class MultipleChoiceTask(BaseTask):
+    """Choose among endings by their log-likelihood under a causal language model.
+
+    With ``method: none`` the model is scored as it comes and nothing trains. An ending's score is
+    the sum of its tokens' log-probabilities behind the context; a question whose endings share
+    their context is one row, and the language-model head runs at scored positions only, in training
+    too. ``acc_norm`` is by score per unit of length, and what that is, like the wording, depends
+    on ``convention``.
+
+    Args:
+        method: What trains. ``none``: nothing. ``full``: everything. ``lora``: low-rank adapters.
+            ``qlora``: the same on weights held in 4 bits.
+        objective: What training minimises, ``lm`` if not given. ``lm``: the mean negative
+            log-likelihood of the right ending's tokens; the wrong endings are not read.
+            ``choice``: the cross-entropy over the log-likelihoods of all endings.
+        convention: ``lm_eval``: as lm-evaluation-harness; ``acc_norm`` is per character.
+            ``smollm2``: as the model cards of SmolLM2, with other blanks. ``llm_c``: as llm.c, with
+            the raw context; ``acc_norm`` is per token. Scores of different conventions are not
+            comparable.
+        num_fewshot: Solved examples from the training split in front of every context, the same
+            for all; for scoring only.
+        fewshot_seed: Seed of their draw.
+        backbone: A model id on the Hub, a folder with a model or with a peft adapter, or ``tiny``
+            for the built-in model.
+        revision: Branch, tag or commit of the backbone.
+        max_length: Most tokens that are read in one row; as many as the model has positions for if
+            not given. Longer contexts lose their beginning, as in lm_eval, and are counted.
+        dtype: What the network computes in; ``auto`` is bfloat16 where it is native. With
+            ``trainer.precision`` bf16-mixed or 16-mixed that decides in training.
+        shared_context: Whether the endings of a question share a row, where the architecture
+            allows it; else each is read behind a context of its own, with the same result.
+        r: Rank of the adapters (``lora``, ``qlora``); 8 if not given.
+        lora_alpha: Scale of the adapters' output, divided by ``r``; 2 ``r`` if not given.
+        lora_dropout: Dropout in front of the adapters; 0.05 if not given.
+        target_modules: Ends of the names of the linear layers that get an adapter; peft's choice
+            for the architecture if not given: query and value projections.
+        quantize: Which linear layers ``qlora`` holds in 4 bits: ``all`` (if not given) or only the
+            ``adapted`` ones.
+        gradient_checkpointing: Compute the layers' activations again in the backward pass instead
+            of keeping them: less memory, more time, the same result.
+        lr: Peak learning rate of AdamW.
+        weight_decay: Decoupled weight decay, on matrices only.
+        warmup_steps: Optimiser steps over which the learning rate rises from 0.
+        schedule: What the learning rate does after the warm-up.
+
+    Raises:
+        SmolbenchError: If the settings contradict each other.
+    """
+
+    kind: ClassVar[str] = "multiple_choice"
+    monitor: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/acc_norm", "max")
+
+    def __init__(
+        self,
+        *,
+        method: Method = "none",
+        objective: Objective | None = None,
+        convention: Convention = "lm_eval",
+        num_fewshot: int = 0,
+        fewshot_seed: int = 0,
+        backbone: str = "HuggingFaceTB/SmolLM2-135M",
+        revision: str | None = None,
+        max_length: int | None = None,
+        dtype: DType = "auto",
+        shared_context: bool = True,
+        r: int | None = None,
+        lora_alpha: int | None = None,
+        lora_dropout: float | None = None,
+        target_modules: list[str] | None = None,
+        quantize: Quantize | None = None,
+        gradient_checkpointing: bool = False,
+        lr: float = 2e-5,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 0,
+        schedule: Schedule = "constant",
+    ) -> None:
+        super().__init__(
+            lr=lr, weight_decay=weight_decay, warmup_steps=warmup_steps, schedule=schedule
+        )
+        self.save_hyperparameters()
+        refuse_unused(
+            method,
+            {
+                "objective": (objective, _TRAINING),
+                "r": (r, ADAPTERS),
+                "lora_alpha": (lora_alpha, ADAPTERS),
+                "lora_dropout": (lora_dropout, ADAPTERS),
+                "target_modules": (target_modules, ADAPTERS),
+                "quantize": (quantize, ("qlora",)),
+                "gradient_checkpointing": (gradient_checkpointing or None, _TRAINING),
+            },
+        )
+        if num_fewshot < 0 or fewshot_seed < 0 or (max_length is not None and max_length < 2):
+            raise SmolbenchError(
+                "model.num_fewshot and fewshot_seed must not be negative, and max_length at least "
+                f"2; given are {num_fewshot}, {fewshot_seed} and {max_length}."
+            )
+        self.lora = lora_options(r, lora_alpha, lora_dropout, target_modules)
+        self.method: Method = method
+        self.objective: Objective = objective or "lm"
+        self.convention: Convention = convention
+        self.num_fewshot = num_fewshot
+        self.fewshot_seed = fewshot_seed
+        self.shared_context = shared_context
+        self.quantize: Quantize = quantize or "all"
+        self.gradient_checkpointing = gradient_checkpointing
+        self._max_length = max_length
+        self.backbone = LanguageModel(backbone, revision, dtype)
+        if method == "qlora" and self.backbone.adapter is not None:
+            raise SmolbenchError(
+                f"{backbone} is an adapter, which weights in 4 bits (method qlora) cannot take in: "
+                "use the method lora or full."
+            )
+        self.model: PreTrainedModel | None = None
+        self._compute = torch.float32
+        self._prefix_ids: list[int] = []
+        self._prefix: Cache | None = None
+        self._test_predictions: dict[str, np.ndarray] | None = None
+
+    @property
+    def scored_untrained(self) -> bool:
+        """Whether the model is scored as it comes."""
+        return self.method == "none"
+
+    # -- text to batches --------------------------------------------------------------------------
+
+    @property
+    def max_length(self) -> int:
+        """Most tokens in a row.
+
+        Raises:
+            SmolbenchError: If rows could be longer than the backbone reads.
+        """
+        limit = self.backbone.max_positions
+        if self._max_length is None:
+            return self.backbone.reads
+        if limit is not None and self._max_length > limit:
+            raise SmolbenchError(
+                f"model.max_length is {self._max_length}, but {self.backbone.given} has positions "
+                f"for {limit} tokens only."
+            )
+        return self._max_length
+
+    @cached_property
+    def encoder(self) -> ChoiceEncoder:
+        """The convention with the backbone's tokenizer and the solved examples."""
+        return ChoiceEncoder(
+            self.backbone.tokenizer, self.convention, self.max_length, self._shots()
+        )
+
+    def _shots(self) -> list[dict[str, Any]]:
+        """Solved examples, drawn from the training split."""
+        if not self.num_fewshot:
+            return []
+        data: Any = getattr(self._trainer, "datamodule", None)
+        if not callable(getattr(data, "split", None)):
+            raise SmolbenchError(
+                "model.num_fewshot needs a DataModule of smolbench to draw solved examples from."
+            )
+        train = data.split("train")
+        if self.num_fewshot > len(train):
+            raise SmolbenchError(
+                f"model.num_fewshot is {self.num_fewshot}, but there are {len(train)} training "
+                "examples only."
+            )
+        draw = np.random.default_rng(self.fewshot_seed)
+        chosen = draw.choice(len(train), self.num_fewshot, replace=False).tolist()
+        return [{**train.examples[row], "label": int(train.labels[row])} for row in chosen]
+
+    def encode(self, examples: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
+        """Token ids of questions, see :class:`~smolbench.models.conventions.ChoiceEncoder`."""
+        return self.encoder.encode(examples)
+
+    def encoder_key(self) -> dict[str, Any]:
+        """See the base class."""
+        return self.encoder.key()
+
+    def rows(self, split: str, table: TokenTable, labels: np.ndarray) -> ChoiceRows:
+        """Questions of a split as rows.
+
+        Args:
+            split: Name of the split; rows to train on may hold the right ending alone.
+            table: The split's token ids.
+            labels: Numbers of the right endings, shape ``(N,)``.
+        """
+        self.configure_model()
+        assert self.model is not None, "it has just been loaded"
+        branching = self.shared_context and can_branch(self.model)
+        alone = split == "train" and self.objective == "lm"
+        made = ChoiceRows(table, labels, self.max_length, shared=branching, only_right=alone)
+        cut = int((~made.fitting).sum())
+        if cut:
+            log.warning(
+                "%d of %d contexts (%s) are longer than the %d tokens that are read, together with "
+                "their longest ending; they lose their beginning.",
+                cut,
+                len(made),
+                split,
+                self.max_length,
+            )
+        self._prefix_ids, self._prefix = [], None
+        common = int(table.scalars["shared"].min())
+        if common >= _MIN_PREFIX and branching and not cut:
+            # something of every context must be left to predict from
+            shortest = int(made.context_lengths.min())
+            self._prefix_ids = table.ragged["input_ids"][0][: min(common, shortest - 1)].tolist()
+            prefix = len(self._prefix_ids)
+            made = ChoiceRows(table, labels, self.max_length, prefix=prefix)
+        return made
+
+    # -- the network ------------------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list[Callback]:
+        """None; but what cannot be trained is refused here, before any data is read."""
+        if self.trainer.state.fn != "fit":
+            return []
+        if self.method == "none":
+            raise SmolbenchError(
+                "model.method 'none' scores the model as it comes, so there is nothing to train: "
+                f"use `smolbench test`, or one of the methods {', '.join(_TRAINING)}."
+            )
+        if self.num_fewshot:
+            raise SmolbenchError(
+                "model.num_fewshot is for scoring: leave it out of the training, and give it to "
+                "`smolbench test`."
+            )
+        return []
+
+    def configure_model(self) -> None:
+        """Load the network and let the method's parameters train."""
+        if self.model is not None:
+            return
+        device = self._trainer.strategy.root_device if self._trainer else self.device
+        _ = self.max_length  # what does not fit is an error before anything is loaded
+        with torch.device("cpu"):  # whatever device Lightning has made the default
+            if self.method == "none":
+                self._compute = self.backbone.dtype(device)
+                model = load_language_model(self.backbone, self._compute)
+                model.requires_grad_(False)
+                self.model = model
+                return
+            self._compute = compute_dtype(self.backbone, self._trainer, device)
+            options: dict[str, Any] = {}
+            if self.method == "qlora":
+                bare = language_model_skeleton(self.backbone)
+                targets = self.lora.targets
+                options = in_four_bits(bare, self.quantize, targets, self._compute, device)
+            model = load_language_model(self.backbone, torch.float32, **options)
+            adapt(model, self.method, self.lora, self.seed)
+        hold_frozen_in(model, self._compute)
+        if self.gradient_checkpointing:
+            checkpoint_gradients(model, self.backbone.given)
+        self.model = model.train()
+
+    def on_fit_start(self) -> None:
+        """Say in one line what trains."""
+        if self.trainer.is_global_zero:
+            log.info("%s", describe(self, self.method, parameter_count(self)))
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Log-likelihoods of the endings in nats, float32, shape ``(B, C)``."""
+        assert self.model is not None, "configure_model runs first"
+        compute = torch.float32 if self.method == "none" else self._compute
+        with autocast(self.device, compute):
+            if self._prefix_ids and self._prefix is None:
+                base: Any = self.model.base_model
+                self._prefix = shared_prefix(base, self._prefix_ids)
+            return log_likelihoods(self.model, batch, self._prefix)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """What the objective minimises, in nats: per token of the right endings, or per choice."""
+        scores: torch.Tensor = self(batch)
+        if self.objective == "lm":
+            return -scores.sum() / batch["ending_tokens"].sum()
+        return F.cross_entropy(scores, batch["labels"])
+
+    # -- evaluation -------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep a batch's scores."""
+        self._score(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep a batch's scores."""
+        self._score(batch)
+
+    def _score(self, batch: Batch) -> None:
+        columns = ("labels", "lengths", "n_bytes", "ending_tokens", "truncated")
+        self._keep(batch["index"], self(batch), *(batch[name] for name in columns))
+
+    def on_validation_epoch_end(self) -> None:
+        """Score the whole validation split."""
+        choices, labels, truncated = self._gathered_choices()
+        metrics = {**multiple_choice_metrics(choices, labels), "n_truncated": truncated}
+        for name, value in metrics.items():
+            self.log(f"val/{name}", value, prog_bar=name in {"acc", "acc_norm"})
+
+    def on_test_epoch_end(self) -> None:
+        """Score the whole test split and keep the predictions for their file."""
+        choices, labels, truncated = self._gathered_choices()
+        metrics = {**multiple_choice_metrics(choices, labels), "n_truncated": truncated}
+        self.log_dict({f"test/{name}": value for name, value in metrics.items()})
+        chosen = choices.predictions()
+        columns = {
+            "index": np.arange(len(labels)),
+            "label": labels,
+            "prediction": chosen["acc"],
+            "prediction_norm": chosen["acc_norm"],
+            "prediction_bytes": chosen["acc_bytes"],
+        }
+        for name, values in (
+            ("log_likelihood", choices.log_likelihoods),
+            ("length", choices.lengths),
+            ("n_bytes", choices.n_bytes),
+            ("n_tokens", choices.tokens),
+        ):
+            columns |= {f"{name}_{number}": column for number, column in enumerate(values.T)}
+        self._test_predictions = columns
+
+    def _gathered_choices(self) -> tuple[Choices, np.ndarray, float]:
+        """All rows of the split, their labels, and how many contexts were truncated."""
+        _, scores, labels, lengths, n_bytes, tokens, truncated = (
+            column.numpy() for column in self._gather()
+        )
+        return Choices(scores, lengths, n_bytes, tokens), labels, float(truncated.sum())
+
+    def predictions(self) -> dict[str, np.ndarray] | None:
+        """Columns of ``predictions.parquet`` after a test, in the order of the test split."""
+        return self._test_predictions
+
+    # -- what results and checkpoints say ---------------------------------------------------------
+
+    def signature(self) -> dict[str, Any]:
+        """Backbone and method; see the base class.
+
+        Not the convention nor the objective: a trained state may be scored by any.
+        """
+        return {
+            "method": self.method,
+            "backbone": self.backbone.given,
+            "revision": self.backbone.revision,
+            **lora_signature(self.method, self.lora, self.quantize),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See the base class; without a trainer nobody else builds the network."""
+        self.configure_model()
+        super().on_load_checkpoint(checkpoint)
+
+    def facts(self) -> dict[str, Any]:
+        """Model, objective and few-shot setting; see the base class."""
+        return {
+            **super().facts(),
+            "objective": self.objective if self.method != "none" else None,
+            "num_fewshot": self.num_fewshot,
+            "model/id": self.backbone.given,
+            "model/base": self.backbone.name if self.backbone.adapter else None,
+            "model/revision": self.backbone.revision,
+            "model/total_params": parameter_count(self),
+            "model/dtype": str(self._compute).removeprefix("torch."),
+        }
