@@ -174,7 +174,7 @@ def tiny_backbone(architecture: str, seed: int = 0) -> str:
 
 @functools.cache
 def tiny_language_model(architecture: str, seed: int = 0) -> str:
-    """The same with a language-model head."""
+    """The same with a language-model head, and with room for longer rows."""
     return _folder(architecture, seed, AutoModelForCausalLM, f"{architecture}-lm-{seed}")
 
 
@@ -182,7 +182,10 @@ def _folder(architecture: str, seed: int, loader: type, name: str) -> str:
     folder = _root() / name
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = loader.from_config(CONFIGS[architecture]())
+        config = CONFIGS[architecture]()
+        if loader is AutoModelForCausalLM:
+            config.max_position_embeddings = 512
+        model = loader.from_config(config)
         for parameter in model.parameters():  # the usual small weights hide mistakes
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=0.3)
