@@ -39,6 +39,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/memory_curve.py
 	$(BIN)/python benchmarks/probe_vs_trainer.py
+	$(BIN)/python benchmarks/hellaswag_vs_lm_eval.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

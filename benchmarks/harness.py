@@ -28,7 +28,16 @@ from typing import Any, Literal, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PACKAGES = ("torch", "lightning", "transformers", "accelerate", "tokenizers", "datasets", "pyarrow")
+PACKAGES = (
+    "torch",
+    "lightning",
+    "transformers",
+    "accelerate",
+    "lm_eval",
+    "tokenizers",
+    "datasets",
+    "pyarrow",
+)
 HUB_TIMEOUT_S = 10.0
 LINES_SHOWN = 15
 """Last lines of a failed side's output that are shown."""
