@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ADAPTER_CONFIG = "adapter_config.json"
 DEFAULT_POSITIONS = 2048
 """Most tokens a model is given that does not say how many it reads; as in lm_eval."""
+VERY_LARGE_INTEGER = 10**30
+"""What a tokenizer of transformers says that knows no limit."""
 
 
 class LanguageModel(Backbone):
@@ -59,7 +61,10 @@ class LanguageModel(Backbone):
     @property
     def reads(self) -> int:
         """Most tokens in a row: as many as there are positions, as lm_eval determines them."""
-        return self.max_positions or DEFAULT_POSITIONS
+        if self.max_positions is not None:
+            return self.max_positions
+        limit: int = self.tokenizer.model_max_length
+        return limit if limit < VERY_LARGE_INTEGER else DEFAULT_POSITIONS
 
 
 def _base_of(folder: Path) -> tuple[str, str | None]:

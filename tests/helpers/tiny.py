@@ -183,7 +183,7 @@ def _folder(architecture: str, seed: int, loader: type, name: str) -> str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = CONFIGS[architecture]()
-        if loader is AutoModelForCausalLM:
+        if loader is AutoModelForCausalLM and hasattr(config, "max_position_embeddings"):
             config.max_position_embeddings = 512
         model = loader.from_config(config)
         for parameter in model.parameters():  # the usual small weights hide mistakes

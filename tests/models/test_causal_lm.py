@@ -63,6 +63,11 @@ def test_weights_without_a_head_are_incomplete():
         load(tiny_backbone("llama"))
 
 
+def test_a_model_reads_as_many_tokens_as_it_has_positions():
+    assert LanguageModel(tiny_language_model("gpt2"), None, "float32").reads == 512
+    assert LanguageModel(tiny_language_model("mamba"), None, "float32").reads == 2048
+
+
 # -- what trains ----------------------------------------------------------------------------------
 
 
