@@ -40,6 +40,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/memory_curve.py
 	$(BIN)/python benchmarks/probe_vs_trainer.py
 	$(BIN)/python benchmarks/hellaswag_vs_lm_eval.py
+	$(BIN)/python benchmarks/choice_training.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

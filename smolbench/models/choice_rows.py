@@ -58,8 +58,8 @@ class ChoiceRows:
         read = self._sizes
         if only_right:
             read = read[np.arange(len(table)), self.labels][:, None]
-        contexts = self.context_lengths * np.where(self.fitting & shared, 1, read.shape[1])
-        self.lengths: Indices | None = contexts + (read - 1).sum(axis=1) - self.prefix
+        # the same whether rows are shared or not, so that batches hold the same questions
+        self.lengths: Indices | None = self.context_lengths + (read - 1).sum(axis=1) - prefix
 
     def __len__(self) -> int:
         """Return the number of questions, N."""
