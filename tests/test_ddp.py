@@ -279,6 +279,65 @@ def test_killed_and_resumed_job_is_equal(job, undisturbed):
             assert torch.equal(value, found["state_dict"][key]), key
 
 
+CHOOSE = [
+    "--config=hellaswag_full_smollm2-135m",
+    "--config=tiny",
+    "--config=configs/trainer/ddp2_cpu.yaml",
+    "--model.dtype=float32",
+    "--data.limit_train=48",
+    "--data.limit_val=10",
+    "--data.limit_test=21",
+    "--data.batch_size=6",
+    "--trainer.max_epochs=2",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.enable_progress_bar=false",
+    "--checkpoint.every_minutes=1e-6",
+    "--trainer.callbacks+=tests.test_ddp.Killer",
+]
+
+
+class Killer(Callback):
+    """Kills all ranks in the middle of the second epoch."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        here = (trainer.global_rank, trainer.global_step) == (1, 6)
+        if here and os.environ.get("INTRUDER") == "kill":
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def test_processes_that_learn_to_choose(tmp_path):
+    """The epoch's losses so far, rank by rank, outlive a kill; scores are those of one process."""
+    job = Job(tmp_path)
+    fit = [*PYTHON, "smolbench", "fit", *CHOOSE]
+    done = job.run(*fit, "--run_dir=whole")
+    assert done.returncode == 0, done.stderr
+    killed = job.run(*fit, "--run_dir=killed", intruder="kill")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = job.run(*fit, "--run_dir=killed", "--ckpt_path=last")
+    assert resumed.returncode == 0, resumed.stderr
+    whole, again = (checkpoint(tmp_path / name, "last") for name in ("whole", "killed"))
+    for key, value in whole["state_dict"].items():
+        assert torch.equal(value, again["state_dict"][key]), key
+    (states,) = (
+        [one["callbacks"][key] for one in (whole, again)]
+        for key in whole["callbacks"]
+        if "TrainingPlateau" in key
+    )
+    assert states[0] == states[1]
+    assert len(states[0]["sums"]) == 2
+
+    best = f"--ckpt_path={tmp_path / 'whole' / 'checkpoints' / 'best.ckpt'}"
+    scored = []
+    for devices in (1, 2):
+        run = tmp_path / f"tested{devices}"
+        options = [best, f"--trainer.devices={devices}", f"--run_dir={run}"]
+        done = job.run(*PYTHON, "smolbench", "test", *CHOOSE, *options)
+        assert done.returncode == 0, done.stderr
+        assert results(run)["test/n"] == 21
+        scored.append(pyarrow.parquet.read_table(run / "predictions.parquet").to_pydict())
+    assert scored[0] == scored[1]
+
+
 def test_error_on_one_rank_ends_both(job):
     failed = job.run(*PYTHON, "smolbench", "fit", *FIT, "--run_dir=failed", intruder="error")
     # the first rank finds the connection closed, or Lightning's observer ends it

@@ -90,3 +90,9 @@ class TextDataModule(BaseDataModule):
         if not texts:
             raise SmolbenchError("There is no text to predict.")
         self._splits["predict"] = Split(Dataset.from_dict({"text": list(texts)}), None)
+
+    def _nothing_to_predict(self) -> str:
+        return (
+            "There is no text to predict: give the texts to predict_on(texts) of "
+            f"{type(self).__name__} first."
+        )

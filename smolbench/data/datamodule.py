@@ -206,10 +206,7 @@ class BaseDataModule(LightningDataModule):
         """
         if name not in self._splits:
             if name == "predict":
-                raise SmolbenchError(
-                    "There is nothing to predict: give the examples to "
-                    f"{type(self).__name__} first."
-                )
+                raise SmolbenchError(self._nothing_to_predict())
             source = self._loaded()
             # a dataset with validation rows of its own is not split
             own = {"train": "train", "val": "validation", "test": "test"}[name]
@@ -243,6 +240,10 @@ class BaseDataModule(LightningDataModule):
                     "\0".join(map(str, parts)) for parts in zip(rows, *columns, strict=True)
                 )
         return self._splits[name]
+
+    def _nothing_to_predict(self) -> str:
+        """Why there is no split ``predict``, as a sentence."""
+        return f"{type(self).__name__} has nothing to predict: its examples are there to test on."
 
     # -- token ids --------------------------------------------------------------------------------
 
@@ -423,7 +424,7 @@ class BaseDataModule(LightningDataModule):
         if callable(replace := getattr(module, "rows", None)):
             if self._encode is not None:
                 raise SmolbenchError(
-                    f"{type(module).__name__} encodes texts itself: leave out the argument encode= "
+                    f"{type(module).__name__} encodes examples itself: leave out the argument encode= "
                     f"of {type(self).__name__}."
                 )
             rows: Rows = replace(name, split.table, split.labels)
