@@ -424,8 +424,8 @@ class BaseDataModule(LightningDataModule):
         if callable(replace := getattr(module, "rows", None)):
             if self._encode is not None:
                 raise SmolbenchError(
-                    f"{type(module).__name__} encodes examples itself: leave out the argument encode= "
-                    f"of {type(self).__name__}."
+                    f"{type(module).__name__} encodes examples itself: leave out the argument "
+                    f"encode= of {type(self).__name__}."
                 )
             rows: Rows = replace(name, split.table, split.labels)
             return rows
