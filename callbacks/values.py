@@ -20,4 +20,5 @@ def plain(value: torch.Tensor | float) -> float:
 def counted(name: str, value: float) -> float | int:
     """A metric's value; numbers of examples (``.../n``, ``.../n_truncated``) are whole."""
     last = name.rpartition("/")[2]
-    return int(value) if last == "n" or last.startswith("n_") else value
+    counts = last == "n" or last.startswith("n_")
+    return int(value) if counts and value.is_integer() else value  # means over seeds need not be

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from smolbench.errors import SmolbenchError
-from smolbench.recipes import resolve_config
+from smolbench.recipes import in_place_of, resolve_config
 from smolbench.runs.results import FILE_NAME
 from smolbench.runs.run_dir import (
     CheckpointName,
@@ -139,7 +139,8 @@ def _split(subcommand: Subcommand, arguments: list[str]) -> tuple[dict[str, list
                 raise SmolbenchError(f"{name} needs a value.")
             if name == "--config":
                 found = str(resolve_config(found))
-                kept += [name, found]
+                before = [Path(config) for config in given[name]]
+                kept += [name, str(in_place_of(Path(found), before))]
             given[name].append(found)
     return given, kept
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from smolbench.errors import SmolbenchError
 
@@ -13,7 +15,9 @@ DEFAULTS = Path(__file__).parent / "defaults.yaml"
 def recipe_names() -> list[str]:
     """Names of all shipped recipes and overlays, such as ``imdb_probe`` or ``trainer/cpu``."""
     return sorted(
-        p.relative_to(CONFIGS).with_suffix("").as_posix() for p in CONFIGS.rglob("*.yaml")
+        p.relative_to(CONFIGS).with_suffix("").as_posix()
+        for p in CONFIGS.rglob("*.yaml")
+        if not p.parent.with_suffix(".yaml").is_file()  # see in_place_of
     )
 
 
@@ -37,6 +41,31 @@ def resolve_config(given: str) -> Path:
         f"There is no configuration {given!r}: it is neither a file nor a shipped recipe "
         f"({', '.join(recipe_names())})."
     )
+
+
+def in_place_of(overlay: Path, before: Sequence[Path]) -> Path:
+    """What stands in for an overlay where the recipe's task needs another one.
+
+    Options differ between tasks: beside ``tiny.yaml`` there may be a folder ``tiny`` with a
+    ``PromptTask.yaml``, which is then taken for recipes of that task.
+
+    Args:
+        overlay: A configuration.
+        before: The configurations it is put onto.
+    """
+    folder = overlay.with_suffix("")
+    if not before or not folder.is_dir():
+        return overlay
+    import yaml  # lazy: see below
+
+    model: dict[str, Any] = {}
+    for path in before:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = settings.get("model") if isinstance(settings, dict) else None
+        model |= found if isinstance(found, dict) else {}
+    task = str(model.get("class_path")).rpartition(".")[2]
+    special = folder / f"{task}.yaml"
+    return special if special.is_file() else overlay
 
 
 def _check_mapping(path: Path) -> None:

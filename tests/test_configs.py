@@ -18,7 +18,7 @@ OVERLAYS = [name for name in recipe_names() if name.startswith("trainer/")]
 RECIPES = [name for name in recipe_names() if name not in {"tiny", *OVERLAYS}]
 
 
-UNTRAINED = ["hellaswag_smollm2"]
+UNTRAINED = ["hellaswag_smollm2", *(name for name in RECIPES if "_shot_" in name)]
 """Recipes that score a model as it comes."""
 
 

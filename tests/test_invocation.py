@@ -59,6 +59,14 @@ def test_a_file_goes_before_a_shipped_recipe():
     assert read("fit", "--config", "imdb_probe").argv == ["fit", "--config", "imdb_probe"]
 
 
+def test_an_overlay_has_a_stand_in_for_tasks_that_need_another_one():
+    call = read("test", "--config=imdb_few_shot_smollm2-135m", "--config=tiny")
+    assert call.argv[4].endswith("tiny/PromptTask.yaml")
+    assert call.recipe == "imdb_few_shot_smollm2-135m+tiny"
+    call = read("fit", "--config=imdb_probe", "--config=tiny")
+    assert call.argv[4].endswith("configs/tiny.yaml")
+
+
 def test_the_order_of_arguments_stays():
     call = read("fit", "--a=1", "--config=imdb_probe", "--b", "2", "--config", "tiny", "--c")
     tiny = str(CONFIGS / "tiny.yaml")

@@ -18,8 +18,9 @@ class TemplateEncoder:
     """Puts texts into a template and turns them into token ids.
 
     A row is ``head specials + prefix + text + suffix + tail specials``. The parts are tokenised
-    one by one and joined, so the prefix has the same ids in every row and can be run once. Only
-    the text is ever truncated, never the template.
+    one by one and joined, so the prefix has the same ids in every row and can be run once; spaces
+    in front of the slot go to the text, as most tokenizers have it. Only the text is ever
+    truncated, never the template.
 
     Args:
         tokenizer: The backbone's tokenizer.
@@ -53,8 +54,11 @@ class TemplateEncoder:
         self.max_length = max_length
         self.truncation_side = truncation_side
         prefix, suffix = template.split(SLOT)
-        head, tail = _special_tokens(tokenizer)
-        self.shared_ids = head + self._ids([prefix])[0]
+        # in most vocabularies a space is the beginning of the word behind it
+        self._space = prefix[len(prefix.rstrip(" ")) :]
+        prefix = prefix.removesuffix(self._space)
+        self.head_ids, tail = _special_tokens(tokenizer)
+        self.shared_ids = self.head_ids + self._ids([prefix])[0]
         self.suffix_ids = self._ids([suffix])[0]
         self._suffix = suffix
         self._tail = tail
@@ -78,11 +82,11 @@ class TemplateEncoder:
         """
         rows: list[list[int]] = []
         lengths: list[int] = []
-        for ids in self._ids(list(texts)):
+        for ids in self._ids([self._space + text for text in texts]):
             if len(ids) > self.text_budget:
                 keep_end = self.truncation_side == "left"
                 ids = ids[-self.text_budget :] if keep_end else ids[: self.text_budget]
-            rows.append((ids + self.suffix_ids + self._tail) or [self._end_of_text()])
+            rows.append((ids + self.suffix_ids + self._tail) or [self.end_of_text()])
             lengths.append(len(ids))
         return {"input_ids": rows, "text_length": lengths}
 
@@ -118,14 +122,19 @@ class TemplateEncoder:
     def key(self) -> dict[str, str | int]:
         """Everything that decides about the ids, for naming a cache."""
         return {
-            "encoder": "template-1",
+            "encoder": "template-2" if self._space else "template-1",
             "tokenizer": digest({"json": self.tokenizer.backend_tokenizer.to_str()}),
             "template": self.template,
             "max_length": self.max_length,
             "truncation_side": self.truncation_side,
         }
 
-    def _end_of_text(self) -> int:
+    def end_of_text(self) -> int:
+        """The token that stands for a text without tokens.
+
+        Raises:
+            SmolbenchError: If the tokenizer has none.
+        """
         tokenizer = self.tokenizer
         for token in (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id):
             if token is not None:

@@ -13,6 +13,10 @@ from smolbench.runs.results import Results
 
 _QUALITY = (
     ("accuracy", "accuracy"),
+    ("accuracy_unknown_wrong", "accuracy, unknown as wrong"),
+    ("accuracy_uncalibrated", "accuracy without calibration"),
+    ("accuracy_contextual", "accuracy, contextual calibration"),
+    ("accuracy_pmi", "accuracy, PMI"),
     ("precision", "precision"),
     ("recall", "recall"),
     ("specificity", "specificity"),
@@ -27,6 +31,7 @@ _QUALITY = (
     ("loss", "loss (nats)"),
     ("choice_loss", "loss per choice (nats)"),
     ("ending_loss", "loss per token (nats)"),
+    ("n_unknown", "unknown"),
     ("n", "examples"),
     ("n_truncated", "of them truncated"),
 )

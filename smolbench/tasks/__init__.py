@@ -4,6 +4,14 @@ from smolbench.tasks.classification import ClassificationTask
 from smolbench.tasks.fine_tune import FineTuneTask
 from smolbench.tasks.multiple_choice import MultipleChoiceTask
 from smolbench.tasks.probe import ProbeTask
+from smolbench.tasks.prompt import PromptTask
 from smolbench.tasks.task import BaseTask
 
-__all__ = ["BaseTask", "ClassificationTask", "FineTuneTask", "MultipleChoiceTask", "ProbeTask"]
+__all__ = [
+    "BaseTask",
+    "ClassificationTask",
+    "FineTuneTask",
+    "MultipleChoiceTask",
+    "ProbeTask",
+    "PromptTask",
+]

@@ -1,0 +1,98 @@
+"""Label words: which tokens, written behind a prompt, stand for which class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from smolbench.errors import SmolbenchError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class LabelWords:
+    """The words that a model may answer with, one per class.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        words: A word per class, in the order of the classes.
+        separator: What stands between the prompt and the answer.
+
+    Attributes:
+        ids: Token ids of each answer, as it is written behind the prompt.
+
+    Raises:
+        SmolbenchError: If two classes have the same word, or a word has no tokens.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, words: Sequence[str], separator: str = " "
+    ) -> None:
+        folded = [word.strip().casefold() for word in words]
+        if len(set(folded)) != len(folded):
+            raise SmolbenchError(
+                f"The label words {', '.join(map(repr, words))} are not all different (capitals do "
+                "not count): give a word of its own for each class in model.label_words."
+            )
+        self.words = list(words)
+        self._tokenizer = tokenizer
+        self._separator = separator
+        self.ids: list[list[int]] = tokenizer(
+            [separator + word for word in words], add_special_tokens=False
+        )["input_ids"]
+        unknown = tokenizer.unk_token_id if tokenizer.unk_token_id not in _ends(tokenizer) else None
+        for word, ids in zip(words, self.ids, strict=True):
+            if not ids or not word.strip() or unknown in ids:
+                raise SmolbenchError(
+                    f"The label word {word!r} is not in the tokenizer's vocabulary: choose another "
+                    "one in model.label_words."
+                )
+
+    @property
+    def single(self) -> bool:
+        """Whether every word is one token, so that the next token alone decides."""
+        return all(len(ids) == 1 for ids in self.ids)
+
+    def token_classes(self, vocabulary: int) -> torch.Tensor:
+        """Which class each token stands for.
+
+        A token stands for a class if its text, stripped and case-folded, equals the class's word,
+        or is the first piece of that word and of no other class's.
+
+        Args:
+            vocabulary: Number of scores that the model gives, ``V``.
+
+        Returns:
+            Class numbers, int64, shape ``(V,)``; -1 for tokens that stand for none.
+
+        Raises:
+            SmolbenchError: If no token stands for one of the classes.
+        """
+        tokenizer = self._tokenizer
+        size = min(len(tokenizer), vocabulary)
+        texts = tokenizer.batch_decode([[token] for token in range(size)])
+        meanings = {word.strip().casefold(): k for k, word in enumerate(self.words)}
+        pieces: dict[str, set[int]] = {}
+        for k, word in enumerate(self.words):
+            for written in (self._separator + word, word.strip()):
+                first = tokenizer(written, add_special_tokens=False)["input_ids"][0]
+                pieces.setdefault(texts[first].strip().casefold(), set()).add(k)
+        for piece, classes in pieces.items():
+            if piece and len(classes) == 1:
+                meanings.setdefault(piece, *classes)
+        found = torch.tensor([meanings.get(text.strip().casefold(), -1) for text in texts])
+        if missing := [word for k, word in enumerate(self.words) if not (found == k).any()]:
+            raise SmolbenchError(
+                f"No token stands for the label word {missing[0]!r} alone, because another one "
+                "begins in the same way: choose other words in model.label_words, or "
+                "model.rule 'verbalizer'."
+            )
+        return torch.cat([found, torch.full((vocabulary - size,), -1)])
+
+
+def _ends(tokenizer: PreTrainedTokenizerBase) -> set[int | None]:
+    """Tokens that GPT-2 and others also name as their unknown token, which they never need."""
+    return {tokenizer.eos_token_id, tokenizer.bos_token_id}

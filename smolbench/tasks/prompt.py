@@ -1,0 +1,480 @@
+"""Prompting: a language model classifies by what it would write next; nothing is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+
+from smolbench.data.batching import TokenRows
+from smolbench.data.columns import column_values
+from smolbench.data.token_cache import TokenTable
+from smolbench.digest import digest
+from smolbench.errors import SmolbenchError
+from smolbench.metrics.classification import classification_metrics, classification_tables
+from smolbench.metrics.uncertainty import mean_stderr
+from smolbench.models.backbone import DType
+from smolbench.models.causal_lm import LanguageModel, load_language_model
+from smolbench.models.label_words import LabelWords
+from smolbench.models.prompting import Prompted
+from smolbench.models.template import SLOT, TemplateEncoder
+from smolbench.tasks.classification import Batch, ClassificationTask
+
+Rule = Literal["verbalizer", "top_k"]
+Calibration = Literal["none", "contextual", "pmi"]
+_CALIBRATIONS: tuple[Calibration, ...] = ("contextual", "pmi")
+_CONTENT_FREE = ("N/A", "", "[MASK]")
+"""Texts without content, over which contextual calibration takes the mean (Zhao et al., 2021)."""
+_OF_PROBABILITIES = {"loss", "brier", "ece", "auroc"}
+_NO_OPINION = 1e-3
+"""By how much, in nats, the class that stands for `unknown` is ahead of the others."""
+
+
+class PromptTask(ClassificationTask):
+    """Zero- and few-shot classification with a causal language model.
+
+    The text is put into a template, and a class is read off what the model would write behind it.
+    All weights come pretrained: `smolbench test` needs no checkpoint, and there is nothing to fit.
+
+    Args:
+        backbone: A model id on the Hub, a folder, or ``tiny`` for the built-in model.
+        revision: Branch, tag or commit of the backbone.
+        template: What the model reads: a text with the slot ``{text}``, behind which the answer is
+            to follow. Examples written by hand stand in front of it.
+        label_words: What the model answers for each class, by the class's name; the names
+            themselves if not given.
+        separator: What stands between the template and the answer.
+        rule: ``verbalizer``: the label word with the highest log-probability, as a whole if any has
+            more than one token. ``top_k``: the first token among the ``top_k`` likeliest that
+            stands for a label word; a text where none does is ``unknown``.
+        top_k: How many of the likeliest tokens are looked through.
+        unknown_as: The class that an ``unknown`` text is counted as; the first if not given.
+            Results also say the accuracy if it is counted as wrong.
+        calibration: What is taken off a label word's log-probability (``verbalizer``):
+            ``contextual`` its log-probability behind the template with texts without content (Zhao
+            et al., 2021), ``pmi`` the one behind the template's end alone (Holtzman et al., 2021).
+            Results name the accuracy with all three.
+        num_shots: Examples from the training split that stand in front of the template, in equal
+            numbers of each class.
+        shot_seeds: Seeds of their choice. With several, metrics are means over the seeds, with
+            ``<metric>_std`` for their spread.
+        shot_separator: What stands behind each example.
+        shot_max_length: Longest text of an example, in tokens.
+        max_length: Longest row in tokens, template, examples and answer included.
+        truncation_side: Which end of a long text is cut off; the template never is.
+        dtype: Number format of the model; ``auto`` is bfloat16 where it is native.
+
+    Raises:
+        SmolbenchError: If the settings contradict each other.
+    """
+
+    method = "prompt"
+    scored_untrained: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        backbone: str = "HuggingFaceTB/SmolLM2-135M",
+        revision: str | None = None,
+        template: str = "{text}\nLabel:",
+        label_words: dict[str, str] | None = None,
+        separator: str = " ",
+        rule: Rule = "verbalizer",
+        top_k: int | None = None,
+        unknown_as: str | None = None,
+        calibration: Calibration = "none",
+        num_shots: int = 0,
+        shot_seeds: list[int] | None = None,
+        shot_separator: str = "\n\n",
+        shot_max_length: int = 64,
+        max_length: int = 512,
+        truncation_side: Literal["left", "right"] = "right",
+        dtype: DType = "auto",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if rule != "top_k" and (top_k is not None or unknown_as is not None):
+            raise SmolbenchError(
+                "model.top_k and unknown_as are for the rule 'top_k', and model.rule is "
+                f"{rule!r}: leave them out."
+            )
+        if rule == "top_k" and calibration != "none":
+            raise SmolbenchError(
+                "model.calibration is for the rule 'verbalizer', and model.rule is 'top_k': leave "
+                "it out."
+            )
+        if shot_seeds is not None and not (num_shots and shot_seeds):
+            raise SmolbenchError(
+                "model.shot_seeds choose the examples of num_shots, which is "
+                f"{num_shots}: give both, or neither."
+            )
+        if num_shots < 0 or shot_max_length < 1 or (top_k is not None and top_k < 1):
+            raise SmolbenchError(
+                "model.num_shots must not be negative, shot_max_length and top_k positive; given "
+                f"are {num_shots}, {shot_max_length} and {top_k}."
+            )
+        if len(set(shot_seeds or [])) != len(shot_seeds or []):
+            raise SmolbenchError(f"model.shot_seeds repeat themselves: {shot_seeds}.")
+        if template.endswith((" ", "\t", "\n")):
+            raise SmolbenchError(
+                "model.template ends in white space; what stands between it and the answer is "
+                f"model.separator ({separator!r})."
+            )
+        self.rule: Rule = rule
+        self.top_k = 50 if top_k is None else top_k
+        self.unknown_as = unknown_as
+        self.calibration: Calibration = calibration
+        self.num_shots = num_shots
+        self.shot_seeds = shot_seeds or [0]
+        self._label_words = label_words
+        self._separator = separator
+        self._shot_separator = shot_separator
+        self._shot_max_length = shot_max_length
+        self._template = template
+        self._max_length = max_length
+        self._truncation_side: Literal["left", "right"] = truncation_side
+        self.backbone = LanguageModel(backbone, revision, dtype)
+        self._prompted: list[Prompted] = []
+        self._size = 0
+        self._token_classes = torch.empty(0)
+        self._offsets: dict[str, torch.Tensor] = {}
+        self._example: str | None = None
+
+    # -- texts to rows ----------------------------------------------------------------------------
+
+    @property
+    def convention(self) -> str:  # type: ignore[override] # follows from the options
+        """The rule, and what it depends on."""
+        return f"top_{self.top_k}" if self.rule == "top_k" else f"verbalizer, {self.calibration}"
+
+    @cached_property
+    def words(self) -> LabelWords:
+        """The label words, in the order of the classes.
+
+        Raises:
+            SmolbenchError: If they are not those of the data's classes, or no tokens.
+        """
+        names = self.label_names
+        words = self._label_words or {name: name for name in names}
+        if set(words) != set(names):
+            raise SmolbenchError(
+                f"model.label_words are for {', '.join(words)}, but the classes of the data are "
+                f"{', '.join(names)}: give a word for each."
+            )
+        if self.unknown_as not in (None, *names):
+            raise SmolbenchError(
+                f"model.unknown_as is {self.unknown_as!r}, which is none of the classes "
+                f"{', '.join(names)}."
+            )
+        return LabelWords(self.backbone.tokenizer, [words[name] for name in names], self._separator)
+
+    @cached_property
+    def encoders(self) -> list[TemplateEncoder]:
+        """The template behind the examples of each seed.
+
+        All leave a text the same room, so that rows without their beginning serve them all.
+
+        Raises:
+            SmolbenchError: If rows could be longer than the backbone reads, the template does not
+                fit, or there are too few examples.
+        """
+        found = [
+            self.backbone.template_encoder(
+                self._shots(seed) + self._template, self._max_length, self._truncation_side
+            )
+            for seed in self.shot_seeds
+        ]
+        # the last token of an answer is never read, only predicted
+        answer = max(map(len, self.words.ids)) - 1
+        room = min(encoder.text_budget for encoder in found) - answer
+        if room < 1:
+            raise SmolbenchError(
+                f"model.max_length is {self._max_length}, which leaves no room for a text beside "
+                "the template, its examples and an answer: raise max_length, or lower num_shots or "
+                "shot_max_length."
+            )
+        for encoder in found:
+            encoder.text_budget = room
+        return found
+
+    def _shots(self, seed: int) -> str:
+        """Examples as they stand in front of the template, as many of each class."""
+        if not self.num_shots:
+            return ""
+        split = self.trainer.datamodule.split("train")  # type: ignore[attr-defined] # Lightning's
+        labels = np.asarray(split.labels)
+        texts = list(column_values(split.examples, "text"))
+        generator = np.random.default_rng(seed)
+        classes = generator.permutation(len(self.label_names))
+        per_class = {k: generator.permutation(np.flatnonzero(labels == k)) for k in classes}
+        chosen: list[tuple[str, int]] = []
+        for number in range(self.num_shots):
+            k = int(classes[number % len(classes)])
+            usable = (texts[row] for row in per_class[k][number // len(classes) :])
+            # a text that holds the slot itself would be taken for it
+            text = next((text for text in usable if SLOT not in text and text.strip()), None)
+            if text is None:
+                raise SmolbenchError(
+                    f"There are too few training examples of the class {self.label_names[k]!r} for "
+                    f"model.num_shots {self.num_shots}: lower it, or raise data.limit_train."
+                )
+            chosen.append((text, k))
+        order = generator.permutation(len(chosen))
+        return "".join(self._shot(*chosen[n]) for n in order)
+
+    def _shot(self, text: str, label: int) -> str:
+        tokenizer = self.backbone.tokenizer
+        encoded = tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        ends = [stop for _, stop in encoded["offset_mapping"]]
+        kept = (
+            text if len(ends) <= self._shot_max_length else text[: ends[self._shot_max_length - 1]]
+        )
+        filled = self._template.replace(SLOT, kept)
+        return f"{filled}{self._separator}{self.words.words[label]}{self._shot_separator}"
+
+    def encode(self, examples: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
+        """Token ids of texts and of what stands behind them; see the base class."""
+        return {"input_ids": self.encoders[0].encode(examples["text"])["input_ids"]}
+
+    def encoder_key(self) -> dict[str, Any]:
+        """See the base class; rows depend on the examples only in how much room they leave."""
+        first = self.encoders[0]
+        return {**first.key(), "template": self._template, "room": first.text_budget}
+
+    def rows(self, split: str, table: TokenTable, labels: np.ndarray | None) -> TokenRows:
+        """Token ids of a split, without what all prompts share.
+
+        Args:
+            split: Name of the split.
+            table: The split's token ids.
+            labels: Classes, shape ``(N,)``; ``None`` for texts to predict.
+        """
+        if self._example is None and len(table):
+            row = table.ragged["input_ids"].padded(np.array([0]), fill=0)[0].tolist()
+            self._example = str(
+                self.backbone.tokenizer.decode([*self.encoders[0].shared_ids, *row])
+            )
+        return TokenRows(table, labels, 0)
+
+    # -- rows to scores ---------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Load the model and run what all prompts share, once for each seed.
+
+        Raises:
+            SmolbenchError: If this is a training, or the backbone is no causal language model.
+        """
+        if self._prompted:
+            return
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            raise SmolbenchError(
+                "PromptTask has nothing to train: score it with `smolbench test`, or fit a "
+                "FineTuneTask or a ProbeTask."
+            )
+        device = self.trainer.strategy.root_device if self._trainer else self.device
+        encoders = self.encoders  # what does not fit is an error before anything is loaded
+        model = load_language_model(self.backbone, self.backbone.dtype(device))
+        frozen: torch.nn.Module = model  # transformers' own methods are untyped
+        frozen.to(device).requires_grad_(False)
+        self._size = sum(p.numel() for p in model.parameters())
+        self._prompted = [Prompted(model, encoder.shared_ids) for encoder in encoders]
+        if self.rule == "top_k":
+            classes = self.words.token_classes(model.config.vocab_size)
+            self._token_classes = classes.to(device)
+        else:
+            self._offsets = {kind: self._offset(kind, device) for kind in _CALIBRATIONS}
+
+    def _offset(self, kind: Calibration, device: torch.device) -> torch.Tensor:
+        """Log-probability of each label word where there is no text, shape ``(S, C)``."""
+        found = []
+        for encoder, prompted in zip(self.encoders, self._prompted, strict=True):
+            rows: list[Any] = list(encoder.encode(_CONTENT_FREE)["input_ids"])
+            behind = prompted
+            if kind == "pmi":
+                rows = [encoder.suffix_ids or [encoder.end_of_text()]]
+                behind = Prompted(prompted.model, encoder.head_ids)
+            scores = torch.stack([self._words_behind(behind, row, device) for row in rows])
+            # the mean of probabilities, each normalised over the label words
+            found.append(scores.log_softmax(dim=1).logsumexp(dim=0) - math.log(len(rows)))
+        return torch.stack(found)
+
+    def _words_behind(
+        self, prompted: Prompted, row: Sequence[int], device: torch.device
+    ) -> torch.Tensor:
+        ids = torch.tensor([row], device=device)
+        lengths = torch.tensor([len(row)], device=device)
+        return prompted.continuations(ids, lengths, self.words.ids)[0].cpu()
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Scores of the classes ``(B, C)``, float32, behind the first seed's examples."""
+        scores, _ = self._read(batch, 0)
+        return self._calibrated(scores, 0, self.calibration)
+
+    def _read(self, batch: Batch, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the model answers behind one seed's examples.
+
+        Returns:
+            Scores of the classes without calibration ``(B, C)``, float32, and which texts are
+            ``unknown`` ``(B,)``, both on the CPU.
+        """
+        ids, lengths = batch["input_ids"], batch["attention_mask"].sum(dim=1)
+        if self.rule == "verbalizer":
+            scores = self._prompted[seed].continuations(ids, lengths, self.words.ids)
+            return scores.cpu(), torch.zeros(len(ids), dtype=torch.bool)
+        default = 0 if self.unknown_as is None else self.label_names.index(self.unknown_as)
+        log_probs = self._prompted[seed].next_token(ids, lengths)
+        scores, unknown = first_answer(log_probs, self._token_classes, self.top_k, default)
+        return scores.cpu(), unknown.cpu()
+
+    def _calibrated(self, scores: torch.Tensor, seed: int, kind: Calibration) -> torch.Tensor:
+        if kind == "none":
+            return scores
+        return scores.log_softmax(dim=1) - self._offsets[kind][seed]
+
+    # -- scores to metrics ------------------------------------------------------------------------
+
+    def _collect(self, batch: Batch) -> None:
+        read = [self._read(batch, seed) for seed in range(len(self.shot_seeds))]
+        scores = torch.stack([scores for scores, _ in read], dim=1)
+        unknown = torch.stack([unknown for _, unknown in read], dim=1)
+        self._keep(batch["index"], scores, unknown, batch["labels"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Score the whole validation split."""
+        _, scores, unknown, labels = self._gather()
+        metrics = self._over_seeds(scores, unknown, labels)
+        self.log_dict({f"val/{name}": value for name, value in metrics.items()})
+
+    def on_test_epoch_end(self) -> None:
+        """Score the whole test split and keep the predictions for their file."""
+        index, scores, unknown, labels = self._gather()
+        metrics = self._over_seeds(scores, unknown, labels)
+        self.log_dict({f"test/{name}": value for name, value in metrics.items()})
+        seeds = range(len(self.shot_seeds))
+        logits = [self._calibrated(scores[:, n], n, self.calibration) for n in seeds]
+        first, probabilities = logits[0].argmax(dim=1), logits[0].softmax(dim=1)
+        tables = classification_tables(first, labels, self.label_names)
+        self._test_tables = {f"test/{name}": table for name, table in tables.items()}
+        self._test_predictions = {
+            "index": index.numpy(),
+            "label": labels.numpy(),
+            "prediction": first.numpy(),
+            **{
+                f"score_{name}": probabilities[:, n].numpy()
+                for n, name in enumerate(self.label_names)
+            },
+            **{
+                f"prediction_of_shots_{self.shot_seeds[n]}": logits[n].argmax(dim=1).numpy()
+                for n in seeds[1:]
+            },
+        }
+        if self.rule == "top_k":
+            self._test_predictions["unknown"] = unknown[:, 0].numpy()
+
+    def _over_seeds(
+        self, scores: torch.Tensor, unknown: torch.Tensor, labels: torch.Tensor
+    ) -> dict[str, float]:
+        """Metrics as means over the seeds of the examples, with their spread.
+
+        Args:
+            scores: Of the classes, without calibration, shape ``(N, S, C)``.
+            unknown: Texts without an answer, shape ``(N, S)``.
+            labels: True classes, shape ``(N,)``.
+        """
+        each = [
+            self._of_seed(scores[:, n], unknown[:, n], labels, n)
+            for n in range(len(self.shot_seeds))
+        ]
+        metrics = {name: float(np.mean([one[name] for one in each])) for name in each[0]}
+        if len(each) > 1:
+            spread = {
+                f"{name}_std": float(np.std([one[name] for one in each], ddof=1))
+                for name in each[0]
+                if name != "n" and not name.endswith("_stderr")
+            }
+            metrics |= spread
+        return metrics
+
+    def _of_seed(
+        self, scores: torch.Tensor, unknown: torch.Tensor, labels: torch.Tensor, seed: int
+    ) -> dict[str, float]:
+        logits = self._calibrated(scores, seed, self.calibration)
+        metrics = classification_metrics(logits, labels)
+        if self.rule == "top_k":
+            # the scores of a rank are no probabilities
+            metrics = {k: v for k, v in metrics.items() if k.split("_")[0] not in _OF_PROBABILITIES}
+            right = (logits.argmax(dim=1) == labels) & ~unknown
+            metrics["accuracy_unknown_wrong"] = right.double().mean().item()
+            metrics["accuracy_unknown_wrong_stderr"] = mean_stderr(right.double().numpy())
+            metrics["n_unknown"] = float(unknown.sum())
+            return metrics
+        for kind in ("none", *_CALIBRATIONS):
+            predicted = self._calibrated(scores, seed, kind).argmax(dim=1)
+            right = (predicted == labels).double()
+            name = "uncalibrated" if kind == "none" else kind
+            metrics[f"accuracy_{name}"] = right.mean().item()
+            metrics[f"accuracy_{name}_stderr"] = mean_stderr(right.numpy())
+        return metrics
+
+    # -- what results say -------------------------------------------------------------------------
+
+    def signature(self) -> dict[str, Any]:
+        """Nothing is trained; see the base class."""
+        return {
+            **super().signature(),
+            "backbone": self.backbone.name,
+            "revision": self.backbone.revision,
+            "encoder": digest(self.encoder_key()),
+            "convention": self.convention,
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """Model, prompt and answers; see the base class."""
+        return {
+            **super().facts(),
+            "model/id": self.backbone.name,
+            "model/revision": self.backbone.revision,
+            "model/total_params": self._size,
+            "model/dtype": str(self.backbone.dtype(self.device)).removeprefix("torch."),
+            "prompt/example": self._example,
+            "prompt/label_words": ", ".join(self.words.words),
+            "prompt/num_shots": self.num_shots,
+            "prompt/shot_seeds": ", ".join(map(str, self.shot_seeds)) if self.num_shots else None,
+        }
+
+
+def first_answer(
+    log_probs: torch.Tensor, token_classes: torch.Tensor, k: int, default: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The class of the first of the ``k`` likeliest tokens that stands for one.
+
+    Zwicker, Abbaszadeh, Popper, "Lightweight Sentiment Analysis" (2024), section 2.2.
+
+    Args:
+        log_probs: Of the next token, shape ``(B, V)``.
+        token_classes: Class that each token stands for, -1 for none, shape ``(V,)``.
+        k: How many tokens are looked through.
+        default: The class of a row where none of them stands for a class.
+
+    Returns:
+        Scores, shape ``(B, C)``: for each class the log-probability of its likeliest token among
+        the ``k``, or the least of the ``k`` where it has none; and which rows have no answer at
+        all, bool, shape ``(B,)``. There ``default`` is ahead by a hair.
+    """
+    values, tokens = log_probs.topk(min(k, log_probs.shape[1]), dim=1)
+    classes = token_classes[tokens]
+    floor = values[:, -1:] - _NO_OPINION
+    count = int(token_classes.max()) + 1
+    scores = torch.cat(
+        [torch.where(classes == n, values, floor).amax(dim=1, keepdim=True) for n in range(count)],
+        dim=1,
+    )
+    unknown = (classes < 0).all(dim=1)
+    scores[unknown, default] += _NO_OPINION
+    return scores, unknown

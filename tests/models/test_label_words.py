@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+
+from smolbench.errors import SmolbenchError
+from smolbench.models.label_words import LabelWords
+from tests.helpers.tiny import VOCABULARY, tiny_tokenizer
+
+
+def words(*given, tokenizer="gpt2", separator=" "):
+    return LabelWords(tiny_tokenizer(tokenizer), given, separator)
+
+
+def text(token, tokenizer="gpt2"):
+    return tiny_tokenizer(tokenizer).decode([token])
+
+
+def test_answers_are_what_stands_behind_the_prompt():
+    found = words("good", "Dull")
+    tokenizer = tiny_tokenizer("gpt2")
+    assert found.ids == [tokenizer(" good")["input_ids"], tokenizer(" Dull")["input_ids"]]
+    assert words("good", separator="").ids == [tokenizer("good")["input_ids"]]
+
+
+def test_single_words():
+    assert words("the", "a").single == all(len(ids) == 1 for ids in words("the", "a").ids)
+    assert not words("the", "unheard-of").single
+
+
+def test_a_token_matches_with_any_capitals_and_spaces():
+    classes = words("The", "and").token_classes(VOCABULARY)
+    for token in range(VOCABULARY):
+        meaning = {"the": 0, "and": 1}.get(text(token).strip().casefold())
+        if meaning is not None:
+            assert classes[token] == meaning
+    assert {text(int(n)).strip().casefold() for n in (classes == 0).nonzero()} >= {"the"}
+
+
+def test_a_first_piece_stands_for_the_word_unless_two_begin_with_it():
+    found = words("the", "xylophone")
+    (first, *_) = tiny_tokenizer("gpt2")("xylophone")["input_ids"]
+    classes = found.token_classes(VOCABULARY)
+    matching = {text(int(n)).strip().casefold() for n in (classes == 1).nonzero()}
+    assert matching == {text(first)}
+    assert "the" not in matching
+
+
+def test_scores_beyond_the_tokenizer_stand_for_nothing():
+    size = len(tiny_tokenizer("gpt2"))
+    classes = words("the", "and").token_classes(size + 7)
+    assert classes.shape == (size + 7,)
+    assert (classes[size:] == -1).all()
+
+
+def test_words_that_begin_alike_are_refused():
+    with pytest.raises(SmolbenchError, match="No token stands for the label word"):
+        words("qqa", "qqb", separator="").token_classes(VOCABULARY)
+
+
+def test_two_classes_need_two_words():
+    with pytest.raises(SmolbenchError, match="not all different"):
+        words("Good", "good ")
+
+
+@pytest.mark.parametrize("word", ["", "   "])
+def test_a_word_needs_tokens(word):
+    with pytest.raises(SmolbenchError, match="not in the tokenizer's vocabulary"):
+        words("good", word)
+
+
+def test_a_word_outside_the_vocabulary_is_refused():
+    with pytest.raises(SmolbenchError, match="'好' is not in the tokenizer's vocabulary"):
+        words("good", "好", tokenizer="bert")

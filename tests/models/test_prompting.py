@@ -1,0 +1,83 @@
+"""Scores behind prompts equal those of the plain Hugging Face model on the whole rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from smolbench.models.causal_lm import LanguageModel, load_language_model
+from smolbench.models.prompting import Prompted
+from tests.helpers.tiny import CAUSAL, VOCABULARY, tiny_language_model
+
+SHARED = [7, 50, 60, 9, 11, 70, 80]
+ROWS = [[20, 21, 22, 23, 24], [30], [40, 41, 42]]
+ANSWERS = [[100], [101, 102, 103], [101, 104], [105]]
+
+
+def plain(architecture):
+    folder = tiny_language_model(architecture)
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def prompted(architecture, shared=SHARED):
+    backbone = LanguageModel(tiny_language_model(architecture), None, "float32")
+    return Prompted(load_language_model(backbone, torch.float32), shared)
+
+
+def padded():
+    lengths = torch.tensor([len(row) for row in ROWS])
+    ids = torch.zeros(len(ROWS), int(lengths.max()), dtype=torch.long)
+    for n, row in enumerate(ROWS):
+        ids[n, : len(row)] = torch.tensor(row)
+    return ids, lengths
+
+
+def expected(model, shared, row):
+    """Log-probabilities of the next token of one whole row."""
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([shared + row])).logits[0, -1].log_softmax(dim=-1)
+
+
+@pytest.mark.parametrize("shared", [SHARED, []], ids=["shared", "nothing shared"])
+@pytest.mark.parametrize("architecture", CAUSAL)
+def test_next_token(architecture, shared):
+    model = plain(architecture)
+    found = prompted(architecture, shared).next_token(*padded())
+    assert found.shape == (len(ROWS), VOCABULARY)
+    for n, row in enumerate(ROWS):
+        torch.testing.assert_close(found[n], expected(model, shared, row), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shared", [SHARED, []], ids=["shared", "nothing shared"])
+@pytest.mark.parametrize("architecture", CAUSAL)
+def test_continuations(architecture, shared):
+    model = plain(architecture)
+    found = prompted(architecture, shared).continuations(*padded(), ANSWERS)
+    for n, row in enumerate(ROWS):
+        for c, answer in enumerate(ANSWERS):
+            steps = [
+                expected(model, shared, row + answer[:place])[token]
+                for place, token in enumerate(answer)
+            ]
+            assert found[n, c].item() == pytest.approx(sum(steps).item(), abs=1e-4)
+
+
+def test_the_head_sees_one_position_per_row():
+    subject = prompted("llama")
+    seen = []
+    head = subject.model.get_output_embeddings()
+    head.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].shape))
+    subject.next_token(*padded())
+    assert seen == [(len(ROWS), 16)]
+
+
+def test_the_shared_beginning_is_run_once():
+    subject = prompted("llama")
+    seen = []
+    subject.model.base_model.embed_tokens.register_forward_hook(
+        lambda _, inputs, output: seen.append(tuple(inputs[0].shape))
+    )
+    for _ in range(2):
+        subject.next_token(*padded())
+    assert seen == [(3, 5), (3, 5)]
