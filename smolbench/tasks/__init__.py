@@ -1,5 +1,6 @@
 """How models learn: one LightningModule per task."""
 
+from smolbench.tasks.classical import ClassicalTask
 from smolbench.tasks.classification import ClassificationTask
 from smolbench.tasks.fine_tune import FineTuneTask
 from smolbench.tasks.multiple_choice import MultipleChoiceTask
@@ -9,6 +10,7 @@ from smolbench.tasks.task import BaseTask
 
 __all__ = [
     "BaseTask",
+    "ClassicalTask",
     "ClassificationTask",
     "FineTuneTask",
     "MultipleChoiceTask",

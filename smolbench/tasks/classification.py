@@ -17,6 +17,7 @@ from smolbench.metrics.classification import (
 from smolbench.tasks.task import BaseTask, saved_signature
 
 Batch = dict[str, torch.Tensor]
+_OF_PROBABILITIES = {"loss", "brier", "ece"}
 
 
 class ClassificationTask(BaseTask):
@@ -33,6 +34,9 @@ class ClassificationTask(BaseTask):
 
     kind: ClassVar[str] = "classification"
     monitor: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/accuracy", "max")
+
+    probabilistic: bool = True
+    """Whether scores are log-probabilities, up to what all classes of a row have in common."""
 
     def __init__(self, *, num_classes: int | None = None, **options: Any) -> None:  # noqa: ANN401
         super().__init__(**options)
@@ -112,7 +116,7 @@ class ClassificationTask(BaseTask):
     def on_validation_epoch_end(self) -> None:
         """Score the whole validation split."""
         _, logits, labels = self._gather()
-        metrics = validation_metrics(logits, labels)
+        metrics = self._meaningful(validation_metrics(logits, labels))
         shown = {"accuracy", "loss"}
         for name, value in metrics.items():
             self.log(f"val/{name}", value, prog_bar=name in shown)
@@ -120,7 +124,8 @@ class ClassificationTask(BaseTask):
     def on_test_epoch_end(self) -> None:
         """Score the whole test split and keep the predictions for their file."""
         index, logits, labels = self._gather()
-        self.log_dict({f"test/{k}": v for k, v in classification_metrics(logits, labels).items()})
+        metrics = self._meaningful(classification_metrics(logits, labels))
+        self.log_dict({f"test/{name}": value for name, value in metrics.items()})
         predictions, scores = logits.argmax(dim=1), logits.softmax(dim=1)
         tables = classification_tables(predictions, labels, self.label_names)
         self._test_tables = {f"test/{name}": table for name, table in tables.items()}
@@ -130,6 +135,12 @@ class ClassificationTask(BaseTask):
             "prediction": predictions.numpy(),
             **{f"score_{name}": scores[:, n].numpy() for n, name in enumerate(self.label_names)},
         }
+
+    def _meaningful(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Without what needs probabilities, where the scores are none."""
+        if self.probabilistic:
+            return metrics
+        return {k: v for k, v in metrics.items() if k.split("_")[0] not in _OF_PROBABILITIES}
 
     def facts(self) -> dict[str, Any]:
         """Also the tables of a test, class by class; see the base class."""

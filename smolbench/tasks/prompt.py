@@ -29,7 +29,6 @@ Calibration = Literal["none", "contextual", "pmi"]
 _CALIBRATIONS: tuple[Calibration, ...] = ("contextual", "pmi")
 _CONTENT_FREE = ("N/A", "", "[MASK]")
 """Texts without content, over which contextual calibration takes the mean (Zhao et al., 2021)."""
-_OF_PROBABILITIES = {"loss", "brier", "ece", "auroc"}
 _NO_OPINION = 1e-3
 """By how much, in nats, the class that stands for `unknown` is ahead of the others."""
 
@@ -125,6 +124,7 @@ class PromptTask(ClassificationTask):
                 f"model.separator ({separator!r})."
             )
         self.rule: Rule = rule
+        self.probabilistic = rule == "verbalizer"
         self.top_k = 50 if top_k is None else top_k
         self.unknown_as = unknown_as
         self.calibration: Calibration = calibration
@@ -405,10 +405,10 @@ class PromptTask(ClassificationTask):
         self, scores: torch.Tensor, unknown: torch.Tensor, labels: torch.Tensor, seed: int
     ) -> dict[str, float]:
         logits = self._calibrated(scores, seed, self.calibration)
-        metrics = classification_metrics(logits, labels)
+        metrics = self._meaningful(classification_metrics(logits, labels))
         if self.rule == "top_k":
-            # the scores of a rank are no probabilities
-            metrics = {k: v for k, v in metrics.items() if k.split("_")[0] not in _OF_PROBABILITIES}
+            # most texts have a score for one class only
+            metrics = {k: v for k, v in metrics.items() if not k.startswith("auroc")}
             right = (logits.argmax(dim=1) == labels) & ~unknown
             metrics["accuracy_unknown_wrong"] = right.double().mean().item()
             metrics["accuracy_unknown_wrong_stderr"] = mean_stderr(right.double().numpy())

@@ -1,0 +1,168 @@
+"""Classical text classifiers: TF-IDF and what scikit-learn learns from it."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from smolbench.errors import SmolbenchError
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+Classifier = Literal["naive_bayes", "logistic_regression", "random_forest", "linear_svm"]
+PROBABILISTIC: tuple[Classifier, ...] = ("naive_bayes", "logistic_regression", "random_forest")
+_LEAST = 1e-9
+"""Probability that stands for 0, whose logarithm is not finite (a forest is often certain)."""
+_ALLOWED = ("numpy.dtype", "sklearn.tree._tree.Tree", "scipy.sparse._csr.csr_matrix")
+"""Types beside scikit-learn's own that a checkpoint may hold; none of them runs code."""
+
+
+@dataclass(frozen=True)
+class ClassicalOptions:
+    """Settings of a pipeline; see :class:`~smolbench.tasks.classical.ClassicalTask`."""
+
+    classifier: Classifier
+    max_ngram: int
+    min_df: int
+    max_features: int | None
+    sublinear_tf: bool
+    stop_words: Literal["english"] | None
+    alpha: float
+    inverse_penalty: float
+    n_estimators: int
+    max_depth: int | None
+
+
+def build_pipeline(options: ClassicalOptions, seed: int) -> Pipeline:
+    """A TF-IDF vectoriser and a classifier, not yet fitted.
+
+    Args:
+        options: Which classifier, and its settings.
+        seed: Of what is random in it.
+    """
+    from sklearn.ensemble import RandomForestClassifier  # lazy: import cost
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.naive_bayes import MultinomialNB
+    from sklearn.pipeline import Pipeline
+    from sklearn.svm import LinearSVC
+
+    vectorizer = TfidfVectorizer(
+        ngram_range=(1, options.max_ngram),
+        min_df=options.min_df,
+        max_features=options.max_features,
+        sublinear_tf=options.sublinear_tf,
+        stop_words=options.stop_words,
+        dtype=np.float32,
+    )
+    penalty = options.inverse_penalty
+    classifier: Any
+    if options.classifier == "naive_bayes":
+        classifier = MultinomialNB(alpha=options.alpha)
+    elif options.classifier == "logistic_regression":
+        classifier = LogisticRegression(C=penalty, max_iter=1000, random_state=seed)
+    elif options.classifier == "linear_svm":
+        classifier = LinearSVC(C=penalty, random_state=seed)
+    else:
+        classifier = RandomForestClassifier(
+            n_estimators=options.n_estimators,
+            max_depth=options.max_depth,
+            n_jobs=-1,
+            random_state=seed,
+        )
+    return Pipeline([("tfidf", vectorizer), ("classifier", classifier)])
+
+
+def fit_pipeline(pipeline: Pipeline, texts: Sequence[str], labels: np.ndarray) -> None:
+    """Fit in place.
+
+    Args:
+        pipeline: From :func:`build_pipeline`.
+        texts: ``N`` texts.
+        labels: Classes, shape ``(N,)``.
+
+    Raises:
+        SmolbenchError: If no word is left to learn from.
+    """
+    try:
+        pipeline.fit(list(texts), labels)
+    except ValueError as error:
+        said = str(error)
+        if any(sign in said for sign in ("vocabulary", "no terms remain", "documents than min_df")):
+            raise SmolbenchError(
+                "No word of the training texts is left to learn from "
+                f"({' '.join(said.split())}): lower model.min_df, or leave out model.stop_words."
+            ) from error
+        raise
+
+
+def class_scores(pipeline: Pipeline, texts: Sequence[str], classes: int) -> np.ndarray:
+    """Scores of texts, the highest for the class that is predicted, float32, shape ``(N, C)``.
+
+    Log-probabilities where the classifier has probabilities, else its margins. Classes that
+    training had no example of have the lowest score.
+
+    Args:
+        pipeline: A fitted one.
+        texts: ``N`` texts.
+        classes: Number of classes, ``C``.
+    """
+    classifier = pipeline.named_steps["classifier"]
+    if hasattr(classifier, "predict_proba"):
+        known = np.log(np.maximum(pipeline.predict_proba(list(texts)), _LEAST))
+    else:
+        margins = pipeline.decision_function(list(texts))
+        known = margins if margins.ndim == 2 else np.stack([-margins / 2, margins / 2], axis=1)
+    scores = np.full((len(texts), classes), known.min() - 1.0, dtype=np.float32)
+    scores[:, classifier.classes_] = known
+    return scores
+
+
+def learned_numbers(pipeline: Pipeline) -> int:
+    """How many numbers the classifier and the vectoriser have learned from the texts."""
+    vectorizer, classifier = pipeline.named_steps["tfidf"], pipeline.named_steps["classifier"]
+    arrays = [vectorizer.idf_]
+    for name in ("feature_log_prob_", "class_log_prior_", "coef_", "intercept_"):
+        if (array := getattr(classifier, name, None)) is not None:
+            arrays.append(array)
+    for tree in getattr(classifier, "estimators_", []):
+        arrays += [tree.tree_.threshold, tree.tree_.feature, tree.tree_.value]
+    return sum(int(np.size(array)) for array in arrays)
+
+
+def pipeline_to_bytes(pipeline: Pipeline) -> bytes:
+    """A fitted pipeline in a form that holds data and no code."""
+    import skops.io  # lazy: only checkpoints of classical tasks need it
+
+    # a vocabulary is mostly repetition
+    saved: bytes = skops.io.dumps(pipeline, compression=zipfile.ZIP_DEFLATED)
+    return saved
+
+
+def pipeline_from_bytes(saved: bytes) -> Pipeline:
+    """Read what :func:`pipeline_to_bytes` has written.
+
+    Raises:
+        SmolbenchError: If it is damaged, or holds anything but a pipeline's own types.
+    """
+    import skops.io  # lazy: see above
+
+    try:
+        strangers = set(skops.io.get_untrusted_types(data=saved)) - set(_ALLOWED)
+        if not strangers:
+            pipeline: Pipeline = skops.io.loads(saved, trusted=list(_ALLOWED))
+            return pipeline
+    except Exception as error:  # whatever a damaged archive makes of its reader
+        raise SmolbenchError(
+            f"The fitted pipeline in the checkpoint is damaged ({type(error).__name__}): fit it "
+            "anew."
+        ) from error
+    raise SmolbenchError(
+        f"The checkpoint holds {', '.join(sorted(strangers))}, which no fitted pipeline of "
+        "smolbench does; it is not loaded, because it could run code."
+    )

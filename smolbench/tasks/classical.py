@@ -1,0 +1,244 @@
+"""Classical baselines: scikit-learn pipelines under the same commands, folders and measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+
+from smolbench.data.batching import ArrayRows, Indices, Rows
+from smolbench.data.columns import column_values
+from smolbench.data.token_cache import TokenTable
+from smolbench.errors import SmolbenchError
+from smolbench.models.classical import (
+    PROBABILISTIC,
+    ClassicalOptions,
+    Classifier,
+    build_pipeline,
+    class_scores,
+    fit_pipeline,
+    learned_numbers,
+    pipeline_from_bytes,
+    pipeline_to_bytes,
+)
+from smolbench.tasks.classification import Batch, ClassificationTask
+
+_SAVED = "pipeline_bytes"
+"""Name in the state dict of the fitted pipeline, uint8."""
+
+
+class ClassicalTask(ClassificationTask):
+    """TF-IDF and a classical classifier, fitted on the whole training split in one step.
+
+    Args:
+        classifier: ``naive_bayes`` (multinomial), ``logistic_regression``, ``random_forest`` or
+            ``linear_svm``.
+        max_ngram: Longest sequence of words that is a feature.
+        min_df: Fewest training texts that a feature must stand in.
+        max_features: Most features, the most frequent ones; all if not given.
+        sublinear_tf: Whether a feature's frequency in a text counts by ``1 + log``.
+        stop_words: ``english`` leaves out scikit-learn's list of frequent English words.
+        alpha: Additive smoothing (``naive_bayes``); 1 if not given.
+        inverse_penalty: Inverse strength of the L2 penalty, scikit-learn's ``C``
+            (``logistic_regression``, ``linear_svm``); 1 if not given.
+        n_estimators: Number of trees (``random_forest``); 100 if not given.
+        max_depth: Deepest tree (``random_forest``); as deep as it gets if not given.
+        num_classes: Number of classes, for data that does not name its labels.
+
+    Raises:
+        SmolbenchError: If the settings contradict each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        classifier: Classifier = "logistic_regression",
+        max_ngram: int = 2,
+        min_df: int = 2,
+        max_features: int | None = None,
+        sublinear_tf: bool = True,
+        stop_words: Literal["english"] | None = None,
+        alpha: float | None = None,
+        inverse_penalty: float | None = None,
+        n_estimators: int | None = None,
+        max_depth: int | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__(num_classes=num_classes)
+        self.save_hyperparameters()
+        for name, value, users in (
+            ("alpha", alpha, ("naive_bayes",)),
+            ("inverse_penalty", inverse_penalty, ("logistic_regression", "linear_svm")),
+            ("n_estimators", n_estimators, ("random_forest",)),
+            ("max_depth", max_depth, ("random_forest",)),
+        ):
+            if value is not None and classifier not in users:
+                raise SmolbenchError(
+                    f"model.{name} is for {' and '.join(users)}, and model.classifier is "
+                    f"{classifier!r}: leave it out."
+                )
+            if value is not None and value <= 0:
+                raise SmolbenchError(f"model.{name} must be positive, but is {value}.")
+        if max_ngram < 1 or min_df < 1 or (max_features is not None and max_features < 1):
+            raise SmolbenchError(
+                "model.max_ngram, min_df and max_features must be positive; given are "
+                f"{max_ngram}, {min_df} and {max_features}."
+            )
+        self.method = classifier
+        self.probabilistic = classifier in PROBABILISTIC
+        self.options = ClassicalOptions(
+            classifier=classifier,
+            max_ngram=max_ngram,
+            min_df=min_df,
+            max_features=max_features,
+            sublinear_tf=sublinear_tf,
+            stop_words=stop_words,
+            alpha=1.0 if alpha is None else alpha,
+            inverse_penalty=1.0 if inverse_penalty is None else inverse_penalty,
+            n_estimators=n_estimators or 100,
+            max_depth=max_depth,
+        )
+        self.automatic_optimization = False  # scikit-learn fits, not an optimiser
+        self.pipeline: Any = None
+        self._texts: dict[str, Sequence[str]] = {}
+        self._split = "train"
+        # Lightning counts steps by an optimiser's; this is what it "trains"
+        self.fitted = torch.nn.Parameter(torch.zeros(1))
+        self.pipeline_bytes: torch.Tensor
+        self.register_buffer(_SAVED, torch.empty(0, dtype=torch.uint8))
+
+    # -- texts ------------------------------------------------------------------------------------
+
+    def encode(self, examples: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
+        """Lengths only: the texts are read as they are, see :meth:`rows`."""
+        return {"n_characters": [len(text) for text in examples["text"]]}
+
+    def encoder_key(self) -> dict[str, Any]:
+        """See the base class."""
+        return {"encoder": "characters-1"}
+
+    def rows(self, split: str, table: TokenTable, labels: np.ndarray | None) -> Rows:
+        """Row numbers and labels of a split; for training all of them as one batch.
+
+        Args:
+            split: Name of the split.
+            table: The texts' lengths.
+            labels: Classes, shape ``(N,)``; ``None`` for texts to predict.
+        """
+        examples = self.trainer.datamodule.split(split).examples  # type: ignore[attr-defined]
+        self._texts[split] = list(column_values(examples, "text"))
+        arrays = {"n_characters": table.scalars["n_characters"]}
+        if labels is not None:
+            arrays["labels"] = labels
+        rows = ArrayRows(arrays)
+        return _OneBatch(rows) if split == "train" else rows
+
+    # -- fitting ----------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Nothing is optimised by gradients; see :meth:`training_step`.
+
+        Raises:
+            SmolbenchError: If the training is not the one step that there is.
+        """
+        trainer = self.trainer
+        if trainer.world_size > 1:
+            raise SmolbenchError(
+                f"A classical classifier is fitted by one process, and this job has "
+                f"{trainer.world_size}: give --trainer.devices 1."
+            )
+        if trainer.ckpt_path is not None:
+            raise SmolbenchError(
+                "A classical classifier is fitted in one step, so there is nothing to go on with: "
+                "start a new run without --ckpt_path."
+            )
+        if trainer.max_epochs != 1:
+            raise SmolbenchError(
+                "A classical classifier is fitted in one step: give --trainer.max_epochs 1."
+            )
+        return torch.optim.SGD([self.fitted], lr=1.0)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
+        """Fit the pipeline on the whole training split."""
+        self.pipeline = build_pipeline(self.options, self.seed)
+        fit_pipeline(self.pipeline, self._texts["train"], batch["labels"].cpu().numpy())
+        self._texts.pop("train")
+        saved = np.frombuffer(pipeline_to_bytes(self.pipeline), dtype=np.uint8)
+        self.pipeline_bytes = torch.from_numpy(saved.copy())
+        with torch.no_grad():
+            self.fitted.fill_(1.0)
+        self.optimizers().step()  # type: ignore[union-attr] # counts the step
+
+    def largest_batch(self, rows: Rows, effective: int) -> int:
+        """All rows are one batch, whatever its size; see the base class."""
+        return effective
+
+    def on_validation_epoch_start(self) -> None:
+        """Read the validation split from here on."""
+        super().on_validation_epoch_start()
+        self._split = "val"
+
+    def on_test_epoch_start(self) -> None:
+        """Read the test split from here on."""
+        super().on_test_epoch_start()
+        self._split = "test"
+
+    def on_predict_epoch_start(self) -> None:
+        """Read the texts to predict from here on."""
+        self._split = "predict"
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Scores ``(B, C)``, float32, of the rows with the numbers ``index`` ``(B,)``."""
+        classes = len(self.label_names)
+        if self.pipeline is None:  # untrained: no opinion
+            return torch.zeros(len(batch["index"]), classes)
+        texts = self._texts[self._split]
+        chosen = [texts[row] for row in batch["index"].tolist()]
+        return torch.from_numpy(class_scores(self.pipeline, chosen, classes))
+
+    # -- what results and checkpoints say ---------------------------------------------------------
+
+    def signature(self) -> dict[str, Any]:
+        """The pipeline's settings; see the base class."""
+        return {**super().signature(), **asdict(self.options)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read the fitted pipeline; see the base class.
+
+        Raises:
+            SmolbenchError: If it is damaged or holds what no pipeline does.
+        """
+        super().on_load_checkpoint(checkpoint)
+        saved = checkpoint["state_dict"][_SAVED]
+        self.pipeline_bytes = torch.empty_like(saved)  # as large as what is loaded into it
+        self.pipeline = pipeline_from_bytes(saved.cpu().numpy().tobytes())
+
+    def facts(self) -> dict[str, Any]:
+        """What was fitted; the numbers it has learned count as parameters."""
+        numbers = learned_numbers(self.pipeline) if self.pipeline is not None else None
+        return {
+            **super().facts(),
+            "model/id": f"tfidf-{self.options.classifier}",
+            "model/revision": None,
+            "model/total_params": numbers,
+            "model/trainable_params": numbers,
+        }
+
+
+class _OneBatch:
+    """All rows as a single one, so that an epoch is one step."""
+
+    lengths: Indices | None = None
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return 1
+
+    def batch(self, rows: Indices) -> dict[str, torch.Tensor]:
+        return self._rows.batch(np.arange(len(self._rows)))

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.naive_bayes import MultinomialNB
+from sklearn.pipeline import make_pipeline
+
+from smolbench.cli import main
+from smolbench.data import AGNewsDataModule, IMDbDataModule
+from smolbench.errors import SmolbenchError
+from smolbench.tasks import ClassicalTask
+from tests.helpers.training import plain_trainer
+
+RUN = ["--config=imdb_naive_bayes", "--config=tiny", "--trainer.accelerator=cpu"]
+RUN += ["--trainer.enable_progress_bar=false", "--data.limit_test=60"]
+
+
+def results(folder):
+    (file,) = folder.rglob("results.json")
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_fit_equals_scikit_learn(tmp_path, workers):
+    data = IMDbDataModule(source="sample", val_fraction=0.2, limit_test=50, num_workers=workers)
+    task = ClassicalTask(classifier="naive_bayes")
+    trainer = plain_trainer(tmp_path, max_epochs=1)
+    trainer.fit(task, data)
+    assert "val/accuracy" in trainer.callback_metrics
+    (metrics,) = trainer.test(task, data, verbose=False)
+    train, test = data.split("train"), data.split("test")
+    plain = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True), MultinomialNB()
+    ).fit(train.examples["text"][:], train.labels)
+    found = task.predictions()
+    texts = test.examples["text"][:]
+    assert found["prediction"].tolist() == plain.predict(texts).tolist()
+    assert found["score_pos"] == pytest.approx(plain.predict_proba(texts)[:, 1], abs=1e-5)
+    assert metrics["test/accuracy"] == pytest.approx(plain.score(texts, test.labels))
+    assert trainer.global_step == 1
+
+
+def test_any_number_of_classes(tmp_path):
+    data = AGNewsDataModule(source="sample")
+    task = ClassicalTask()
+    trainer = plain_trainer(tmp_path, max_epochs=1)
+    trainer.fit(task, data)
+    (metrics,) = trainer.test(task, data, verbose=False)
+    assert metrics["test/accuracy"] > 0.5
+    assert metrics["test/auroc"] > 0.7
+
+
+def test_margins_are_no_probabilities(tmp_path):
+    data = IMDbDataModule(source="sample")
+    task = ClassicalTask(classifier="linear_svm")
+    trainer = plain_trainer(tmp_path, max_epochs=1)
+    trainer.fit(task, data)
+    assert "val/accuracy" in trainer.callback_metrics
+    assert "val/loss" not in trainer.callback_metrics
+    (metrics,) = trainer.test(task, data, verbose=False)
+    assert metrics["test/auroc"] > 0.8
+    assert not {"test/loss", "test/ece", "test/brier"} & set(metrics)
+
+
+def test_fit_test_and_predict_by_the_command_line(folder_here, capsys):
+    assert main(["fit", *RUN]) == 0
+    assert main(["test", *RUN]) == 0
+    found = results(folder_here / "runs")
+    assert found["method"] == "naive_bayes"
+    assert found["model/trainable_params"] == found["model/total_params"] > 1000
+    assert found["test/n"] == 60
+    assert found["test/accuracy"] > 0.7
+    assert found["cost/fit_s"] > 0
+    assert found["cost/checkpoint_mib"] > 0
+    (predictions,) = folder_here.rglob("predictions.parquet")
+    assert pq.read_table(predictions).num_rows == 60
+    capsys.readouterr()
+    assert main(["predict", "--text=a warm and clever film", "--text=dull and silly"]) == 0
+    labels = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert labels == ["pos", "neg"]
+
+
+def test_there_is_nothing_to_go_on_with(folder_here, capsys):
+    assert main(["fit", *RUN]) == 0
+    assert main(["fit", *RUN, "--ckpt_path=last"]) == 2
+    assert "there is nothing to go on with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("--trainer.max_epochs=2", "fitted in one step"),
+        ("--model.min_df=999999", "No word of the training texts is left"),
+    ],
+)
+def test_what_cannot_be_fitted_is_a_sentence(folder_here, capfd, option, sentence):
+    assert main(["fit", *RUN, option]) == 2
+    assert sentence in " ".join(capfd.readouterr().err.split())
+
+
+@pytest.mark.slow
+def test_several_processes_are_refused(folder_here):
+    command = [sys.executable, "-m", "smolbench", "fit", *RUN, "--trainer.devices=2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2
+    assert "is fitted by one process" in done.stderr
+
+
+def test_untrained_it_has_no_opinion(folder_here):
+    assert main(["test", *RUN, "--ckpt_path=none"]) == 0
+    assert results(folder_here)["test/predicted_share"] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"alpha": 0.1}, "is for naive_bayes"),
+        ({"classifier": "naive_bayes", "inverse_penalty": 2.0}, "is for logistic_regression"),
+        ({"classifier": "linear_svm", "n_estimators": 5}, "is for random_forest"),
+        ({"inverse_penalty": 0.0}, "must be positive"),
+        ({"max_ngram": 0}, "must be positive"),
+    ],
+)
+def test_settings_that_contradict_each_other(options, sentence):
+    with pytest.raises(SmolbenchError, match=sentence):
+        ClassicalTask(**options)
