@@ -7,6 +7,7 @@ from smolbench.callbacks.checkpoint import RunCheckpoint
 from smolbench.callbacks.exact_resume import ExactResume
 from smolbench.callbacks.graceful_stop import GracefulStop, RunInterrupted
 from smolbench.callbacks.guards import TrainingGuard
+from smolbench.callbacks.latency import LatencyMonitor
 from smolbench.callbacks.memory import MemoryMonitor
 from smolbench.callbacks.metrics_csv import MetricsCSV
 from smolbench.callbacks.out_of_memory import BatchWatch
@@ -19,6 +20,7 @@ __all__ = [
     "BatchWatch",
     "ExactResume",
     "GracefulStop",
+    "LatencyMonitor",
     "MemoryMonitor",
     "MetricsCSV",
     "ResultsWriter",

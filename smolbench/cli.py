@@ -24,7 +24,8 @@ smolbench {__version__}: probe and score small language models, and say what it 
   smolbench fit      --config RECIPE --ckpt_path last                           go on with a run
   smolbench test     [--config RECIPE] [--ckpt_path best|last|none|PATH]        score a run
   smolbench validate [--config RECIPE] [--ckpt_path best|last|none|PATH]        score on validation
-  smolbench predict  --text "..." [--config RECIPE] [--output FILE]             label your own text
+  smolbench predict  --text "..." | --input FILE [--output FILE] [--before none|RUN]
+                                                                                label your own texts
   smolbench recipes                                                             list the recipes
 
 RECIPE is a file or the name of a shipped recipe, such as imdb_probe. Overrides go last: a --config

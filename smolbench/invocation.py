@@ -6,7 +6,7 @@ it works in any later process: only the run folders are looked at.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -42,8 +42,12 @@ class Invocation:
         missing: Why there is no checkpoint, for tasks that need one.
         extend: Whether a resumed run may go on for longer than its schedule was made for.
         texts: Texts to predict, from ``--text``.
-        input: File of texts to predict, one per line; ``-`` is standard input.
+        input: File of texts to predict; ``-`` is standard input.
+        text_column: Column of the texts in that file, if it is a table.
+        encoding: Encoding of that file.
         output: File that predictions are written to.
+        before: The call for the model whose predictions stand beside this one's.
+        only_shown: Whether the command only prints help or its configuration.
         made: Folder that was made for this command.
     """
 
@@ -59,7 +63,11 @@ class Invocation:
     extend: bool = False
     texts: list[str] = field(default_factory=list)
     input: str | None = None
+    text_column: str | None = None
+    encoding: str | None = None
     output: Path | None = None
+    before: Invocation | None = None
+    only_shown: bool = False
     made: Path | None = None
 
     @property
@@ -87,6 +95,9 @@ def read_invocation(subcommand: Subcommand, arguments: list[str]) -> Invocation:
         extend=bool(given["--extend"]),
         texts=given["--text"],
         input=_last(given["--input"]),
+        text_column=_last(given["--text_column"]),
+        encoding=_last(given["--encoding"]),
+        only_shown=_only_shown(arguments),
         output=Path(file).expanduser() if (file := _last(given["--output"])) else None,
     )
     if call.run_dir is not None and call.run_dir.exists() and not call.run_dir.is_dir():
@@ -94,7 +105,7 @@ def read_invocation(subcommand: Subcommand, arguments: list[str]) -> Invocation:
     configs = [Path(config) for config in given["--config"]]
     if configs:
         call.recipe = recipe_name(configs)
-    if not _only_shown(arguments):
+    if not call.only_shown:
         _settle_checkpoint(call, _last(given["--ckpt_path"]), configs)
         if call.extend and not call.resumes:
             raise SmolbenchError("--extend is for a run that goes on: add --ckpt_path last.")
@@ -107,14 +118,20 @@ def read_invocation(subcommand: Subcommand, arguments: list[str]) -> Invocation:
                 call.missing
                 or f"smolbench {subcommand} needs --config RECIPE; `smolbench recipes` lists them."
             )
-    if call.checkpoint is not None:
-        call.argv += ["--ckpt_path", str(call.checkpoint)]
-    call.argv = [subcommand, *call.argv]
+    if (before := _last(given["--before"])) is not None and not call.only_shown:
+        call.before = _call_before(call, before)
+    return _completed(call)
+
+
+def _completed(call: Invocation) -> Invocation:
+    """With the arguments as LightningCLI takes them."""
+    checkpoint = [] if call.checkpoint is None else ["--ckpt_path", str(call.checkpoint)]
+    call.argv = [call.subcommand, *call.argv, *checkpoint]
     return call
 
 
 _SETTLED = ("--ckpt_path", "--run_dir", "--runs_dir")
-_SETTLED_OF_PREDICT = ("--text", "--input", "--output")
+_SETTLED_OF_PREDICT = ("--text", "--input", "--text_column", "--encoding", "--output", "--before")
 
 
 def _split(subcommand: Subcommand, arguments: list[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -143,6 +160,47 @@ def _split(subcommand: Subcommand, arguments: list[str]) -> tuple[dict[str, list
                 kept += [name, str(in_place_of(Path(found), before))]
             given[name].append(found)
     return given, kept
+
+
+def _call_before(call: Invocation, asked: str) -> Invocation:
+    """The call for the model that ``--before`` names, on the same hardware.
+
+    Args:
+        call: The call for the model after; its arguments are not complete yet.
+        asked: ``none`` for the untrained one of the same settings, a run's folder, or a checkpoint.
+    """
+    if asked == "none":
+        if call.untrained:
+            raise SmolbenchError(
+                "--before none and --ckpt_path none are the same, untrained model: leave one out."
+            )
+        return _completed(replace(call, run=None, checkpoint=None, untrained=True))
+    path = Path(asked).expanduser().resolve()
+    checkpoint = Run(path).checkpoint("best") if path.is_dir() else path
+    run = run_of(checkpoint)
+    if run is None or not checkpoint.is_file():
+        raise SmolbenchError(
+            f"--before {asked} must be none, the folder of a run with a best checkpoint, or a "
+            f"checkpoint in a run's folder; there is no such checkpoint {checkpoint}."
+        )
+    _check_own_config(run)
+    config = str(resolve_config(str(run.config)))
+    argv = ["--config", config, *_options_of("--trainer", call.argv)]
+    return _completed(
+        replace(call, argv=argv, recipe=recipe_name([run.config]), run=run, checkpoint=checkpoint)
+    )
+
+
+def _options_of(section: str, argv: list[str]) -> list[str]:
+    """The arguments that set one section, with their values."""
+    kept: list[str] = []
+    ours = False
+    for argument in argv:
+        if argument.startswith("--"):
+            ours = argument.startswith((f"{section}.", f"{section}="))
+        if ours:
+            kept.append(argument)
+    return kept
 
 
 def _last(values: list[str]) -> str | None:

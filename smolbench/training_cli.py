@@ -15,6 +15,7 @@ import logging
 import subprocess
 import threading
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from smolbench.callbacks import (
     BatchWatch,
     ExactResume,
     GracefulStop,
+    LatencyMonitor,
     MemoryMonitor,
     MetricsCSV,
     ResultsWriter,
@@ -46,7 +48,8 @@ from smolbench.data import BaseDataModule
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.invocation import Invocation, Subcommand, read_invocation
-from smolbench.predicting import check_output, read_texts, write_predictions
+from smolbench.predict_input import read_inputs
+from smolbench.predict_output import Labelled, check_output, write_predictions
 from smolbench.progress import draw_library_bars
 from smolbench.recipes import DEFAULTS
 from smolbench.runs.results import FILE_NAME
@@ -56,7 +59,7 @@ from smolbench.runs.summary import print_summary
 from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask
 
 log = logging.getLogger("smolbench")
-_SETTINGS = ("seed_everything", "trainer", "model", "data", "checkpoint")
+_SETTINGS = ("seed_everything", "trainer", "model", "data", "checkpoint", "latency")
 _FULL_OR_FORBIDDEN = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -64,6 +67,18 @@ _FULL_OR_FORBIDDEN = {
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
+}
+
+
+_OF_PREDICT = {
+    "text": "A text to label; may be repeated.",
+    "input": "File of texts: .csv, .tsv, .jsonl or .parquet with a column of them, else a text per "
+    "line; - is standard input.",
+    "text_column": "Column of the texts in such a table (default: text); the others are kept.",
+    "encoding": "Encoding of the file (default: utf-8).",
+    "output": "File to write: .parquet, .csv or .jsonl.",
+    "before": "none, for the untrained model, or another run's folder or checkpoint: what that "
+    "says stands beside what this one says.",
 }
 
 
@@ -81,7 +96,10 @@ def run(subcommand: Subcommand, arguments: list[str]) -> int:
     stop, watch = GracefulStop(), BatchWatch()
     stop.take_over()
     try:
-        SmolCLI(call, stop, watch)
+        if call.subcommand == "predict" and not call.only_shown:
+            _predict(call, stop, watch)
+        else:
+            SmolCLI(call, stop, watch)
     except RunInterrupted as interruption:
         again = ""
         if call.resumes or (call.made is not None and (call.made / FILE_NAME).is_file()):
@@ -110,6 +128,36 @@ def run(subcommand: Subcommand, arguments: list[str]) -> int:
         _leave_job()
         _remove_empty(call)
     return 0
+
+
+def _predict(call: Invocation, stop: GracefulStop, watch: BatchWatch) -> None:
+    """Label texts, by two models if they are to stand side by side."""
+    inputs = read_inputs(call.texts, call.input, call.text_column, call.encoding)
+    check_output(call.output, inputs)
+    calls = [call] if call.before is None else [call.before, call]
+    known = [labels for one in calls if (labels := _saved_labels(one)) is not None]
+    if any(labels != known[0] for labels in known):
+        raise SmolbenchError(
+            f"The model before tells {', '.join(known[0])} apart and the model after "
+            f"{', '.join(known[1])}: they must have the same labels, in the same order."
+        )
+    labels = known[0] if known else None
+    said = []
+    for one in calls:
+        said.append(SmolCLI(one, stop, watch, inputs.texts, labels).labelled)
+        gc.collect()  # memory holds one model at a time; trainer and model refer to each other
+    assert said[-1] is not None, "predict has run"
+    write_predictions(inputs, said[-1], call.output, said[0] if call.before else None)
+
+
+def _saved_labels(call: Invocation) -> list[str] | None:
+    """Names of the classes that the checkpoint's model tells apart."""
+    if call.checkpoint is None:
+        return None
+    origin = read_checkpoint(call.checkpoint).get(CHECKPOINT_KEY)
+    signature = origin.get("signature", {}) if isinstance(origin, dict) else {}
+    labels: list[str] | None = signature.get("labels")
+    return labels
 
 
 def _leave_job() -> None:
@@ -155,16 +203,27 @@ class SmolCLI(LightningCLI):
         call: What the command line asks for, with its checkpoint already found.
         stop: Handles the signals.
         watch: Knows the current batch.
+        texts: Texts to label.
+        labels: Names of the classes that they get, where they are known before there is data.
     """
 
-    def __init__(self, call: Invocation, stop: GracefulStop, watch: BatchWatch) -> None:
+    def __init__(
+        self,
+        call: Invocation,
+        stop: GracefulStop,
+        watch: BatchWatch,
+        texts: Sequence[str] = (),
+        labels: list[str] | None = None,
+    ) -> None:
         self.call = call
         self.stop = stop
         self.watch = watch
+        self.texts = texts
+        self.labels = labels
+        self.labelled: Labelled | None = None
         self.folder = Path()
         self.config_text: str | None = None
         self.identity: dict[str, Any] = {}
-        self.labels: list[str] | None = None
         parser_kwargs: dict[str, Any] = {call.subcommand: {"default_config_files": [str(DEFAULTS)]}}
         super().__init__(
             model_class=BaseTask,
@@ -192,6 +251,8 @@ class SmolCLI(LightningCLI):
         imported; they stand here for ``--help``.
         """
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        # no Lightning class argument: those come behind all callbacks, and this one's place matters
+        parser.add_class_arguments(LatencyMonitor, "latency")
         group = parser.add_argument_group("run", "Run folders")
         group.add_argument(
             "--run_dir",
@@ -207,13 +268,8 @@ class SmolCLI(LightningCLI):
                 "over the steps it was planned for.",
             )
         if self._parsed_subcommand == "predict":
-            group.add_argument("--text", type=str | None, help="A text to label; may be repeated.")
-            group.add_argument(
-                "--input", type=str | None, help="File with a text per line; - is standard input."
-            )
-            group.add_argument(
-                "--output", type=str | None, help="File to write: .parquet, .csv or .jsonl."
-            )
+            for option, help_ in _OF_PREDICT.items():
+                group.add_argument(f"--{option}", type=str | None, help=help_)
 
     def _prepare_subcommand_parser(
         self,
@@ -271,7 +327,7 @@ class SmolCLI(LightningCLI):
         """Refuse in files what is settled before they are read, and would be passed over."""
         call, config = self.call, self.config[self.subcommand]
         settled = {"run_dir": None, "runs_dir": "runs", "extend": False}
-        settled |= dict.fromkeys(("text", "input", "output"))
+        settled |= dict.fromkeys(_OF_PREDICT)
         settled["ckpt_path"] = str(call.checkpoint) if call.checkpoint is not None else None
         for name, value in settled.items():
             if config.get(name, value) != value:
@@ -334,7 +390,6 @@ class SmolCLI(LightningCLI):
                 f"{self.call.checkpoint} holds no optimiser state; training goes on from a "
                 "last.ckpt."
             )
-        self.labels = checkpoint[CHECKPOINT_KEY].get("signature", {}).get("labels")
 
     # -- running ----------------------------------------------------------------------------------
 
@@ -363,6 +418,7 @@ class SmolCLI(LightningCLI):
             ThroughputMonitor(),
             TrainingGuard(),
             MetricsCSV(),
+            self._get(self.config_init, "latency"),
         ]
         # last, so that it finds all other measurements complete
         self.writer = ResultsWriter(self.identity, self.config_text)
@@ -436,14 +492,12 @@ class SmolCLI(LightningCLI):
         self._require_checkpoint()
         if self.labels is not None:
             self.model.label_names = self.labels
-        self.texts = read_texts(self.call.texts, self.call.input)
-        check_output(self.call.output)
         self.datamodule.predict_on(self.texts)
 
     def predict(self, **kwargs: Any) -> None:  # noqa: ANN401 - as Lightning types it
-        """Label the texts and write them to a file or the terminal."""
+        """Label the texts."""
         batches: list[Any] = self.trainer.predict(**kwargs) or []
-        write_predictions(batches, self.texts, self.model.label_names, self.call.output)
+        self.labelled = Labelled.of(batches, self.model.label_names)
 
     def _require_checkpoint(self) -> None:
         call = self.call

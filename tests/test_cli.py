@@ -129,17 +129,20 @@ sys.exit(f"imported: {heavy}" if heavy else 0)
     assert done.returncode == 0, done.stderr
 
 
-def test_settings_are_printed_before_data_libraries_are_imported():
-    code = """
+@pytest.mark.parametrize("recipe", ["imdb_probe", "sentiment140_probe", "imdb_gpt2"])
+def test_settings_are_printed_before_libraries_of_data_and_models_are_imported(recipe):
+    """The option parser runs `if TYPE_CHECKING:` blocks of the modules of models and data."""
+    code = f"""
 import sys
 from smolbench.cli import main
-status = main(["fit", "--config=imdb_probe", "--print_config"])
-heavy = {"bitsandbytes", "datasets", "pandas", "peft", "pyarrow"} & set(sys.modules)
-sys.exit(f"imported: {heavy}" if heavy else status)
+status = main(["fit", "--config={recipe}", "--print_config"])
+heavy = {{"bitsandbytes", "datasets", "pandas", "peft", "pyarrow", "transformers.modeling_utils"}}
+heavy &= set(sys.modules)
+sys.exit(f"imported: {{heavy}}" if heavy else status)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "class_path: smolbench.tasks.ProbeTask" in done.stdout
+    assert "class_path: smolbench.tasks." in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -306,6 +309,9 @@ AFTER_TEST = {
     "test/n": int,
     "cost/test_s": float,
     "cost/test_samples_per_s": float,
+    "cost/test_latency_ms_p50": float,
+    "cost/test_latency_ms_p95": float,
+    "cost/test_latency_n": int,
     "cost/peak_rss_mib_test": float,
 }
 POSITIVE = ("cost/fit_s", "cost/cache_s", "cost/peak_", "cost/checkpoint_mib", "cost/test_s")
@@ -667,6 +673,17 @@ def test_a_run_without_readable_results(run, refused):
     assert "cannot be read as JSON" in refused("fit", *FEW, TWO_EPOCHS, "--ckpt_path", last)
 
 
+def test_latency_is_of_the_whole_network_and_can_be_switched_off(run, cli):
+    assert cli("test", "--latency.examples=0").status == 0
+    assert not [key for key in results(run) if "latency" in key]
+    assert cli("test", "--latency.examples=9").status == 0
+    found = results(run)
+    assert found["cost/test_latency_n"] == 9
+    assert 0 < found["cost/test_latency_ms_p50"] <= found["cost/test_latency_ms_p95"]
+    # a head on cached features would answer hundreds of times faster than the network reads
+    assert found["cost/test_latency_ms_p50"] > 0.2 * 1000 / found["cost/test_samples_per_s"]
+
+
 # -- predicting -----------------------------------------------------------------------------------
 
 
@@ -687,6 +704,63 @@ def test_predict(run, cli, folder_here):
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
+def test_predict_labels_a_table_and_keeps_its_columns(run, cli):
+    Path("in.csv").write_text('id,review,label\n7,"good, really",pos\n8,bad,neg\n')
+    options = ["--input=in.csv", "--text_column=review", "--output=out.jsonl"]
+    assert cli("predict", *options).status == 0
+    found = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    kept = [(row["id"], row["review"], row["input_label"]) for row in found]
+    assert kept == [("7", "good, really", "pos"), ("8", "bad", "neg")]
+    assert {row["label"] for row in found} <= {"neg", "pos"}
+
+
+def read_jsonl(name):
+    return [json.loads(line) for line in Path(name).read_text().splitlines()]
+
+
+def test_predict_puts_the_untrained_model_beside_the_trained_one(run, cli):
+    texts = ["--text=a wonderful film", "--text=a terrible film"]
+    assert cli("predict", *texts, "--output=after.jsonl").status == 0
+    untrained = ["--ckpt_path=none", *FEW]
+    assert cli("predict", *texts, "--output=before.jsonl", *untrained).status == 0
+    both = ["--before=none", "--output=both.jsonl"]
+    # the labels are the checkpoint's, the data are not needed
+    assert cli("predict", *texts, *both, "--data.source=hub").status == 0
+    for row, before, after in zip(
+        *map(read_jsonl, ("both.jsonl", "before.jsonl", "after.jsonl")), strict=True
+    ):
+        assert row["label"] == after["label"]
+        assert row["score_pos"] == after["score_pos"]
+        assert row["label_before"] == before["label"]
+        assert row["score_pos_before"] == before["score_pos"]
+    assert before["score_pos"] != after["score_pos"]
+
+
+def test_predict_puts_two_runs_side_by_side(run, cli):
+    other = ["--model.head=linear", "--model.dropout=0.0", ONE_EPOCH, "--run_dir=other"]
+    assert cli("fit", *FEW, *other).status == 0
+    text = "--text=a wonderful film"
+    trainer = ["--trainer.accelerator", "cpu"]
+    assert cli("predict", text, "--ckpt_path", run / "checkpoints" / "best.ckpt",
+               "--before", "other", "--output=both.jsonl", *trainer).status == 0  # fmt: skip
+    assert cli("predict", text, "--run_dir=other", "--output=other.jsonl").status == 0
+    (both,), (alone,) = read_jsonl("both.jsonl"), read_jsonl("other.jsonl")
+    assert both["score_pos_before"] == alone["score_pos"]
+    assert both["score_pos"] != alone["score_pos"]
+    file = Path("other/checkpoints/best.ckpt")
+    assert cli("predict", text, "--before", file).out.count("\t") == 4
+
+
+def test_predict_compares_models_of_the_same_labels_only(run, refused):
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    content["smolbench"]["signature"]["labels"] = ["bad", "good"]
+    other = shutil.copytree(run, run.parent / "other")
+    torch.save(content, other / "checkpoints" / "best.ckpt")
+    said = refused("predict", "--text=x", "--ckpt_path", checkpoint, "--before", other)
+    assert "bad, good apart and the model after neg, pos" in said
+
+
 def test_predict_needs_no_data(run, cli):
     """The names of the labels stand in the checkpoint."""
     assert cli("predict", "--text=fine", "--data.source=hub").status == 0
@@ -696,6 +770,10 @@ def test_predict_needs_no_data(run, cli):
     ("options", "said"),
     [
         (["--text="], "no text to predict"),
+        (["--input=missing.csv"], "there is no file"),
+        (["--text=x", "--text_column=y"], "--text_column y is for a table"),
+        (["--text=x", "--before=nowhere"], "--before nowhere must be none, the folder of a run"),
+        (["--text=x", "--before=none", "--ckpt_path=none", *FEW], "the same, untrained model"),
         (["--input=missing"], "--input missing cannot be read"),
         (["--text=x", "--output=x.txt"], "--output must end in"),
         (["--text"], "--text needs a value"),

@@ -105,7 +105,7 @@ def test_a_text_may_look_like_an_option():
     assert call.texts == ["--bad", "-x"]
 
 
-@pytest.mark.parametrize("option", ["--text", "--input", "--output"])
+@pytest.mark.parametrize("option", ["--text", "--input", "--text_column", "--output"])
 def test_options_of_predict_are_unknown_elsewhere(option):
     """They are left to the parser, which refuses them."""
     assert option in read("fit", "--config=imdb_probe", option, "x").argv

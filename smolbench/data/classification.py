@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from smolbench.data.columns import column_numbers, first_bad_row
-from smolbench.data.datamodule import BaseDataModule, Numbers
+from smolbench.data.columns import column_numbers, column_values, first_bad_row
+from smolbench.data.datamodule import BaseDataModule, Numbers, SplitName
 from smolbench.data.sources import Source, Split, stratified_split
 from smolbench.errors import SmolbenchError
 
@@ -78,6 +78,10 @@ class TextDataModule(BaseDataModule):
         """``val_fraction`` of the rows of every class; see the base class."""
         labels = column_numbers(source.splits["train"], "label")
         return stratified_split(labels, self.val_fraction, self.split_seed)
+
+    def texts(self, name: SplitName) -> list[str]:
+        """Texts of a split, after the limit."""
+        return list(column_values(self.split(name).examples, "text"))
 
     def predict_on(self, texts: Sequence[str]) -> None:
         """Give the texts that ``Trainer.predict`` is to label.

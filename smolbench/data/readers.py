@@ -30,20 +30,31 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True)
+class Records:
+    """Some rows of a file as they stand there, with their numbers as a user counts them."""
+
+    names: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: Sequence[int]
+
+
+@dataclass(frozen=True)
 class FileReader:
     """Rows of one file.
 
     Attributes:
         path: The file.
         text_column: Name of the column of the texts.
-        label_column: Name of the column of the labels.
+        label_column: Name of the column of the labels; ``None`` where there are none to read.
         encoding: Name of the file's encoding; of no meaning for Parquet.
+        prefix: What the names of options begin with, for messages.
     """
 
     path: Path
     text_column: str
-    label_column: str
+    label_column: str | None
     encoding: str
+    prefix: str = "--data."
 
     @property
     def name(self) -> str:
@@ -51,7 +62,16 @@ class FileReader:
         return self.path.name
 
     def chunks(self) -> Iterator[Chunk]:
-        """Read the rows."""
+        """Read texts and labels."""
+        raise NotImplementedError
+
+    def columns(self) -> tuple[dict[str, Any], Sequence[int]]:
+        """Read all columns, which memory must hold.
+
+        Returns:
+            Columns of ``N`` values by name, lists or, of Parquet, Arrow arrays; and the rows'
+            numbers.
+        """
         raise NotImplementedError
 
     def digest(self) -> str:
@@ -70,16 +90,29 @@ class FileReader:
         """What to do about wrong bytes."""
         return (
             f"the file was read as {self.encoding}: save it as UTF-8, or name its encoding with"
-            " --data.encoding, such as cp1252 or utf-16"
+            f" {self.prefix}encoding, such as cp1252 or utf-16"
         )
 
+    def _wanted(self) -> list[tuple[str, str]]:
+        """The columns to read, with the options that name them."""
+        wanted = [("text_column", self.text_column)]
+        if self.label_column is not None:
+            wanted.append(("label_column", self.label_column))
+        return wanted
+
+    def _refuse_doubled(self, names: Sequence[str]) -> None:
+        """Refuse columns of one name where all are read."""
+        doubled = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if doubled:
+            raise SmolbenchError(
+                f"{self.name} has {names.count(doubled[0])} columns named {doubled[0]!r}: rename"
+                " all but one."
+            )
+
     def _columns(self, names: Sequence[str]) -> list[int]:
-        """Places of the two columns among the names, each of which must be there once."""
+        """Places of the wanted columns among the names, each of which must be there once."""
         places = []
-        for option, wanted in (
-            ("text_column", self.text_column),
-            ("label_column", self.label_column),
-        ):
+        for option, wanted in self._wanted():
             if names.count(wanted) > 1:
                 raise SmolbenchError(
                     f"{self.name} has {names.count(wanted)} columns named {wanted!r}: rename all"
@@ -88,7 +121,7 @@ class FileReader:
             if wanted not in names:
                 raise SmolbenchError(
                     f"{self.name} has no column {wanted!r}; its columns are {listed(names)}: name"
-                    f" the right one with --data.{option}.{self._header_advice(names)}"
+                    f" the right one with {self.prefix}{option}.{self._header_advice(names)}"
                 )
             places.append(names.index(wanted))
         return places
@@ -120,7 +153,7 @@ class _TextReader(FileReader):
                 if start[:2] in _UTF16 and self._assumes_utf8():
                     raise SmolbenchError(
                         f"{self.name} starts like a UTF-16 file, but was to be read as"
-                        f" {self.encoding}: save it as UTF-8, or add --data.encoding utf-16."
+                        f" {self.encoding}: save it as UTF-8, or add {self.prefix}encoding utf-16."
                     )
                 with io.TextIOWrapper(
                     raw,  # a GzipFile will do too
@@ -132,7 +165,7 @@ class _TextReader(FileReader):
         except UnicodeError as error:  # in an encoding whose bytes are not kept so
             raise SmolbenchError(
                 f"{self.name} cannot be read as {self.encoding} ({error}): name its encoding with"
-                " --data.encoding."
+                f" {self.prefix}encoding."
             ) from error
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise SmolbenchError(
@@ -152,7 +185,26 @@ class CsvReader(_TextReader):
     """
 
     def chunks(self) -> Iterator[Chunk]:
-        """Read the rows."""
+        """Read texts and labels."""
+        for found in self._records():
+            text, label = self._columns(found.names)
+            yield Chunk(
+                [r[text] for r in found.rows], [r[label] for r in found.rows], found.numbers
+            )
+
+    def columns(self) -> tuple[dict[str, Any], Sequence[int]]:
+        """Read all columns, as strings."""
+        table: dict[str, Any] = {}
+        numbers: list[int] = []
+        for found in self._records():
+            self._refuse_doubled(found.names)
+            for place, name in enumerate(found.names):
+                table.setdefault(name, []).extend(row[place] for row in found.rows)
+            numbers.extend(found.numbers)
+        return table, numbers
+
+    def _records(self) -> Iterator[Records]:
+        """Rows block by block; the first block has none and says which columns there are."""
         number = 0
         header: list[str] = []
         with self._opened() as file:
@@ -162,14 +214,15 @@ class CsvReader(_TextReader):
                     if header:
                         break
                 names = [name.strip() for name in header]
-                text, label = self._columns(names)
+                self._columns(names)
+                yield Records(names, [], [])
                 while block := list(itertools.islice(rows, CHUNK_ROWS)):
                     first = number + 1
                     number += len(block)
                     numbers: Sequence[int] = range(first, number + 1)
                     if set(map(len, block)) != {len(names)}:
                         block, numbers = self._whole(block, numbers, len(names))
-                    yield Chunk([r[text] for r in block], [r[label] for r in block], numbers)
+                    yield Records(names, block, numbers)
             except csv.Error as error:
                 self._explain(error)
 
@@ -236,19 +289,28 @@ class JsonLinesReader(_TextReader):
     """One JSON object per line; rows are counted as lines."""
 
     def chunks(self) -> Iterator[Chunk]:
-        """Read the rows."""
+        """Read texts and labels."""
+        assert self.label_column is not None, "labels are asked for"
+        objects = self._objects()
+        while block := list(itertools.islice(objects, CHUNK_ROWS)):
+            yield Chunk(
+                [row[self.text_column] for _, row in block],
+                [row[self.label_column] for _, row in block],
+                [number for number, _ in block],
+            )
+
+    def columns(self) -> tuple[dict[str, Any], Sequence[int]]:
+        """Read all columns; what an object lacks is ``None``."""
+        found = list(self._objects())
+        names = dict.fromkeys(name for _, row in found for name in row)
+        table = {name: [row.get(name) for _, row in found] for name in names}
+        return table, [number for number, _ in found]
+
+    def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
         with self._opened() as file:
-            lines = enumerate(file, start=1)
-            while block := list(itertools.islice(lines, CHUNK_ROWS)):
-                texts, labels, numbers = [], [], []
-                for number, line in block:
-                    if not line.strip():
-                        continue
-                    row = self._object(line, number)
-                    texts.append(row[self.text_column])
-                    labels.append(row[self.label_column])
-                    numbers.append(number)
-                yield Chunk(texts, labels, numbers)
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, self._object(line, number)
 
     def place(self, number: int) -> str:
         """Where a row is found."""
@@ -266,18 +328,15 @@ class JsonLinesReader(_TextReader):
                 f" one object.{advice}"
             ) from error
         if not isinstance(row, dict):
+            needed = " and ".join(repr(wanted) for _, wanted in self._wanted())
             raise SmolbenchError(
-                f"{self.place(number)} is {shown(row)}, not an object with"
-                f" {self.text_column!r} and {self.label_column!r}.{advice}"
+                f"{self.place(number)} is {shown(row)}, not an object with {needed}.{advice}"
             )
-        for option, wanted in (
-            ("text_column", self.text_column),
-            ("label_column", self.label_column),
-        ):
+        for option, wanted in self._wanted():
             if wanted not in row:
                 raise SmolbenchError(
                     f"{self.place(number)} has no {wanted!r}; it has {listed(list(row))}: add it,"
-                    f" or name another one with --data.{option}."
+                    f" or name another one with {self.prefix}{option}."
                 )
         return row
 
@@ -286,7 +345,27 @@ class ParquetReader(FileReader):
     """A Parquet file; rows are counted from 1."""
 
     def chunks(self) -> Iterator[Chunk]:
-        """Read the rows."""
+        """Read texts and labels."""
+        columns = [column for _, column in self._wanted()]
+        with self._opened() as file:
+            first = 1
+            for batch in file.iter_batches(CHUNK_ROWS, columns=columns):
+                texts, labels = (batch.column(column).to_pylist() for column in columns)
+                yield Chunk(texts, labels, range(first, first + len(texts)))
+                first += len(texts)
+
+    def columns(self) -> tuple[dict[str, Any], Sequence[int]]:
+        """Read all columns, with their types."""
+        with self._opened() as file:
+            self._refuse_doubled(file.schema_arrow.names)
+            table = file.read()
+        return dict(zip(table.column_names, table.columns, strict=True)), range(
+            1, table.num_rows + 1
+        )
+
+    @contextmanager
+    def _opened(self) -> Generator[Any, None, None]:
+        """Open the file and check its columns; failures become sentences."""
         import pyarrow as pa  # lazy: import cost
         import pyarrow.parquet as pq
 
@@ -295,13 +374,7 @@ class ParquetReader(FileReader):
         try:
             with pq.ParquetFile(self.path) as file:
                 self._check_types(file.schema_arrow)
-                first = 1
-                columns = [self.text_column, self.label_column]
-                for batch in file.iter_batches(CHUNK_ROWS, columns=columns):
-                    texts = batch.column(self.text_column).to_pylist()
-                    labels = batch.column(self.label_column).to_pylist()
-                    yield Chunk(texts, labels, range(first, first + len(texts)))
-                    first += len(texts)
+                yield file
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, PermissionError):
                 raise SmolbenchError(_unreadable(self.path, error)) from error
@@ -318,10 +391,7 @@ class ParquetReader(FileReader):
         import pyarrow.types as types  # lazy: import cost
 
         self._columns(schema.names)
-        for option, column in (
-            ("text_column", self.text_column),
-            ("label_column", self.label_column),
-        ):
+        for option, column in self._wanted():
             kind = schema.field(column).type
             value = kind.value_type if types.is_dictionary(kind) else kind
             text = (
@@ -334,7 +404,7 @@ class ParquetReader(FileReader):
                 raise SmolbenchError(
                     f"{self.name}: the column {column!r} holds {kind},"
                     f" {'not strings' if option == 'text_column' else 'not names or numbers'};"
-                    f" convert it, or name another column with --data.{option}."
+                    f" convert it, or name another column with {self.prefix}{option}."
                 )
 
 
@@ -393,31 +463,37 @@ class HubReader:
 
 
 def file_reader(
-    path: Path, text_column: str, label_column: str, encoding: str, option: str
+    path: Path,
+    text_column: str,
+    label_column: str | None,
+    encoding: str,
+    option: str,
+    prefix: str = "--data.",
 ) -> FileReader:
     """The reader for a file, by its ending.
 
     Args:
         path: The file.
         text_column: Name of the column of the texts.
-        label_column: Name of the column of the labels.
+        label_column: Name of the column of the labels; ``None`` where there are none to read.
         encoding: Name of its encoding.
         option: The option that named the file, for messages.
+        prefix: What the names of options begin with, for messages.
 
     Raises:
         SmolbenchError: If there is no such file, or its ending is not known.
     """
     if path.is_dir():
-        raise SmolbenchError(f"--data.{option} {path} is a folder: name one file in it.")
+        raise SmolbenchError(f"{prefix}{option} {path} is a folder: name one file in it.")
     if not path.is_file():
         raise SmolbenchError(
-            f"--data.{option}: there is no file {path.absolute()}; a relative path starts at the"
+            f"{prefix}{option}: there is no file {path.absolute()}; a relative path starts at the"
             " folder where smolbench is run."
         )
     name = path.name.lower()
     if not name.endswith(ENDINGS):
         raise SmolbenchError(
-            f"--data.{option} {path} has an ending that is not known: it must be one of"
+            f"{prefix}{option} {path} has an ending that is not known: it must be one of"
             f" {', '.join(ENDINGS)}."
         )
     kind: type[FileReader] = CsvReader
@@ -425,7 +501,7 @@ def file_reader(
         kind = ParquetReader
     elif name.removesuffix(".gz").endswith(".jsonl"):
         kind = JsonLinesReader
-    return kind(path, text_column, label_column, encoding)
+    return kind(path, text_column, label_column, encoding, prefix)
 
 
 def _unreadable(path: Path, error: OSError) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,9 +12,8 @@ from smolbench.data.sample_tweets import tweet_sample
 from smolbench.data.sources import Source, hold_out_test, load_hub, select
 from smolbench.errors import SmolbenchError
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from datasets import Dataset
+# No `if TYPE_CHECKING:` here, see datamodule.py: hence `Any` where pyarrow's and datasets' types
+# would stand.
 
 LABELS = ["neg", "pos"]
 _NEGATIVE, _NEUTRAL, _POSITIVE = 0, 2, 4
@@ -112,8 +111,12 @@ class Sentiment140DataModule(TextDataModule):
         facts |= {"data/test_set": self.test_set, "data/downsample": self.downsample}
         return Source(splits, source.id, source.revision, facts)
 
-    def _cleaned(self, rows: Dataset) -> tuple[Dataset, dict[str, Any]]:
-        """Columns ``text`` and ``label`` of the tweets that remain, and how many do not."""
+    def _cleaned(self, rows: Any) -> tuple[Any, dict[str, Any]]:  # noqa: ANN401
+        """Columns ``text`` and ``label`` of the tweets that remain, and how many do not.
+
+        Args:
+            rows: A ``datasets.Dataset``; so is what is returned.
+        """
         import pyarrow as pa  # lazy: import cost
         import pyarrow.compute as pc
         from datasets import ClassLabel, Dataset, Features, Value
@@ -143,13 +146,13 @@ class Sentiment140DataModule(TextDataModule):
         return Dataset(pa.table(columns).cast(features.arrow_schema)), facts
 
 
-def clean_tweets(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+def clean_tweets(texts: Any) -> Any:  # noqa: ANN401 - pyarrow has no types
     """Tweets without mentions, links, hashtags, capitals and punctuation; some become empty.
 
     Vectorised: the real data are 1.6 million.
 
     Args:
-        texts: Strings, length ``N``.
+        texts: Strings, a ``pyarrow.ChunkedArray`` of length ``N``; so is what is returned.
     """
     import pyarrow as pa  # lazy: import cost
     import pyarrow.compute as pc

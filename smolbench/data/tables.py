@@ -187,11 +187,11 @@ def _write_rows(path: Path, reader: Reader, classes: _Classes) -> None:
     count = 0
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as sink:
         for chunk in reader.chunks():
-            _check_texts(chunk, reader)
+            check_texts(chunk, reader)
             try:
                 texts = pa.array(chunk.texts, pa.string())
             except UnicodeEncodeError:
-                _refuse_encoding(chunk, reader)
+                refuse_encoding(chunk, reader)
                 raise
             labels = pa.array(classes.numbers_of(chunk), pa.int64())
             sink.write_batch(pa.record_batch([texts, labels], schema=schema))
@@ -220,7 +220,7 @@ def _renumber(path: Path, numbers: list[int]) -> None:
 # -- checks ---------------------------------------------------------------------------------------
 
 
-def _check_texts(chunk: Chunk, reader: Reader) -> None:
+def check_texts(chunk: Chunk, reader: Reader) -> None:
     """Refuse what is not a text with something in it."""
     texts = chunk.texts
     if set(map(type, texts)) <= {str} and all(map(str.strip, texts)):
@@ -236,7 +236,7 @@ def _check_texts(chunk: Chunk, reader: Reader) -> None:
         if not isinstance(text, str):
             raise SmolbenchError(
                 f"{reader.place(number)}: the text is {_kind(text)} ({shown(text)}), not a string;"
-                " name the column of the texts with --data.text_column, or convert it."
+                " name the column of the texts (text_column), or convert it."
             )
         if "\0" in text:
             raise SmolbenchError(
@@ -245,7 +245,7 @@ def _check_texts(chunk: Chunk, reader: Reader) -> None:
             )
 
 
-def _refuse_encoding(chunk: Chunk, reader: Reader) -> None:
+def refuse_encoding(chunk: Chunk, reader: Reader) -> None:
     """Name the first text that cannot be written as UTF-8."""
     for text, number in zip(chunk.texts, chunk.numbers, strict=True):
         bad = next((c for c in text if "\ud800" <= c <= "\udfff"), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,9 @@ Pooling = Literal["anchor", "first", "last", "mean", "max"]
 Layers = Literal["one", "all"]
 _Place = tuple[int, Pooling]
 """A layer and where in it the vector of a row is taken."""
+_Read = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
+"""Right-padded ids ``(B, T)``, their lengths and their texts' lengths ``(B,)`` -> features by key,
+float32 ``(B, D)``, on the network's device."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,39 @@ class FrozenFeatures:
             each key.
         """
         tokens, text_lengths = table.ragged["input_ids"], table.scalars["text_length"]
+        read = self._loaded(device, places)
+
+        def compute(rows: np.ndarray) -> dict[str, np.ndarray]:
+            features = read(
+                torch.from_numpy(tokens.padded(rows, fill=0)),
+                torch.from_numpy(tokens.lengths[rows]),
+                torch.from_numpy(text_lengths[rows]),
+            )
+            return {key: values.cpu().numpy() for key, values in features.items()}
+
+        return compute
+
+    def start_reading(
+        self, device: torch.device
+    ) -> Callable[[Mapping[str, Sequence[Any]]], torch.Tensor]:
+        """Load the backbone for texts whose features are not kept.
+
+        Returns:
+            What computes the features of texts as the encoder gave them: its columns to float32
+            ``(B, D)`` on the device.
+        """
+        read = self._loaded(device, {"": (self.backbone.layer, self.pooling)})
+
+        def features(encoded: Mapping[str, Sequence[Any]]) -> torch.Tensor:
+            rows = [torch.tensor(row) for row in encoded["input_ids"]]
+            ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            lengths = torch.tensor([len(row) for row in rows])
+            return read(ids, lengths, torch.tensor(encoded["text_length"]))[""]
+
+        return features
+
+    def _loaded(self, device: torch.device, places: Mapping[str, _Place]) -> _Read:
+        """Load the backbone; returns what runs it on rows without their shared beginning."""
         model = self.backbone.load(device)
         shared_ids = self.encoder.shared_ids
         causal = self.facts(device).causal
@@ -193,11 +229,11 @@ class FrozenFeatures:
         offset = self.encoder.anchor_offset(self.anchor) if self.anchor is not None else 0
         layers = {layer for layer, _ in places.values()}
 
-        def compute(rows: np.ndarray) -> dict[str, np.ndarray]:
-            ids = torch.from_numpy(tokens.padded(rows, fill=0))
-            lengths = torch.from_numpy(tokens.lengths[rows])
-            ids = torch.cat([in_front.expand(len(rows), -1), ids], dim=1)
+        def read(
+            ids: torch.Tensor, lengths: torch.Tensor, text_lengths: torch.Tensor
+        ) -> dict[str, torch.Tensor]:
             first = len(in_front)
+            ids = torch.cat([in_front.expand(len(ids), -1), ids], dim=1)
             mask = torch.arange(ids.shape[1]) < (lengths + first)[:, None]
             with torch.inference_mode():
                 states = layer_outputs(
@@ -208,14 +244,12 @@ class FrozenFeatures:
                     None if causal else mask.long().to(device),
                     prefix,
                 )
-                texts = torch.from_numpy(text_lengths[rows])
-                features = {
-                    key: pool(states[layer], pooling, lengths + first, first, texts, offset)
+                return {
+                    key: pool(states[layer], pooling, lengths + first, first, text_lengths, offset)
                     for key, (layer, pooling) in places.items()
                 }
-            return {key: values.cpu().numpy() for key, values in features.items()}
 
-        return compute
+        return read
 
     def costs(self) -> dict[str, Any]:
         """What the passes over the splits so far have cost, under the keys of ``results.json``."""

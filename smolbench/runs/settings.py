@@ -58,8 +58,8 @@ def check_same_run(before: Settings, now: Settings, *, extend: bool) -> None:
     """Refuse to go on with a run under settings that would change its result.
 
     Free to differ are: ``num_workers``, ``cache_dir``, ``limit_test``, loggers and progress bars,
-    how often a checkpoint is written, and ``trainer.max_epochs`` upward (if the learning rate falls
-    to 0 over the planned steps, only with ``extend``).
+    how often a checkpoint is written, how latency is measured, and ``trainer.max_epochs`` upward
+    (if the learning rate falls to 0 over the planned steps, only with ``extend``).
 
     Raises:
         SmolbenchError: Listing every difference that matters.
@@ -67,7 +67,7 @@ def check_same_run(before: Settings, now: Settings, *, extend: bool) -> None:
     refused = []
     for name, (old, new) in differences(before, now).items():
         section, option = _parts(name)
-        if section == "checkpoint" and option == "every_minutes":
+        if section == "latency" or (section == "checkpoint" and option == "every_minutes"):
             continue
         if section == "data" and option in _FREE_DATA | {"limit_test"}:
             continue

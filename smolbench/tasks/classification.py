@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -112,6 +113,29 @@ class ClassificationTask(BaseTask):
             "index": batch["index"].cpu(),
             "scores": self(batch).float().softmax(dim=1).cpu(),
         }
+
+    def start_reading(self) -> Callable[[Sequence[str]], Batch]:
+        """Load what turns texts into what :meth:`forward` takes, without any cache.
+
+        Returns:
+            Texts, ``B`` of them, to a batch on this module's device.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say how it reads a text.")
+
+    def start_answering(self) -> Callable[[Sequence[str]], torch.Tensor]:
+        """Load what is needed to label texts that come one by one, or a few at a time.
+
+        Returns:
+            Texts, ``B`` of them, to class probabilities on the host, float32, shape ``(B, C)``: the
+            whole way, from tokenisation to the head.
+        """
+        read = self.start_reading()
+
+        def answer(texts: Sequence[str]) -> torch.Tensor:
+            scores: torch.Tensor = self(read(texts)).float().softmax(dim=1)
+            return scores.cpu()
+
+        return answer
 
     def on_validation_epoch_end(self) -> None:
         """Score the whole validation split."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback
+from torch.nn.utils.rnn import pad_sequence
 
 from smolbench.callbacks.threads import TrainingThreads
 from smolbench.data.batching import ArrayRows, TokenRows
@@ -44,8 +45,7 @@ from smolbench.tasks.adapting import (
 from smolbench.tasks.classification import Batch, ClassificationTask
 from smolbench.tasks.task import Schedule
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+# No `if TYPE_CHECKING:` here, see data/datamodule.py: hence `Any` for transformers' models.
 
 log = logging.getLogger("smolbench")
 
@@ -153,7 +153,7 @@ class FineTuneTask(ClassificationTask):
         self._template = template
         self._truncation_side: Literal["left", "right"] = truncation_side
         self.backbone = Backbone(backbone, revision, dtype)
-        self.model: PreTrainedModel | None = None
+        self.model: Any = None
         self.head: torch.nn.Module | None = None
         self._compute = torch.float32
 
@@ -202,10 +202,7 @@ class FineTuneTask(ClassificationTask):
             labels: Classes, shape ``(N,)``; ``None`` for texts to predict.
         """
         if self.method != "head":
-            # some encoders count positions by this very id
-            return TokenRows(
-                table, labels, getattr(self.backbone.config, "pad_token_id", None) or 0
-            )
+            return TokenRows(table, labels, self._padding)
         asked = getattr(getattr(self.trainer, "datamodule", None), "cache_dir", None)
         features = self.frozen.of_split(
             split,
@@ -218,6 +215,28 @@ class FineTuneTask(ClassificationTask):
         if labels is not None:
             arrays["labels"] = labels
         return ArrayRows(arrays)
+
+    @property
+    def _padding(self) -> int:
+        """The id that fills short rows; some encoders count positions by this very id."""
+        return getattr(self.backbone.config, "pad_token_id", None) or 0
+
+    def start_reading(self) -> Callable[[Sequence[str]], Batch]:
+        """Turn texts into token ids, or with ``head`` into features; see the base class."""
+        if self.method == "head":
+            features = self.frozen.start_reading(self.device)
+            return lambda texts: {"features": features(self.encode({"text": texts}))}
+        padding = self._padding
+
+        def read(texts: Sequence[str]) -> Batch:
+            rows = [torch.tensor(row) for row in self.encode({"text": texts})["input_ids"]]
+            batch = {
+                "input_ids": pad_sequence(rows, batch_first=True, padding_value=padding),
+                "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], True),
+            }
+            return {name: value.to(self.device) for name, value in batch.items()}
+
+        return read
 
     @property
     def steps_on_cached_features(self) -> bool:

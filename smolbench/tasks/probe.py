@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -186,6 +186,11 @@ class ProbeTask(ClassificationTask):
         if labels is not None:
             arrays["labels"] = labels
         return ArrayRows(arrays)
+
+    def start_reading(self) -> Callable[[Sequence[str]], Batch]:
+        """Load the backbone and read texts with it; see the base class."""
+        features = self.frozen.start_reading(self.device)
+        return lambda texts: {"features": features(self.encode({"text": texts}))}
 
     # -- features to logits -----------------------------------------------------------------------
 

@@ -82,6 +82,12 @@ def test_free_to_differ(free):
     check_same_run(SETTINGS, changed(**free), extend=False)
 
 
+def test_latency_may_be_measured_otherwise_than_before_and_in_runs_that_knew_no_latency():
+    now = {**SETTINGS, "latency": {"examples": 0, "max_s": 20.0}}
+    check_same_run(SETTINGS, now, extend=False)
+    assert changed_for_scoring(SETTINGS, now) == []
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -240,6 +240,29 @@ def test_head_is_a_linear_probe_of_the_last_token(cache_free, monkeypatch):
         assert torch.equal(value, outcomes[1][name])
 
 
+# -- one by one -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [("llama", "lora"), ("roberta", "full"), ("opt", "head"), ("gpt2", "qlora")]
+)
+def test_answers_one_by_one_are_those_of_predict(cache_free, kind, method):
+    made = task(kind, method=method, num_classes=2)
+    loader = data(cache_free)
+    loader.predict_on(TEXTS)
+    batches = plain_trainer(cache_free).predict(made, loader)
+    order = torch.cat([batch["index"] for batch in batches]).argsort()
+    expected = torch.cat([batch["scores"] for batch in batches])[order]
+    made.eval()
+    with torch.inference_mode():
+        answer = made.start_answering()
+        alone = torch.cat([answer([text]) for text in TEXTS])
+        together = answer(TEXTS)
+    torch.testing.assert_close(alone, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(together, expected, rtol=1e-3, atol=1e-4)
+    assert expected.std(dim=0).min() > 1e-4, "no text matters"
+
+
 # -- options --------------------------------------------------------------------------------------
 
 

@@ -627,3 +627,24 @@ def test_an_interrupted_evaluation_leaves_nothing_behind(tmp_path):
         plain_trainer(tmp_path, callbacks=[Stop()]).test(task, data(), verbose=False)
     (found,) = plain_trainer(tmp_path).test(task, data(), verbose=False)
     assert found["test/n"] == 50
+
+
+# -- one by one -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pooling", ["anchor", "mean"])
+@pytest.mark.parametrize("name", ["llama", "opt", "bert", "mamba"])
+def test_answers_one_by_one_are_those_over_the_cache(name, pooling, cache, monkeypatch):
+    task = probe(name, pooling=pooling, num_classes=2)
+    expected_features = torch.from_numpy(features(task, cache))
+    task.configure_model()
+    task.eval()
+    expected = task({"features": expected_features}).softmax(dim=1)
+    monkeypatch.setattr(features_module, "cached_outputs", lambda *_, **__: pytest.fail("cached"))
+    with torch.inference_mode():
+        answer = task.start_answering()
+        alone = torch.cat([answer([text]) for text in TEXTS])
+        together = answer(TEXTS)
+    torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together, expected, rtol=1e-4, atol=1e-5)
+    assert expected.std(dim=0).min() > 1e-4, "no text matters"

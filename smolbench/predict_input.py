@@ -1,0 +1,134 @@
+"""What ``smolbench predict`` labels: texts of the command line, lines, or a table with a column."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smolbench.data.readers import ENDINGS, FileReader, file_reader
+from smolbench.data.tables import Chunk, check_texts, refuse_encoding
+from smolbench.errors import SmolbenchError
+
+TEXT_COLUMN = "text"
+"""The column of the texts, in a table if no other is named, and in what is written."""
+_LINES = ("", ".txt")
+"""Endings of files with a text per line."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Texts to label.
+
+    Attributes:
+        texts: The texts, ``N`` of them.
+        columns: What is written in front of the labels, ``N`` values each: the texts and, of a
+            table, everything else that stood there.
+    """
+
+    texts: Sequence[str]
+    columns: Mapping[str, Any]
+
+
+def read_inputs(
+    texts: Sequence[str],
+    source: str | None = None,
+    text_column: str | None = None,
+    encoding: str | None = None,
+) -> Inputs:
+    """The texts to label.
+
+    Args:
+        texts: Given on the command line.
+        source: A table (CSV, TSV, JSON lines, Parquet) or a file with a text per line, by its
+            ending; ``-`` for standard input, which is also read if nothing else is given and it is
+            not a terminal.
+        text_column: The table's column of the texts; ``text`` if not given.
+        encoding: The file's encoding; UTF-8 if not given.
+
+    Raises:
+        SmolbenchError: If there is no text, a row has none, or the file cannot be read.
+    """
+    path = None if source in (None, "-") else Path(str(source)).expanduser()
+    is_table = path is not None and path.name.lower().endswith(ENDINGS)
+    _check_options(texts, path, is_table, text_column, encoding)
+    if path is not None and is_table:
+        reader = file_reader(
+            path, text_column or TEXT_COLUMN, None, encoding or "utf-8", "input", prefix="--"
+        )
+        return _read_table(reader)
+    found = [*texts, *_lines(source, path, encoding, given=bool(texts))]
+    found = [text for text in found if text.strip()]
+    if not found:
+        raise SmolbenchError(
+            'There is no text to predict: give --text "...", --input FILE, or pipe lines in.'
+        )
+    return Inputs(found, {TEXT_COLUMN: found})
+
+
+def _check_options(
+    texts: Sequence[str],
+    path: Path | None,
+    is_table: bool,
+    text_column: str | None,
+    encoding: str | None,
+) -> None:
+    if path is not None and not is_table and path.suffix.lower() not in _LINES:
+        raise SmolbenchError(
+            f"--input {path} has an ending that is not known: a file with a text per line ends in "
+            f".txt or has no ending, a table in {', '.join(ENDINGS)}."
+        )
+    if text_column is not None and not is_table:
+        raise SmolbenchError(
+            f"--text_column {text_column} is for a table: give one with --input FILE, ending in "
+            f"{', '.join(ENDINGS)}."
+        )
+    if texts and is_table:
+        raise SmolbenchError(
+            f"Both --text and the table --input {path} are given: give one of them."
+        )
+    if encoding is not None:
+        if path is None:
+            raise SmolbenchError("--encoding is for a file: give one with --input FILE.")
+        try:
+            "".encode(encoding)
+        except (LookupError, ValueError) as error:
+            raise SmolbenchError(
+                f"--encoding {encoding!r} is not known: name one such as utf-8, cp1252, latin-1 or "
+                "utf-16."
+            ) from error
+
+
+def _lines(
+    source: str | None, path: Path | None, encoding: str | None, *, given: bool
+) -> list[str]:
+    """Lines of a file or of standard input, where either is asked for."""
+    read = ""
+    try:
+        if path is not None:
+            # some editors put a mark in front, which is no part of the first text
+            read = path.read_text(encoding=encoding or "utf-8-sig")
+        elif source == "-" or (not given and not sys.stdin.isatty()):
+            read = sys.stdin.read()
+    except (OSError, UnicodeError) as error:
+        raise SmolbenchError(f"--input {source or '-'} cannot be read: {error}.") from error
+    return read.split("\n")  # not splitlines(): that also cuts at rare characters within a text
+
+
+def _read_table(reader: FileReader) -> Inputs:
+    columns, numbers = reader.columns()
+    if not numbers:
+        raise SmolbenchError(f"{reader.name} has no rows: add some, or name another file.")
+    texts = columns[reader.text_column]
+    texts = texts if isinstance(texts, list) else texts.to_pylist()
+    check_texts(Chunk(texts, [], numbers), reader)
+    for values in columns.values():
+        strings = [value for value in values if isinstance(value, str)]
+        try:
+            "\0".join(strings).encode()
+        except UnicodeEncodeError:
+            kept = [value if isinstance(value, str) else "" for value in values]
+            refuse_encoding(Chunk(kept, [], numbers), reader)
+    return Inputs(texts, columns)
