@@ -41,6 +41,9 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/probe_vs_trainer.py
 	$(BIN)/python benchmarks/hellaswag_vs_lm_eval.py
 	$(BIN)/python benchmarks/choice_training.py
+	$(BIN)/python benchmarks/fine_tune_vs_trainer.py
+	$(BIN)/python benchmarks/peft_memory.py
+	$(BIN)/python benchmarks/distillation.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -23,8 +23,9 @@ def load(name):
 def harness():
     before = set(sys.modules)
     yield load("harness")
-    for name in {"harness", "probe_vs_trainer", "memory_curve", "startup"} - before:
-        sys.modules.pop(name, None)
+    for path in FOLDER.glob("*.py"):
+        if path.stem not in before:
+            sys.modules.pop(path.stem, None)
 
 
 def measured(harness, seconds=1.0, mib=1.0, **facts):
@@ -205,3 +206,100 @@ def test_generated_texts_are_the_same_again(harness, tmp_path):
     first = (tmp_path / "a.csv").read_text()
     assert first == (tmp_path / "b.csv").read_text()
     assert len(set(first.splitlines())) == 51
+
+
+def test_tokens_per_second_are_compared_with_each_order_of_rows(harness):
+    tuning = load("fine_tune_vs_trainer")
+
+    def at(tokens, mib, padding):
+        return [measured(harness, 1.0, mib, tokens_per_s=tokens, padding_share=padding)]
+
+    rounds = {
+        tuning.OURS: at(140.0, 90.0, 0.02),
+        tuning.DEFAULT: at(100.0, 100.0, 0.3),
+        tuning.GROUPED: at(141.0, 80.0, 0.03),
+    }
+    found = {finding.what: finding for finding in tuning.compared(rounds)}
+    speed = "real tokens per second, smolbench over "
+    assert found[speed + tuning.DEFAULT].value == "1.40x (one round)"
+    assert found[speed + tuning.DEFAULT].verdict == "reached"
+    assert found[speed + tuning.GROUPED].verdict == "missed"
+    memory = "peak memory, smolbench over "
+    assert found[memory + tuning.DEFAULT].verdict == "reached"
+    assert found[memory + tuning.GROUPED].verdict == "missed"
+    assert found["share of padding, Trainer"].value == "30.0%"
+
+
+def test_what_a_method_saves_is_held_against_what_it_does_not_keep(harness):
+    memory = load("peft_memory")
+
+    def at(mib, gradients, optimiser, allocated=None, best=None, last=None):
+        facts = {"gradients": gradients, "optimiser": optimiser, "peak_allocated_mib": allocated}
+        return [measured(harness, 1.0, mib, **facts, best_ckpt_mb=best, last_ckpt_mb=last)]
+
+    rounds = {
+        "m, full": at(1000.0, 100.0, 200.0),
+        "m, lora": at(690.0, 1.0, 2.0, best=2.0, last=7.0),
+        "m, bitfit": at(790.0, 1.0, 2.0),
+    }
+    found = {finding.what: finding for finding in memory.compared(rounds, ["m"])}
+    saved = "peak memory below full fine-tuning's by"
+    assert found[f"m, lora: {saved}"].value == "310 MiB (one round)"
+    assert found[f"m, lora: {saved}"].target.endswith("297 MiB")
+    assert found[f"m, lora: {saved}"].verdict == "reached"
+    assert found[f"m, bitfit: {saved}"].verdict == "missed"
+    assert found["m, lora: best.ckpt"].verdict == "reached"
+    assert found["m, lora: last.ckpt"].verdict == "missed"
+    # where an allocator counts, the process's own memory says nothing
+    assert memory.peak(at(1000.0, 0.0, 0.0, allocated=7.0)[0]) == 7.0
+
+
+def test_a_methods_memory_is_what_its_tensors_hold(harness, tmp_path):
+    """By hand: the tiny model with adapters on two projections of two layers."""
+    memory = load("peft_memory")
+    job = {
+        "model": "tiny",
+        "method": "lora",
+        "batch_size": 2,
+        "length": 8,
+        "dtype": "float32",
+        "accelerator": "cpu",
+    }
+    found = memory.work(tmp_path, job)
+    trained = found["trained"] * 4 / 2**20
+    assert found["gradients"] == pytest.approx(trained)
+    # two moments, and a step count of 4 bytes for each tensor
+    assert 2 * trained < found["optimiser"] < 2 * trained + 0.001
+    assert found["weights"] > 10 * trained
+    assert found["activations"] > 0
+    assert found["best_ckpt_mb"] < found["last_ckpt_mb"]
+    more = memory.work(tmp_path, {**job, "length": 16})
+    assert 1.5 < more["activations"] / found["activations"] < 2.5
+    assert memory.work(tmp_path, {**job, "method": "bitfit"})["method"] == "bitfit_added"
+
+
+def test_the_teacher_in_the_loop_is_held_against_both_runs(harness):
+    distillation = load("distillation")
+    rounds = {}
+    for method, (loop, first, second) in {"full": (30, 20, 15), "lora": (30, 25, 10)}.items():
+        rounds[f"{distillation.IN_THE_LOOP}, {method}"] = [measured(harness, loop, 200.0)]
+        rounds[f"{distillation.FIRST}, {method}"] = [measured(harness, first, 100.0)]
+        rounds[f"{distillation.SECOND}, {method}"] = [measured(harness, second, 90.0)]
+    found = distillation.compared(rounds)
+    assert [(f.value, f.verdict) for f in found] == [
+        ("1.50x (one round)", "reached"),
+        ("2.00x (one round)", "reached"),
+        ("0.50x (one round)", ""),
+        ("1.20x (one round)", "missed"),
+        ("3.00x (one round)", "reached"),
+        ("0.50x (one round)", ""),
+    ]
+    assert distillation.at_most_gap(2e-3).verdict == "missed"
+    assert distillation.at_most_gap(9e-4).verdict == "reached"
+
+
+def test_losses_are_read_step_by_step(harness, tmp_path):
+    distillation = load("distillation")
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,train/loss,val/loss\n1,0.5,\n2,0.25,\n2,,0.7\n")
+    assert distillation.losses(path) == [0.5, 0.25]
