@@ -554,6 +554,8 @@ def _quieten_libraries() -> None:
     # the devices found, the seed, tips for other products; warnings still come through
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # on some processors it asks for a package that fetches other kernels from the Hub at import
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     for harmless in (
         ".*treespec, LeafSpec.*",  # lightning 2.6 with torch 2.13
         ".*It is recommended to use `self.log.*sync_dist.*",  # metrics are of all ranks' rows

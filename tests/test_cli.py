@@ -136,7 +136,7 @@ def test_settings_are_printed_before_libraries_of_data_and_models_are_imported(r
 import sys
 from smolbench.cli import main
 status = main(["fit", "--config={recipe}", "--print_config"])
-heavy = {{"bitsandbytes", "datasets", "pandas", "peft", "pyarrow", "transformers.modeling_utils"}}
+heavy = {{"accelerate", "bitsandbytes", "datasets", "pandas", "peft", "pyarrow"}}
 heavy &= set(sys.modules)
 sys.exit(f"imported: {{heavy}}" if heavy else status)
 """
