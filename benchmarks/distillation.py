@@ -69,7 +69,7 @@ def main() -> None:
             "--trainer.accelerator=cpu",
             "--trainer.enable_progress_bar=false",
         ]
-        gap = loss_gap(folder, common)
+        gap, steps = loss_gap(folder, common)
         sides = {}
         for method in BOUNDS:
             own = [*common, f"--model.method={method}", f"--model.dtype={options.dtype}"]
@@ -92,7 +92,7 @@ def main() -> None:
             "computed in": options.dtype,
             "rounds": options.rounds,
         },
-        findings=[*compared(rounds), at_most_gap(gap)],
+        findings=[*compared(rounds), at_most_gap(gap, steps)],
         rounds=rounds,
         where=where,
         notes=[
@@ -136,9 +136,9 @@ def compared(rounds: Mapping[str, Sequence[Measured]]) -> list[Finding]:
     return findings
 
 
-def at_most_gap(gap: float) -> Finding:
+def at_most_gap(gap: float, steps: int) -> Finding:
     """Whether both learn the same."""
-    what = f"largest difference of the losses over the first {LOSS_STEPS} steps, float32"
+    what = f"largest difference of the losses over the first {steps} steps, float32"
     return at_most(what, Spread.of([gap]), LOSS_BOUND, digits=6, unit=" nats")
 
 
@@ -180,8 +180,8 @@ def fit(folder: Path, name: str, options: Sequence[str]) -> Measured:
     return dataclasses.replace(measured, facts=facts)
 
 
-def loss_gap(folder: Path, common: Sequence[str]) -> float:
-    """The largest difference of both sides' losses over the first steps, in nats."""
+def loss_gap(folder: Path, common: Sequence[str]) -> tuple[float, int]:
+    """The largest difference of both sides' losses, in nats, and over how many steps."""
     options = [
         *common,
         "--model.dtype=float32",
@@ -194,7 +194,7 @@ def loss_gap(folder: Path, common: Sequence[str]) -> float:
     ours, peer = (losses(folder / name / "metrics.csv") for name in ("ours", "peer"))
     if len(ours) != len(peer) or not ours:
         raise RuntimeError(f"{len(ours)} and {len(peer)} steps cannot be compared.")
-    return max(abs(a - b) for a, b in zip(ours, peer, strict=True))
+    return max(abs(a - b) for a, b in zip(ours, peer, strict=True)), len(ours)
 
 
 def losses(path: Path) -> list[float]:
