@@ -45,7 +45,7 @@ _COSTS = (
     ("cost/test_cache_s", "frozen features of the test split", "s"),
     ("cost/test_samples_per_s", "test throughput", "samples/s"),
     ("cost/test_latency_ms_p50", "latency of a single text, median", "ms"),
-    ("cost/test_latency_ms_p95", "latency of a single text, 95 of 100 within", "ms"),
+    ("cost/test_latency_ms_p95", "latency of a single text, 95th percentile", "ms"),
     ("cost/peak_rss_mib", "peak resident memory", "MiB"),
     ("cost/peak_allocated_mib", "peak allocated GPU memory", "MiB"),
     ("cost/peak_reserved_mib", "peak reserved GPU memory", "MiB"),
