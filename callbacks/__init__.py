@@ -13,6 +13,7 @@ from smolbench.callbacks.metrics_csv import MetricsCSV
 from smolbench.callbacks.out_of_memory import BatchWatch
 from smolbench.callbacks.plateau import TrainingPlateau
 from smolbench.callbacks.results import ResultsWriter
+from smolbench.callbacks.streamed_io import StreamedCheckpointIO
 from smolbench.callbacks.threads import TrainingThreads
 from smolbench.callbacks.throughput import ThroughputMonitor
 
@@ -26,6 +27,7 @@ __all__ = [
     "ResultsWriter",
     "RunCheckpoint",
     "RunInterrupted",
+    "StreamedCheckpointIO",
     "ThroughputMonitor",
     "TrainingGuard",
     "TrainingPlateau",

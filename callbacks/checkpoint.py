@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from smolbench.callbacks.folder import run_folder
 from smolbench.callbacks.graceful_stop import GracefulStop, RunInterrupted
+from smolbench.callbacks.streamed_io import StreamedCheckpointIO
 from smolbench.callbacks.values import counted, plain
 from smolbench.errors import SmolbenchError
 
@@ -37,7 +39,8 @@ class RunCheckpoint(Checkpoint):
             If no such metric is ever logged, the last state is the best.
         mode: Whether the monitored metric should rise (``max``) or fall (``min``).
 
-    A :class:`GracefulStop` among the trainer's callbacks is asked for a requested stop.
+    A :class:`GracefulStop` among the trainer's callbacks is asked for a requested stop. Unless the
+    strategy has a way of its own to write, files are written by :class:`StreamedCheckpointIO`.
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class RunCheckpoint(Checkpoint):
             self._stop.saved_by_checkpoint = True
         self._fits = stage == "fit"
         self._trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = StreamedCheckpointIO()
         monitor = getattr(pl_module, "monitor", None)
         if self.monitor is None and isinstance(monitor, tuple):  # another's may be anything
             self.monitor, mode = monitor

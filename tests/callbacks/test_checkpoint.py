@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import math
 import resource
+import tracemalloc
 from contextlib import contextmanager
 from datetime import timedelta
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 
 from smolbench.callbacks import MetricsCSV, RunCheckpoint
 from smolbench.callbacks import checkpoint as checkpoint_file
@@ -291,6 +293,36 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
     folder = tmp_path / "checkpoints"
     assert load(folder / "last.ckpt")["global_step"] == 4
     assert not list(folder.glob("*.partial"))
+
+
+def test_a_checkpoint_is_not_put_together_in_memory(tmp_path):
+    class Large(PlainModule):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("large", torch.ones(40 << 18))  # 40 MiB
+
+    module = Large()
+    tracemalloc.start()  # it sees Python's buffers, not tensors
+    try:
+        trainer(tmp_path, RunCheckpoint()).fit(module, loader())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "checkpoints" / "last.ckpt").stat().st_size > 40 << 20
+    assert peak < 30 << 20
+    assert torch.equal(
+        load(tmp_path / "checkpoints" / "last.ckpt")["state_dict"]["large"], module.large
+    )
+
+
+def test_a_way_of_its_own_to_write_is_kept(tmp_path):
+    class Own(TorchCheckpointIO):
+        pass
+
+    own = Own()
+    fit = trainer(tmp_path, RunCheckpoint(), plugins=[own])
+    fit.fit(PlainModule(), loader())
+    assert fit.strategy.checkpoint_io is own
 
 
 def test_a_failing_rename_keeps_the_checkpoint_before(tmp_path, monkeypatch):
