@@ -125,6 +125,8 @@ def _read_table(reader: FileReader) -> Inputs:
     texts = texts if isinstance(texts, list) else texts.to_pylist()
     check_texts(Chunk(texts, [], numbers), reader)
     for values in columns.values():
+        if not isinstance(values, list):
+            continue  # Arrow's strings are valid
         strings = [value for value in values if isinstance(value, str)]
         try:
             "\0".join(strings).encode()
