@@ -33,7 +33,7 @@ class StreamedCheckpointIO(TorchCheckpointIO):
         with path.open("wb") as file:
             watched = _Watched(file)
             try:
-                torch.save(checkpoint, watched)
+                torch.save(checkpoint, watched)  # type: ignore[arg-type] # it is only written to
             except RuntimeError as error:  # torch hides what the file has said
                 if watched.error is None:
                     raise
