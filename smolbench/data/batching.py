@@ -9,12 +9,13 @@ import multiprocessing
 import multiprocessing.synchronize
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from smolbench.data.token_cache import TokenTable
@@ -101,6 +102,23 @@ class TokenRows:
             batch["labels"] = torch.from_numpy(self.labels[rows])
         batch["index"] = torch.from_numpy(np.array(rows, dtype=np.int64))
         return batch
+
+
+def pad_rows(rows: Sequence[Sequence[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """A few rows of token ids as a right-padded batch, without a table.
+
+    Args:
+        rows: Token ids of ``B`` rows.
+        pad_token_id: Fills short rows.
+
+    Returns:
+        ``input_ids`` and ``attention_mask``, int64 [B, T].
+    """
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_token_id),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+    }
 
 
 class ArrayRows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -199,6 +199,13 @@ class ClassicalTask(ClassificationTask):
         texts = self._texts[self._split]
         chosen = [texts[row] for row in batch["index"].tolist()]
         return torch.from_numpy(class_scores(self.pipeline, chosen, classes))
+
+    def start_answering(self) -> Callable[[Sequence[str]], torch.Tensor]:
+        """Scores of texts that come one by one; see the base class."""
+        if self.pipeline is None:
+            raise NotImplementedError("There is nothing to wait for before it is fitted.")
+        classes = len(self.label_names)
+        return lambda texts: torch.from_numpy(class_scores(self.pipeline, texts, classes))
 
     # -- what results and checkpoints say ---------------------------------------------------------
 

@@ -10,10 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import Callback
-from torch.nn.utils.rnn import pad_sequence
 
 from smolbench.callbacks.threads import TrainingThreads
-from smolbench.data.batching import ArrayRows, TokenRows
+from smolbench.data.batching import ArrayRows, TokenRows, pad_rows
 from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
@@ -229,11 +228,7 @@ class FineTuneTask(ClassificationTask):
         padding = self._padding
 
         def read(texts: Sequence[str]) -> Batch:
-            rows = [torch.tensor(row) for row in self.encode({"text": texts})["input_ids"]]
-            batch = {
-                "input_ids": pad_sequence(rows, batch_first=True, padding_value=padding),
-                "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], True),
-            }
+            batch = pad_rows(self.encode({"text": texts})["input_ids"], padding)
             return {name: value.to(self.device) for name, value in batch.items()}
 
         return read

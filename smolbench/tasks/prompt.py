@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
-from smolbench.data.batching import TokenRows
+from smolbench.data.batching import TokenRows, pad_rows
 from smolbench.data.columns import column_values
 from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
@@ -261,6 +261,15 @@ class PromptTask(ClassificationTask):
                 self.backbone.tokenizer.decode([*self.encoders[0].shared_ids, *row])
             )
         return TokenRows(table, labels, 0)
+
+    def start_reading(self) -> Callable[[Sequence[str]], Batch]:
+        """Turn texts into token ids; see the base class."""
+
+        def read(texts: Sequence[str]) -> Batch:
+            batch = pad_rows(self.encode({"text": texts})["input_ids"], 0)
+            return {name: value.to(self.device) for name, value in batch.items()}
+
+        return read
 
     # -- rows to scores ---------------------------------------------------------------------------
 

@@ -76,6 +76,7 @@ def test_fit_test_and_predict_by_the_command_line(folder_here, capsys):
     assert found["test/n"] == 60
     assert found["test/accuracy"] > 0.7
     assert found["cost/fit_s"] > 0
+    assert found["cost/test_latency_n"] == 12
     assert found["cost/checkpoint_mib"] > 0
     (predictions,) = folder_here.rglob("predictions.parquet")
     assert pq.read_table(predictions).num_rows == 60

@@ -230,6 +230,7 @@ def test_a_prompt_is_tested_without_a_checkpoint(folder_here, capsys):
     (file,) = folder_here.rglob("results.json")
     found = json.loads(file.read_text())
     assert found["convention"] == "top_50"
+    assert found["cost/test_latency_n"] == 12
     assert found["checkpoint"] is None
     assert isinstance(found["test/n_unknown"], int)
     assert found["prompt/example"].startswith("Movie Review: I loved this movie ! So good plot !")
