@@ -54,7 +54,12 @@ from smolbench.progress import draw_library_bars
 from smolbench.recipes import DEFAULTS
 from smolbench.runs.results import FILE_NAME
 from smolbench.runs.run_dir import make_folder, new_run_dir
-from smolbench.runs.settings import Settings, changed_for_scoring, check_same_run
+from smolbench.runs.settings import (
+    Settings,
+    changed_for_scoring,
+    check_same_run,
+    read_settings,
+)
 from smolbench.runs.summary import print_summary
 from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask
 
@@ -302,14 +307,14 @@ class SmolCLI(LightningCLI):
         fresh = True
         if call.resumes:
             assert parent is not None
-            check_same_run(_read_settings(parent.config), settings, extend=call.extend)
+            check_same_run(read_settings(parent.config), settings, extend=call.extend)
             self.folder, fresh = parent.path, False
             if call.checkpoint is None:
                 log.info("%s has no checkpoint yet: it starts from the beginning.", parent.path)
         elif call.subcommand == "predict":
             self.folder = call.run_dir or (parent.path if parent else Path.cwd())
         elif parent is not None and call.subcommand != "fit":
-            changed = changed_for_scoring(_read_settings(parent.config), settings)
+            changed = changed_for_scoring(read_settings(parent.config), settings)
             own = call.run_dir not in (None, parent.path) or bool(changed)
             own = own or call.checkpoint != parent.checkpoint("best")
             self.folder = self._new_folder() if own else parent.path
@@ -436,7 +441,9 @@ class SmolCLI(LightningCLI):
             raise SmolbenchError(" ".join(str(error).split())) from error
 
     def before_fit(self) -> None:
-        """Say where the run goes."""
+        """Say where the run goes, and refuse what would stop it later."""
+        self.model.runs_dir = self.call.runs_dir
+        self.model.check_inputs()
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         log.info("Run folder: %s", self.folder)
@@ -510,17 +517,6 @@ class SmolCLI(LightningCLI):
             return
         if self.trainer.is_global_zero:
             print_summary(self.writer.results, self.folder, splits=splits)
-
-
-def _read_settings(path: Path) -> Settings:
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        said = " ".join(str(error).split())
-        raise SmolbenchError(f"The run's settings {path} cannot be read: {said}.") from error
-    if not isinstance(settings, dict):
-        raise SmolbenchError(f"The run's settings {path} are not a mapping.")
-    return settings
 
 
 def _git_revision() -> str | None:

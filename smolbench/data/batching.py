@@ -162,6 +162,26 @@ class ArrayRows:
         }
 
 
+class JoinedRows:
+    """Rows with further columns, such as token ids with a teacher's logits."""
+
+    def __init__(self, rows: Rows, columns: ArrayRows) -> None:
+        """Take rows, and as many rows of arrays."""
+        if len(rows) != len(columns):
+            raise ValueError(f"{len(columns)} rows of further columns for {len(rows)} rows.")
+        self.rows = rows
+        self.columns = columns
+        self.lengths = rows.lengths
+
+    def __len__(self) -> int:
+        """Return the number of rows, N."""
+        return len(self.rows)
+
+    def batch(self, rows: Indices) -> dict[str, torch.Tensor]:
+        """Return the tensors of both for the rows of these numbers [B]."""
+        return {**self.columns.batch(rows), **self.rows.batch(rows)}
+
+
 class _MappedPlace:
     """Where a memory-mapped array is stored: pickling the array would copy its contents."""
 

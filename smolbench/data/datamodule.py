@@ -289,12 +289,29 @@ class BaseDataModule(LightningDataModule):
             if split.table is None and len(split):
                 split.table = self._encoded(name, split)
 
+    def encoded_by(
+        self, name: SplitName, encode: EncodeFn, key: Mapping[str, Any], description: str
+    ) -> TokenTable:
+        """Token ids of a split by another encoder than the one its batches come from.
+
+        Args:
+            name: The split; it must be loaded.
+            encode: Turns a batch of examples, as columns, into columns of token ids and numbers.
+            key: Everything that ``encode`` depends on, as plain values.
+            description: What the progress bar says.
+        """
+        return self._to_cache(self.split(name), encode, key, description)
+
     def _encoded(self, name: str, split: Split) -> TokenTable:
         encode, key = self._encoder()
+        return self._to_cache(split, encode, key, f"Encoding {name}")
+
+    def _to_cache(
+        self, split: Split, encode: EncodeFn, key: Mapping[str, Any] | None, description: str
+    ) -> TokenTable:
         # labels are not in the key, so the encoder must not see them
         columns = sorted(set(split.examples.column_names) - {"label"})
         examples = split.examples.select_columns(columns)
-        description = f"Encoding {name}"
         if key is None:
             # an encoder that cannot be named exactly must not be found again by another one
             folder = Path(tempfile.mkdtemp(prefix="smolbench-"))

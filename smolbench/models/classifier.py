@@ -56,6 +56,37 @@ def load_classifier(backbone: Backbone, classes: int, seed: int, **options: Any)
     return model
 
 
+def load_trained_classifier(backbone: Backbone) -> PreTrainedModel:
+    """Load a classifier with the head that its files hold.
+
+    Args:
+        backbone: What to load; its ``dtype`` is passed over, weights come in float32.
+
+    Returns:
+        The model, in evaluation mode; it has as many classes as its configuration says.
+
+    Raises:
+        SmolbenchError: If the weights cannot be loaded, or lack any, as a head.
+    """
+    from transformers import AutoModelForSequenceClassification  # lazy: import cost
+
+    _refuse_encoder_decoder(backbone)
+    model, missing = backbone.from_pretrained(
+        AutoModelForSequenceClassification, dtype=torch.float32
+    )
+    if missing & head_names(model):
+        raise SmolbenchError(
+            f"The files of {backbone.name} hold no trained classification head "
+            f"({min(missing & head_names(model))} is missing): it cannot classify yet."
+        )
+    backbone.require(missing)
+    model.config.use_cache = False
+    use_fused_attention(model)
+    frozen: nn.Module = model  # transformers' own methods are untyped
+    frozen.eval()
+    return model
+
+
 def _refuse_encoder_decoder(backbone: Backbone) -> None:
     if backbone.config.is_encoder_decoder:
         raise SmolbenchError(

@@ -251,6 +251,20 @@ class FrozenFeatures:
 
         return read
 
+    def reader(
+        self, table: TokenTable, device: torch.device
+    ) -> Callable[[np.ndarray], dict[str, torch.Tensor]]:
+        """Load the backbone to compute features that are not kept.
+
+        Returns:
+            What computes them: row numbers ``(b,)`` to ``features``, float32, ``(b, D)``.
+        """
+        place: _Place = (self.backbone.layer, self.pooling)
+        compute = self.start_pass(table, device, {"features": place})
+        return lambda rows: {
+            name: torch.from_numpy(values).to(device) for name, values in compute(rows).items()
+        }
+
     def costs(self) -> dict[str, Any]:
         """What the passes over the splits so far have cost, under the keys of ``results.json``."""
         costs: dict[str, Any] = {}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 END = "<|endoftext|>"
 """Begin, end and unknown token in one, id 0, as in SmolLM2; there is no padding token."""
 
-_RECIPE = {"version": 1, "seed": 0}
+_RECIPE = {"version": 2, "seed": 0}
 """Raise the version with every change that alters the files."""
 _MAX_VOCABULARY = 2048
 _MAX_POSITIONS = 8192
@@ -160,6 +160,7 @@ def _empty_model(vocabulary: int) -> LlamaForCausalLM:
         rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
+        attention_bias=True,  # SmolLM2 has none; BitFit needs some
         bos_token_id=0,
         eos_token_id=0,
         dtype="bfloat16",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from smolbench.errors import SmolbenchError
 
@@ -29,6 +32,22 @@ _SCORING_TRAINER = {
 }
 """Trainer options that change a score."""
 _DECAYING = {"linear", "cosine"}
+
+
+def read_settings(path: Path) -> Settings:
+    """Read a run's ``config.yaml``.
+
+    Raises:
+        SmolbenchError: If it is missing, damaged, or no mapping.
+    """
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise SmolbenchError(f"The run's settings {path} cannot be read: {said}.") from error
+    if not isinstance(settings, dict):
+        raise SmolbenchError(f"The run's settings {path} are not a mapping.")
+    return settings
 
 
 def flatten(settings: Settings, prefix: str = "") -> Settings:

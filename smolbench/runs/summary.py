@@ -37,12 +37,12 @@ _QUALITY = (
 )
 _COSTS = (
     ("cost/fit_s", "training", "s"),
-    ("cost/cache_s", "frozen features, when first computed", "s"),
+    ("cost/cache_s", "frozen passes, when first computed", "s"),
     ("cost/cache_tokens_per_s", "frozen backbone", "tokens/s"),
     ("cost/train_samples_per_s", "training throughput", "samples/s"),
     ("cost/train_tokens_per_s", "training throughput", "tokens/s"),
     ("cost/head_train_samples_per_s", "head throughput", "samples/s"),
-    ("cost/test_cache_s", "frozen features of the test split", "s"),
+    ("cost/test_cache_s", "frozen pass over the test split", "s"),
     ("cost/test_samples_per_s", "test throughput", "samples/s"),
     ("cost/test_latency_ms_p50", "latency of a single text, median", "ms"),
     ("cost/test_latency_ms_p95", "latency of a single text, 95th percentile", "ms"),

@@ -2,6 +2,7 @@
 
 from smolbench.tasks.classical import ClassicalTask
 from smolbench.tasks.classification import ClassificationTask
+from smolbench.tasks.distill import DistillationTask
 from smolbench.tasks.fine_tune import FineTuneTask
 from smolbench.tasks.multiple_choice import MultipleChoiceTask
 from smolbench.tasks.probe import ProbeTask
@@ -12,6 +13,7 @@ __all__ = [
     "BaseTask",
     "ClassicalTask",
     "ClassificationTask",
+    "DistillationTask",
     "FineTuneTask",
     "MultipleChoiceTask",
     "ProbeTask",

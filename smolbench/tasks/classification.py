@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from smolbench.data.batching import Rows, TokenRows
+from smolbench.data.token_cache import TokenTable
 from smolbench.errors import SmolbenchError
 from smolbench.metrics.classification import (
     classification_metrics,
@@ -94,6 +96,22 @@ class ClassificationTask(BaseTask):
     def on_train_start(self) -> None:
         """Forget a test: it was of another state."""
         self._test_tables = {}
+
+    def reader(self, table: TokenTable) -> Callable[[np.ndarray], Batch]:
+        """What makes batches outside of a training, keeping nothing: a teacher's.
+
+        Args:
+            table: Texts as :meth:`encode` gave them.
+
+        Returns:
+            Row numbers ``(b,)`` to a batch that :meth:`forward` takes, on this module's device.
+        """
+        return self._on_device(TokenRows(table, None, self.pad_token_id))
+
+    def _on_device(self, rows: Rows) -> Callable[[np.ndarray], Batch]:
+        return lambda chosen: {
+            name: column.to(self.device) for name, column in rows.batch(chosen).items()
+        }
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Mean cross-entropy of a batch, in nats."""

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback
 
 from smolbench.callbacks.threads import TrainingThreads
-from smolbench.data.batching import ArrayRows, TokenRows, pad_rows
+from smolbench.data.batching import ArrayRows, Rows, TokenRows, pad_rows
 from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
@@ -190,9 +190,7 @@ class FineTuneTask(ClassificationTask):
             self.backbone, self.encoder, pooling="last", pass_tokens=self.pass_tokens
         )
 
-    def rows(
-        self, split: str, table: TokenTable, labels: np.ndarray | None
-    ) -> ArrayRows | TokenRows:
+    def rows(self, split: str, table: TokenTable, labels: np.ndarray | None) -> Rows:
         """Token ids of a split; for ``head`` its features, from the cache or computed now.
 
         Args:
@@ -201,7 +199,7 @@ class FineTuneTask(ClassificationTask):
             labels: Classes, shape ``(N,)``; ``None`` for texts to predict.
         """
         if self.method != "head":
-            return TokenRows(table, labels, self._padding)
+            return self._token_rows(table, labels)
         asked = getattr(getattr(self.trainer, "datamodule", None), "cache_dir", None)
         features = self.frozen.of_split(
             split,
@@ -214,6 +212,15 @@ class FineTuneTask(ClassificationTask):
         if labels is not None:
             arrays["labels"] = labels
         return ArrayRows(arrays)
+
+    def _token_rows(self, table: TokenTable, labels: np.ndarray | None) -> TokenRows:
+        return TokenRows(table, labels, self._padding)
+
+    def reader(self, table: TokenTable) -> Callable[[np.ndarray], Batch]:
+        """For ``head`` features instead of token ids; see the base class."""
+        if self.method == "head":
+            return self.frozen.reader(table, self.device)
+        return self._on_device(self._token_rows(table, None))
 
     @property
     def _padding(self) -> int:

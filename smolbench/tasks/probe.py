@@ -192,6 +192,10 @@ class ProbeTask(ClassificationTask):
         features = self.frozen.start_reading(self.device)
         return lambda texts: {"features": features(self.encode({"text": texts}))}
 
+    def reader(self, table: TokenTable) -> Callable[[np.ndarray], Batch]:
+        """Features instead of token ids; see the base class."""
+        return self.frozen.reader(table, self.device)
+
     # -- features to logits -----------------------------------------------------------------------
 
     def configure_model(self) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -46,6 +47,8 @@ class BaseTask(LightningModule):
     convention: str | None = None
     """Which of several rules in use the scores follow; ``None`` where there is but one."""
     pad_token_id: int = 0
+    runs_dir: Path = Path("runs")
+    """Where a run is looked for that is named by its recipe."""
 
     def __init__(
         self,
@@ -82,6 +85,15 @@ class BaseTask(LightningModule):
         """Settings that a trained state is only valid with, as plain values.
 
         They are saved in every checkpoint and compared when one is loaded.
+        """
+
+    def check_inputs(self) -> None:
+        """Refuse what would stop a training later.
+
+        The command line calls it before any process is started and any data read.
+
+        Raises:
+            SmolbenchError: Saying what is wrong.
         """
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:

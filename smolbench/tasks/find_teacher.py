@@ -1,0 +1,103 @@
+"""Finding the teacher that an option names."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from smolbench.errors import SmolbenchError
+from smolbench.models.backbone import TINY
+from smolbench.recipes import recipe_names
+from smolbench.runs.results import FILE_NAME
+from smolbench.runs.run_dir import Run, find_runs, run_of
+from smolbench.tasks.teacher import Teacher
+from smolbench.tasks.teacher_kinds import HubTeacher, Reading, RunTeacher, TinyTeacher
+
+log = logging.getLogger("smolbench")
+
+
+def find_teacher(
+    given: str,
+    *,
+    runs_dir: Path,
+    reading: Reading,
+    tiny_student: bool = False,
+    identity: str | None = None,
+) -> Teacher:
+    """The teacher that an option names.
+
+    Args:
+        given: A run's folder or a checkpoint in it, a recipe (its newest finished run is meant),
+            the id or folder of a model with a trained classification head, or ``tiny``.
+        runs_dir: Folder of all runs.
+        reading: How a teacher without settings of its own reads texts.
+        tiny_student: Whether the student is the built-in tiny model. Of a shipped recipe its run on
+            tiny models is meant then, or, where there is none, the built-in teacher.
+        identity: Of a recipe's finished runs, the one of this identity instead of the newest.
+
+    Raises:
+        SmolbenchError: If there is no such teacher, or it is no finished classifier.
+    """
+    if given == TINY:
+        return TinyTeacher(reading)
+    path = Path(given).expanduser()
+    if path.is_file():
+        run = run_of(path)
+        if run is None:
+            raise SmolbenchError(
+                f"The teacher's checkpoint {path} does not lie in a run's folder, whose settings "
+                "it needs: name the run."
+            )
+        return RunTeacher(Run(run.path.resolve()), path.resolve())
+    if (path / FILE_NAME).is_file():
+        return RunTeacher(Run(path.resolve()))
+    shipped = given in recipe_names()
+    if path.is_dir() and not shipped:
+        if not (path / "config.json").is_file():
+            raise SmolbenchError(
+                f"The teacher {path} is a folder that holds neither a run nor a model."
+            )
+        return HubTeacher(given, reading)
+    if tiny_student and shipped:
+        if find_runs(runs_dir, f"{given}+tiny"):
+            return _of_recipe(f"{given}+tiny", runs_dir, identity)
+        log.info("There is no run %s+tiny: the built-in tiny teacher stands in for it.", given)
+        return TinyTeacher(reading)
+    if shipped or find_runs(runs_dir, given):
+        return _of_recipe(given, runs_dir, identity)
+    if len(path.parts) not in (1, 2) or given.startswith(("/", ".", "~")):
+        raise SmolbenchError(f"There is no run, checkpoint or model {given} to be the teacher.")
+    try:
+        return HubTeacher(given, reading)
+    except SmolbenchError as error:
+        raise SmolbenchError(
+            f"model.teacher {given!r} is no run's folder, checkpoint or recipe: as a model's id it "
+            f"was tried in vain. {error}"
+        ) from error
+
+
+def _of_recipe(recipe: str, runs_dir: Path, identity: str | None) -> Teacher:
+    """The newest finished run of a recipe, or its run of an identity."""
+    found = [
+        run
+        for run in find_runs(runs_dir, recipe)
+        if "attempts" in (results := run.results())
+        and results.get("status") == "finished"
+        and run.checkpoint("best").is_file()
+    ]
+    if not found:
+        raise SmolbenchError(
+            f"There is no finished run of {recipe} below {runs_dir} to be the teacher: train it "
+            f"first (`smolbench fit --config {recipe.replace('+', ' --config ')}`), or name "
+            "another with --model.teacher."
+        )
+    teachers = map(RunTeacher, found)
+    if identity is None:
+        return next(teachers)
+    for teacher in teachers:
+        if teacher.identity == identity:
+            return teacher
+    raise SmolbenchError(
+        f"The run of {recipe} that this training has learned from so far is gone or has changed: "
+        "start a new training, without --ckpt_path."
+    )

@@ -1,0 +1,137 @@
+"""Teachers: trained classifiers whose logits a student learns from, computed in one pass."""
+
+from __future__ import annotations
+
+import gc
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from smolbench.data.datamodule import TextDataModule
+from smolbench.data.token_cache import TokenTable
+from smolbench.digest import digest
+from smolbench.models.frozen_cache import CachedOutputs, ComputeBlock, cached_outputs, plan_blocks
+from smolbench.models.precision import native_bfloat16
+from smolbench.ranks import Ranks
+from smolbench.tasks.classification import ClassificationTask
+
+PASS_TOKENS = 4096
+"""Most tokens, padding included, that a teacher reads at once."""
+
+
+class Teacher(ABC):
+    """A trained classifier, which is loaded only where its logits are not known yet.
+
+    Attributes:
+        name: What messages call it.
+    """
+
+    name: str
+
+    @cached_property
+    @abstractmethod
+    def identity(self) -> str:
+        """Digest of everything that its logits depend on, beside the texts."""
+
+    @abstractmethod
+    def check(self, label_names: Sequence[str], data: TextDataModule) -> None:
+        """Refuse a teacher of other labels or another dataset than the student's.
+
+        Raises:
+            SmolbenchError: Saying what differs.
+        """
+
+    @abstractmethod
+    def build(self, label_names: Sequence[str]) -> ClassificationTask:
+        """A task without weights, which knows how texts become token ids."""
+
+    @abstractmethod
+    def fill(self, task: ClassificationTask, table: TokenTable, labels: np.ndarray) -> None:
+        """Give a task whose network is loaded the weights that were trained.
+
+        Args:
+            task: From :meth:`build`.
+            table: The texts that the student learns from.
+            labels: Their classes, shape ``(N,)``.
+        """
+
+    def facts(self) -> dict[str, Any]:
+        """What results say of the teacher."""
+        return {"teacher/id": self.name, "teacher/run": None}
+
+
+def teacher_logits(
+    teacher: Teacher,
+    data: TextDataModule,
+    label_names: Sequence[str],
+    device: torch.device,
+    ranks: Ranks,
+) -> CachedOutputs:
+    """Logits of the training texts, from the cache or computed now in one pass.
+
+    The network is loaded only if any of them is missing, and let go afterwards.
+
+    Args:
+        teacher: Checked, see :meth:`Teacher.check`.
+        data: Its training split is read; texts are encoded as the teacher reads them.
+        label_names: Names of the ``C`` classes.
+        device: Where the network runs.
+        ranks: The job's processes, which share the pass.
+
+    Returns:
+        Float32, shape ``(N, C)``, and what they took.
+    """
+    reading = teacher.build(label_names)
+    description = f"Encoding train for {teacher.name}"
+    table = data.encoded_by("train", reading.encode, reading.encoder_key(), description)
+    labels = data.split("train").labels
+    assert labels is not None, "the training split has labels"
+    key = digest(
+        {
+            "teacher_logits": 1,
+            "teacher": teacher.identity,
+            "tokens": table.key,
+            "labels": zlib.crc32(labels.tobytes()),  # the built-in teacher is fitted to them
+            "bfloat16": native_bfloat16(device),
+            "pass_tokens": PASS_TOKENS,
+        }
+    )
+
+    def start() -> ComputeBlock:
+        task = teacher.build(label_names)
+        task.to(device)
+        task.configure_model()
+        teacher.fill(task, table, labels)
+        task.to(device).eval()
+        read = task.reader(table)
+
+        def compute(rows: np.ndarray) -> dict[str, np.ndarray]:
+            with torch.inference_mode():
+                return {key: task(read(rows)).float().cpu().numpy()}
+
+        return compute
+
+    cached = cached_outputs(
+        data.cache_dir / "teachers",
+        key,
+        widths={key: len(label_names)},
+        blocks=pass_blocks(table),
+        start_compute=start,
+        description=f"{teacher.name} reads train",
+        ranks=ranks,
+    )
+    if not cached.reused:
+        gc.collect()  # a module and its parts refer to each other
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return cached
+
+
+def pass_blocks(table: TokenTable) -> list[np.ndarray]:
+    """Row numbers of what a teacher reads at once."""
+    return plan_blocks(table.ragged["input_ids"].lengths, PASS_TOKENS)
