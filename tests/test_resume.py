@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Trainer
 
 from smolbench.cli import main
-from smolbench.training_cli import SmolCLI
-from tests.helpers.kill import KillAt, Killed
+from tests.helpers.kill import die
 
 RUN = [
     "fit",
@@ -153,20 +151,16 @@ def test_a_training_to_choose_killed_and_resumed_is_equal(folder_here, method, o
         torch.set_num_threads(threads)
 
 
-def die(run: list[str], hook: str, n: int) -> None:
-    """Start or go on with a run, which dies at the ``n``-th call of a hook."""
-    with pytest.MonkeyPatch.context() as patch:
-        # its own settings stay those of the run, so that the next attempt is the same run
-        instantiate = SmolCLI.instantiate_trainer
-
-        def with_death(cli: SmolCLI, **options: object) -> Trainer:
-            trainer = instantiate(cli, **options)
-            trainer.callbacks.insert(0, KillAt(hook, n))
-            return trainer
-
-        patch.setattr(SmolCLI, "instantiate_trainer", with_death)
-        with pytest.raises(Killed):
-            main(run)
+@pytest.mark.parametrize("method", ["full", "head", "lora", "qlora", "bitfit"])
+def test_a_distillation_killed_and_resumed_is_equal(folder_here, method):
+    recipe = ["fit", "--config=sentiment140_distill_opt-125m", *FINE_TUNE[1:]]
+    recipe += [f"--model.method={method}"]
+    assert main([*recipe, "--run_dir=whole"]) == 0
+    for hook, n in (("on_train_batch_end", 3), ("on_validation_end", 2)):
+        run = [*recipe, f"--run_dir={hook}"]
+        die(run, hook, n)
+        assert main([*run, "--ckpt_path=last"]) == 0
+        assert_equal(folder_here / "whole", folder_here / hook)
 
 
 def assert_equal(expected: Path, found: Path) -> None:

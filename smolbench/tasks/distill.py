@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -22,6 +23,8 @@ from smolbench.tasks.fine_tune import FineTuneTask
 from smolbench.tasks.task import saved_signature
 from smolbench.tasks.teacher import Teacher, teacher_logits
 from smolbench.tasks.teacher_kinds import Reading
+
+log = logging.getLogger("smolbench")
 
 
 class DistillationTask(FineTuneTask):
@@ -115,6 +118,12 @@ class DistillationTask(FineTuneTask):
             self.teacher.check(self.label_names, self._data)
         super().configure_model()
 
+    def on_fit_start(self) -> None:
+        """Say also what there is to be known about the teacher."""
+        super().on_fit_start()
+        if self.trainer.is_global_zero and self.teacher.remark is not None:
+            log.warning("%s", self.teacher.remark)
+
     def rows(self, split: str, table: TokenTable, labels: np.ndarray | None) -> Rows:
         """The student's rows; those of the training with ``teacher_logits``, shape ``(B, C)``."""
         rows = super().rows(split, table, labels)
@@ -151,6 +160,7 @@ class DistillationTask(FineTuneTask):
         self._learned_from = saved.get("teacher_digest")
         if self._trains and self.teacher.identity != self._learned_from:
             self._teacher = None  # a newer run of the recipe
+            self.teacher.check(self.label_names, self._data)
         super().on_load_checkpoint(checkpoint)
 
     def facts(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from smolbench.errors import SmolbenchError
@@ -12,8 +11,6 @@ from smolbench.runs.results import FILE_NAME
 from smolbench.runs.run_dir import Run, find_runs, run_of
 from smolbench.tasks.teacher import Teacher
 from smolbench.tasks.teacher_kinds import HubTeacher, Reading, RunTeacher, TinyTeacher
-
-log = logging.getLogger("smolbench")
 
 
 def find_teacher(
@@ -48,9 +45,9 @@ def find_teacher(
                 f"The teacher's checkpoint {path} does not lie in a run's folder, whose settings "
                 "it needs: name the run."
             )
-        return RunTeacher(Run(run.path.resolve()), path.resolve())
+        return RunTeacher(run, path.resolve())
     if (path / FILE_NAME).is_file():
-        return RunTeacher(Run(path.resolve()))
+        return RunTeacher(Run(path))
     shipped = given in recipe_names()
     if path.is_dir() and not shipped:
         if not (path / "config.json").is_file():
@@ -59,10 +56,11 @@ def find_teacher(
             )
         return HubTeacher(given, reading)
     if tiny_student and shipped:
-        if find_runs(runs_dir, f"{given}+tiny"):
+        built_in = TinyTeacher(reading)
+        if identity != built_in.identity and find_runs(runs_dir, f"{given}+tiny"):
             return _of_recipe(f"{given}+tiny", runs_dir, identity)
-        log.info("There is no run %s+tiny: the built-in tiny teacher stands in for it.", given)
-        return TinyTeacher(reading)
+        built_in.remark = f"For the teacher {given} the built-in tiny one stands in."
+        return built_in
     if shipped or find_runs(runs_dir, given):
         return _of_recipe(given, runs_dir, identity)
     if len(path.parts) not in (1, 2) or given.startswith(("/", ".", "~")):

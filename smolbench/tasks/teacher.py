@@ -29,9 +29,11 @@ class Teacher(ABC):
 
     Attributes:
         name: What messages call it.
+        remark: What there is to be known about it, before a training begins; ``None`` if nothing.
     """
 
     name: str
+    remark: str | None = None
 
     @cached_property
     @abstractmethod
@@ -87,8 +89,9 @@ def teacher_logits(
         Float32, shape ``(N, C)``, and what they took.
     """
     reading = teacher.build(label_names)
-    description = f"Encoding train for {teacher.name}"
-    table = data.encoded_by("train", reading.encode, reading.encoder_key(), description)
+    table = data.encoded_by(
+        "train", reading.encode, reading.encoder_key(), "Encoding train for the teacher"
+    )
     labels = data.split("train").labels
     assert labels is not None, "the training split has labels"
     key = digest(
@@ -122,7 +125,7 @@ def teacher_logits(
         widths={key: len(label_names)},
         blocks=pass_blocks(table),
         start_compute=start,
-        description=f"{teacher.name} reads train",
+        description="The teacher reads train",
         ranks=ranks,
     )
     if not cached.reused:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,8 +26,6 @@ from smolbench.tasks.fine_tune import FineTuneTask
 from smolbench.tasks.probe import ProbeTask
 from smolbench.tasks.task import CHECKPOINT_KEY
 from smolbench.tasks.teacher import Teacher, pass_blocks
-
-log = logging.getLogger("smolbench")
 
 _SPLIT_OPTIONS = ("revision", "split_seed", "val_fraction", "test_fraction", "downsample", "clean")
 """Data options that decide which rows are trained on; limits only leave some of them out."""
@@ -64,7 +61,7 @@ class RunTeacher(Teacher):
     """
 
     def __init__(self, run: Run, checkpoint: Path | None = None) -> None:
-        self.run = run
+        self.run = run = Run(run.path.resolve())
         self.name = str(run.path)
         self.checkpoint = checkpoint or run.checkpoint("best")
         self._results = run.results()
@@ -98,7 +95,7 @@ class RunTeacher(Teacher):
         return signature
 
     def check(self, label_names: Sequence[str], data: TextDataModule) -> None:
-        """See the base class; says so if the teacher may have seen rows that are scored."""
+        """See the base class; remarks if the teacher may have seen rows that are scored."""
         labels = self._signature.get("labels") or []
         if list(labels) != list(label_names):
             raise SmolbenchError(
@@ -118,12 +115,14 @@ class RunTeacher(Teacher):
             for name in _SPLIT_OPTIONS
             if name in options and options[name] != getattr(data, name, options[name])
         ]
+        revision = self._results.get("data/revision")
+        if revision != facts.get("data/revision"):
+            differing.append(f"the data's revision was {revision}, is {facts['data/revision']}")
         self._same_rows = not differing
         if differing:
-            log.warning(
+            self.remark = (
                 "The teacher may have learned from rows that this run is scored on, because it "
-                "was trained on another choice of rows: %s.",
-                "; ".join(differing),
+                f"was trained on another choice of rows: {'; '.join(differing)}."
             )
 
     def build(self, label_names: Sequence[str]) -> ClassificationTask:
@@ -139,7 +138,10 @@ class RunTeacher(Teacher):
     def fill(self, task: ClassificationTask, table: TokenTable, labels: np.ndarray) -> None:
         """See the base class."""
         checkpoint = read_checkpoint(self.checkpoint)
-        task.on_load_checkpoint(checkpoint)
+        try:
+            task.on_load_checkpoint(checkpoint)
+        except SmolbenchError as error:
+            raise SmolbenchError(f"The teacher {self.name} cannot be rebuilt. {error}") from error
         task.load_state_dict(checkpoint["state_dict"], strict=False)
 
     def facts(self) -> dict[str, Any]:

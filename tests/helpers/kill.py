@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import Callback
+import pytest
+from lightning.pytorch import Callback, Trainer
+
+from smolbench.cli import main
+from smolbench.training_cli import SmolCLI
 
 
 class Killed(BaseException):
@@ -29,3 +33,19 @@ class KillAt(Callback):
                 raise Killed(f"{hook} number {n}")
 
         setattr(self, hook, die)
+
+
+def die(run: list[str], hook: str, n: int) -> None:
+    """Start or go on with a run, which dies at the ``n``-th call of a hook."""
+    with pytest.MonkeyPatch.context() as patch:
+        # its own settings stay those of the run, so that the next attempt is the same run
+        instantiate = SmolCLI.instantiate_trainer
+
+        def with_death(cli: SmolCLI, **options: object) -> Trainer:
+            trainer = instantiate(cli, **options)
+            trainer.callbacks.insert(0, KillAt(hook, n))
+            return trainer
+
+        patch.setattr(SmolCLI, "instantiate_trainer", with_death)
+        with pytest.raises(Killed):
+            main(run)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import csv
 import gc
 import json
@@ -17,12 +18,12 @@ from transformers import AutoModelForSequenceClassification
 from smolbench.cli import main
 from smolbench.data import AGNewsDataModule, IMDbDataModule
 from smolbench.errors import SmolbenchError
-from smolbench.models.backbone import Backbone
 from smolbench.tasks import DistillationTask, FineTuneTask
 from smolbench.tasks.distill import distillation_loss
 from smolbench.tasks.find_teacher import find_teacher
 from smolbench.tasks.teacher_kinds import Reading, RunTeacher
-from tests.helpers.command import config, results, weights
+from tests.helpers.command import assert_equal_runs, results, weights
+from tests.helpers.kill import die
 from tests.helpers.tiny import tiny_backbone, tiny_tokenizer
 from tests.helpers.training import plain_trainer
 
@@ -50,10 +51,11 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        bert = f"--model.backbone={tiny_backbone('bert')}"
-        trained(folder / "bert", bert, "--model.dtype=float32", "--trainer.max_epochs=3")
-        assert main(["test", *TEACHER, bert, "--model.dtype=float32", "--model.lr=3e-3",
-                     "--run_dir=bert", "--ckpt_path=best", "--trainer.max_epochs=3"]) == 0  # fmt: skip
+        bert = [f"--model.backbone={tiny_backbone('bert')}", "--model.dtype=float32"]
+        bert += ["--trainer.max_epochs=10"]
+        trained(folder / "bert", *bert)
+        test = ["test", *TEACHER, "--model.lr=3e-3", *bert]
+        assert main([*test, "--run_dir=bert", "--ckpt_path=best"]) == 0
     return folder
 
 
@@ -79,9 +81,15 @@ def data(**options):
     return IMDbDataModule(source="sample", **{**LIMITS, **options})
 
 
-def student(teacher, kind="opt", **options):
+def student(teacher, kind="opt", task=DistillationTask, **options):
     options = {"dtype": "float32", "max_length": 60, "lr": 1e-3, **options}
-    return DistillationTask(teacher=str(teacher), backbone=tiny_backbone(kind), **options)
+    return task(teacher=str(teacher), backbone=tiny_backbone(kind), **options)
+
+
+def padding_tokenizer(kind):
+    tokenizer = copy.deepcopy(tiny_tokenizer(kind))
+    tokenizer.pad_token = "<pad>"
+    return tokenizer
 
 
 def texts_and_labels(module):
@@ -135,7 +143,7 @@ class InTheLoop(DistillationTask):
         saved = FineTuneTask.load_from_checkpoint(run / "checkpoints" / "best.ckpt")
         # in a list: no submodule, or it would train too
         self.live = [saved.model.eval()]
-        self.tokens = tiny_tokenizer("bert")
+        self.tokens = padding_tokenizer("bert")
         self.longest = max_length
 
     def loss(self, batch):
@@ -168,11 +176,11 @@ def losses(task, module, root, **options):
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_fifty_steps_are_those_with_the_teacher_in_the_loop(cache, home, tmp_path, method):
+    options = {"method": method, "lr": 1e-2, "alpha": 0.7, "temperature": 1.5}
     seed_everything(0)
-    cached = losses(student(home / "bert", method=method), data(), tmp_path)
+    cached = losses(student(home / "bert", **options), data(), tmp_path)
     seed_everything(0)
-    options = {"dtype": "float32", "max_length": 60, "lr": 1e-3, "method": method}
-    plain = InTheLoop(teacher=str(home / "bert"), backbone=tiny_backbone("opt"), **options)
+    plain = student(home / "bert", task=InTheLoop, **options)
     module = data()
     module._loaded()
     plain.prepare(module, home / "bert")
@@ -260,11 +268,16 @@ def test_a_model_with_a_trained_head_teaches(cache, tmp_path):
     tiny_tokenizer("bert").save_pretrained(folder)
     found, task = lesson(folder, tmp_path, max_length=40)
     texts, _ = texts_and_labels(data())
-    encoded = tiny_tokenizer("bert")(
-        texts, truncation=True, max_length=40, padding=True, return_tensors="pt"
+    encoded = padding_tokenizer("bert")(
+        texts,
+        truncation=True,
+        max_length=40,
+        padding=True,
+        return_tensors="pt",
+        return_token_type_ids=False,
     )
     with torch.no_grad():
-        expected = network(**{**encoded, "token_type_ids": None}).logits
+        expected = network(**encoded).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert task.facts()["teacher/id"] == str(folder)
 
@@ -273,7 +286,7 @@ def test_the_built_in_teacher_knows_something(cache, tmp_path):
     module = data(limit_train=200)
     found, task = lesson("tiny", tmp_path, module)
     labels = texts_and_labels(module)[1]
-    assert (found.argmax(1) == labels).float().mean() > 0.8
+    assert (found.argmax(1) == labels).float().mean() > 0.7
     assert task.facts()["teacher/id"] == "tiny"
 
 
@@ -281,7 +294,7 @@ def test_the_built_in_teacher_knows_many_classes(cache, tmp_path):
     module = AGNewsDataModule(source="sample", **{**LIMITS, "limit_train": 100})
     found, _ = lesson("tiny", tmp_path, module)
     assert found.shape == (100, 4)
-    assert (found.argmax(1) == texts_and_labels(module)[1]).float().mean() > 0.8
+    assert (found.argmax(1) == texts_and_labels(module)[1]).float().mean() > 0.7
 
 
 def test_a_second_run_reads_the_cache_and_loads_no_teacher(cache, home, tmp_path, loaded):
@@ -362,43 +375,190 @@ def test_a_student_is_scored_and_used_without_its_teacher(capsys, cache, home, f
         assert torch.equal(made.state_dict()[name], value), name
 
 
-# -- whose runs -----------------------------------------------------------------------------------
+# -- which teacher --------------------------------------------------------------------------------
 
 
-def test_a_recipe_stands_for_its_newest_finished_run(capsys, cache, folder_here):
-    named = "mine+tiny"
-    shutil.copy(Path(__file__).parents[2] / "configs" / "imdb_gpt2.yaml", "mine.yaml")
-    again = ["--config=mine.yaml", *TEACHER[1:]]
-    assert main(["fit", *again]) == 0
-    first = next(Path("runs", named).iterdir())
-    run = [*STUDENT, f"--model.teacher={named}", "--trainer.max_epochs=2"]
-    short = ["--checkpoint.every_minutes=1e-6", "--run_dir=student"]
-    stop = (
-        "--trainer.callbacks+={class_path: tests.helpers.signals.SignalAt, init_args: {batch: 3}}"
-    )
-    assert main(["fit", *run, *short, stop]) == 130
-    assert results(Path("student"))["teacher/run"] == str(first.resolve())
-    # a newer teacher, and one that never finished
-    assert main(["fit", *again, "--seed_everything=1"]) == 0
-    (second,) = set(Path("runs", named).iterdir()) - {first}
-    unfinished = Path("runs", named, "9999-unfinished")
-    shutil.copytree(second, unfinished)
-    said = {**results(unfinished), "status": "interrupted", "started_at": "9999-01-01"}
-    (unfinished / "results.json").write_text(json.dumps(said))
-    newest = student_teacher(named)
-    assert newest.run.path == second.resolve()
-    # the training goes on with the teacher that it began with
-    assert main(["fit", *run, *short, stop, "--ckpt_path=last"]) == 2  # another callback's settings
+def found_in(folder, given, **options):
+    reading = Reading(48, "right", "float32")
+    return find_teacher(given, runs_dir=folder / "runs", reading=reading, **options)
+
+
+def copied(run: Path, folder: Path, **changes: object) -> Path:
+    """A run's copy that says something else of itself."""
+    shutil.copytree(run, folder)
+    said = {**results(folder), **changes}
+    (folder / "results.json").write_text(json.dumps(said))
+    return folder
+
+
+def test_a_recipe_stands_for_its_newest_finished_run(home, tmp_path):
+    runs = tmp_path / "runs" / "imdb_gpt2"
+    old = copied(home / "bert", runs / "old", started_at="2020")
+    new = copied(home / "bert", runs / "new", started_at="2021")
+    copied(home / "bert", runs / "unfinished", started_at="2022", status="interrupted")
+    bare = copied(home / "bert", runs / "without", started_at="2023")
+    (bare / "checkpoints" / "best.ckpt").unlink()
+    scored = copied(home / "bert", runs / "scored", started_at="2024")
+    said = {name: value for name, value in results(scored).items() if name != "attempts"}
+    (scored / "results.json").write_text(json.dumps(said))
+    newest = found_in(tmp_path, "imdb_gpt2")
+    assert newest.run.path == new.resolve()
+    # of the same content is the same teacher, wherever it lies
+    assert newest.identity == found_in(tmp_path, str(old)).identity
+
+
+def test_the_tiny_student_of_a_recipe_has_a_tiny_teacher(home, tmp_path):
+    copied(home / "bert", tmp_path / "runs" / "imdb_gpt2" / "real")
+    built_in = found_in(tmp_path, "imdb_gpt2", tiny_student=True)
+    assert built_in.name == "tiny"
+    assert "the built-in tiny one stands in" in built_in.remark
+    tiny = copied(home / "bert", tmp_path / "runs" / "imdb_gpt2+tiny" / "run")
+    found = found_in(tmp_path, "imdb_gpt2", tiny_student=True)
+    assert found.run.path == tiny.resolve()
+    # a training that began with the other goes on with it
+    identity = built_in.identity
+    assert found_in(tmp_path, "imdb_gpt2", tiny_student=True, identity=identity).name == "tiny"
+
+
+def test_a_resumed_training_keeps_the_teacher_it_began_with(capsys, cache, home, folder_here):
+    """Though a newer run of the recipe has finished since."""
+    other = trained(folder_here / "other", "--seed_everything=1")
+    teachers = folder_here / "runs" / "mine"
+    first = copied(home / "bert", teachers / "first", started_at="2020")
+    run = [*STUDENT, "--model.teacher=mine", "--trainer.max_epochs=2"]
+    run += ["--checkpoint.every_minutes=1e-6"]
+    assert main(["fit", *run, "--run_dir=whole"]) == 0
+    die(["fit", *run, "--run_dir=killed"], "on_train_batch_end", 4)
+    copied(other, teachers / "second", started_at="2021")
+    assert found_in(folder_here, "mine").run.path.name == "second"
+    assert main(["fit", *run, "--run_dir=killed", "--ckpt_path=last"]) == 0
+    assert results(Path("killed"))["teacher/run"] == str(first.resolve())
+    assert_equal_runs(Path("whole"), Path("killed"))
+    die(["fit", *run, "--run_dir=orphan", f"--model.teacher={first}"], "on_train_batch_end", 4)
+    die(["fit", *run, "--run_dir=lost"], "on_train_batch_end", 4)
+    shutil.rmtree(first)
+    shutil.copytree(other, first)
     capsys.readouterr()
-    settings = config(Path("student"))
-    assert settings["model"]["init_args"]["teacher"] == named
-    assert main(["fit", "--run_dir=student", "--ckpt_path=last", "--trainer.callbacks=null"]) in (
-        0,
-        2,
+    resumed = [*run, "--ckpt_path=last", "--run_dir=orphan", f"--model.teacher={first}"]
+    assert main(["fit", *resumed]) == 2
+    assert "teacher_digest" in capsys.readouterr().err
+
+
+# -- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "model.teacher is missing"),
+        ({"teacher": "x", "alpha": 1.01}, r"model.alpha must be in \[0, 1\]"),
+        ({"teacher": "x", "alpha": -0.1}, "model.alpha"),
+        ({"teacher": "x", "alpha": math.nan}, "model.alpha"),
+        ({"teacher": "x", "temperature": 0.0}, "temperature positive"),
+        ({"teacher": "x", "temperature": math.inf}, "temperature positive"),
+        ({"teacher": "x", "r": 4}, "model.r is for the method lora"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options, words):
+    with pytest.raises(SmolbenchError, match=words):
+        DistillationTask(**options)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("imdb_full_smollm2-135m", ["no finished run", "smolbench fit --config imdb_full"]),
+        ("mine", ["no finished run of mine", "--model.teacher"]),
+        ("unfinished", ["no finished training", "interrupted", "--ckpt_path last"]),
+        ("scored", ["no finished training", "only scored"]),
+        ("without", ["has no checkpoint best.ckpt"]),
+        ("without/checkpoints/last.ckpt", []),
+        ("other_task", ["PlainModule", "gives no text a label"]),
+        ("unknown_task", ["smolbench.nothing.Task", "cannot be found"]),
+        ("elsewhere.ckpt", ["does not lie in a run's folder"]),
+        ("empty", ["neither a run nor a model"]),
+        ("no/such/run/folder", ["There is no run, checkpoint or model"]),
+        ("nobody/nothing", ["'nobody/nothing'", "tried in vain"]),
+        ("headless", ["without a trained classification head", "BertModel"]),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused(home, tmp_path, monkeypatch, given, words):
+    monkeypatch.chdir(tmp_path)
+    copied(home / "bert", Path("unfinished"), status="interrupted")
+    copied(home / "bert", tmp_path / "runs" / "mine" / "failed", status="failed")
+    (copied(home / "bert", Path("without")) / "checkpoints" / "best.ckpt").unlink()
+    said = {name: value for name, value in results(home / "bert").items() if name != "attempts"}
+    (copied(home / "bert", Path("scored")) / "results.json").write_text(json.dumps(said))
+    for name, task in (
+        ("other_task", "tests.helpers.plain.PlainModule"),
+        ("unknown_task", "smolbench.nothing.Task"),
+    ):
+        settings = copied(home / "bert", Path(name)) / "config.yaml"
+        text = settings.read_text()
+        assert "smolbench.tasks.FineTuneTask" in text
+        settings.write_text(text.replace("smolbench.tasks.FineTuneTask", task))
+    shutil.copy(home / "bert/checkpoints/best.ckpt", "elsewhere.ckpt")
+    Path("empty").mkdir()
+    shutil.copytree(tiny_backbone("bert"), "headless")
+    if not words:
+        assert found_in(tmp_path, given).checkpoint.name == "last.ckpt"
+        return
+    with pytest.raises(SmolbenchError) as refused:
+        found_in(tmp_path, given)
+    assert all(word in str(refused.value) for word in words), str(refused.value)
+    assert str(refused.value).count(". ") <= 4
+
+
+def test_a_teacher_is_looked_for_before_anything_else(capsys, cache, folder_here):
+    run = [*STUDENT, "--model.teacher=no/such/run", "--config=trainer/cpu"]
+    assert main(["fit", *run]) == 2
+    assert "There is no run, checkpoint or model no/such/run" in capsys.readouterr().err
+    assert not Path("runs").exists()
+    assert not (cache / "tokens").exists()
+
+
+def test_a_teacher_of_other_labels_or_data_is_refused(capsys, cache, home, folder_here):
+    named = f"--model.teacher={home / 'bert'}"
+    other = [option for option in STUDENT if option != "--config=imdb_gpt2"]
+    assert main(["fit", "--config=ag_news_gpt2", *other, named]) == 2
+    assert "knows the labels neg, pos, but the data has World" in capsys.readouterr().err
+    assert main(["fit", "--config=sentiment140_full_opt-125m", *other, named]) == 2
+    assert "was trained on sample/imdb, but this run learns from sample/sentiment140" in (
+        " ".join(capsys.readouterr().err.split())
     )
 
 
-def student_teacher(name):
-    return find_teacher(
-        name, runs_dir=Path("runs"), reading=Reading(48, "right", "float32"), tiny_student=True
+def test_a_teacher_that_may_have_seen_what_is_scored_is_told(caplog, cache, home, tmp_path):
+    _, task = lesson(home / "bert", tmp_path, data(split_seed=3))
+    assert "data.split_seed was 0, is 3" in caplog.text
+    assert task.facts()["teacher/same_rows"] is False
+
+
+@pytest.mark.parametrize(
+    ("names", "accepted"),
+    [
+        (["NEGATIVE", "POSITIVE"], True),
+        (["LABEL_0", "LABEL_1"], True),
+        (["POSITIVE", "NEGATIVE"], False),
+        (["neg", "neutral", "pos"], False),
+        (["LABEL_0", "LABEL_1", "LABEL_2"], False),
+    ],
+)
+def test_labels_of_a_model_are_compared_as_far_as_it_names_them(tmp_path, names, accepted):
+    network = AutoModelForSequenceClassification.from_pretrained(
+        tiny_backbone("bert"), id2label=dict(enumerate(names))
     )
+    network.save_pretrained(tmp_path)
+    tiny_tokenizer("bert").save_pretrained(tmp_path)
+    teacher = found_in(tmp_path, str(tmp_path))
+    if accepted:
+        teacher.check(["neg", "pos"], data())
+        return
+    with pytest.raises(SmolbenchError, match="knows the labels"):
+        teacher.check(["neg", "pos"], data())
+
+
+def test_without_a_datamodule_of_smolbench_it_says_so(cache, tmp_path):
+    task = student("tiny", num_classes=2)
+    with pytest.raises(SmolbenchError, match="smolbench DataModule"):
+        plain_trainer(tmp_path, max_steps=1).fit(task, [])

@@ -374,7 +374,10 @@ def test_a_checkpoint_loads_without_a_trainer(folder_here):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--model.method=bitfit"], ["has none", "bitfit_added"]),
+        (
+            ["--model.method=bitfit", f"--model.backbone={tiny_backbone('llama')}"],
+            ["has none", "bitfit_added"],
+        ),
         (["--model.method=lora", "--model.target_modules=[nothing]"], ["'nothing'", "q_proj"]),
         (["--model.max_length=9000"], ["positions for 8192"]),
         (["--model.r=4"], ["model.r", "lora"]),
