@@ -377,3 +377,39 @@ def test_signal_to_one_rank_stops_both_after_the_step(job):
     run = job.folder / "stopped"
     assert results(run)["status"] == "interrupted"
     assert checkpoint(run, "last")["global_step"] == 4  # the step in which it came is finished
+
+
+def test_ranks_share_a_teachers_pass(job, undisturbed, tmp_path, monkeypatch):
+    """The logits are those of one process, and the student keeps nothing of the teacher."""
+    fit = [
+        "fit",
+        "--config=imdb_full_smollm2-135m",
+        *(option for option in SETTINGS[1:] if "pass_tokens" not in option),
+        "--model=DistillationTask",
+        f"--model.teacher={undisturbed}",
+        "--model.max_length=64",
+        "--trainer.max_epochs=1",
+    ]
+    done = job.run(*PYTHON, "smolbench", *fit, "--run_dir=distilled")
+    assert done.returncode == 0, done.stderr
+    found = results(job.folder / "distilled")
+    assert found["hardware/world_size"] == 2
+    assert found["teacher/run"] == str(undisturbed.resolve())
+    assert found["teacher/same_rows"] is True
+    monkeypatch.chdir(tmp_path)
+    one = ["--trainer.devices=1", "--trainer.strategy=auto", f"--data.cache_dir={tmp_path}"]
+    assert main([*fit, *one, "--run_dir=alone"]) == 0
+    (shared,), (alone,) = (
+        list((cache / "teachers").glob("*/outputs.f32"))
+        for cache in (job.folder / "cache", tmp_path)
+    )
+    assert shared.parent.name == alone.parent.name
+    logits, expected = (np.fromfile(file, np.float32) for file in (shared, alone))
+    assert len(logits) == 2 * TRAIN
+    assert np.abs(expected).max() > 0
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+    names = [
+        checkpoint(run, "best")["state_dict"].keys()
+        for run in (job.folder / "distilled", tmp_path / "alone")
+    ]
+    assert names[0] == names[1]
