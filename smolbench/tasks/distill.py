@@ -15,7 +15,7 @@ from smolbench.data.datamodule import TextDataModule
 from smolbench.data.token_cache import TokenTable
 from smolbench.errors import SmolbenchError
 from smolbench.models.backbone import TINY
-from smolbench.models.frozen_cache import CachedOutputs
+from smolbench.models.output_files import CachedOutputs
 from smolbench.ranks import TrainerRanks
 from smolbench.tasks.classification import Batch
 from smolbench.tasks.find_teacher import find_teacher

@@ -15,7 +15,8 @@ import torch
 from smolbench.data.datamodule import TextDataModule
 from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
-from smolbench.models.frozen_cache import CachedOutputs, ComputeBlock, cached_outputs, plan_blocks
+from smolbench.models.frozen_cache import ComputeBlock, cached_outputs, plan_blocks
+from smolbench.models.output_files import CachedOutputs
 from smolbench.models.precision import native_bfloat16
 from smolbench.ranks import Ranks
 from smolbench.tasks.classification import ClassificationTask
