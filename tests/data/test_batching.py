@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from smolbench.data.batching import ArrayRows, BatchLoader, BatchPlan, TokenRows
+from smolbench.data.batching import ArrayRows, BatchLoader, BatchPlan, JoinedRows, TokenRows
 from smolbench.data.token_cache import encode_to_cache
 from smolbench.errors import SmolbenchError
 
@@ -183,6 +183,24 @@ def test_token_labels_are_padded_with_what_the_loss_ignores(tmp_path):
         TokenRows(table, np.zeros(10), pad_token_id=0)
     with pytest.raises(ValueError, match="9 labels"):
         TokenRows(table, np.zeros(9), pad_token_id=0)
+
+
+def test_joined_rows_have_the_columns_of_both_and_pickle_as_a_path(tmp_path):
+    logits = np.lib.format.open_memmap(
+        tmp_path / "logits.npy", mode="w+", dtype=np.float32, shape=(50_000, 2)
+    )
+    logits[:] = np.arange(100_000).reshape(-1, 2)
+    rows = JoinedRows(ArrayRows({"x": np.arange(50_000)}), ArrayRows({"logits": logits}))
+    pickled = pickle.dumps(JoinedRows(rows.columns, rows.columns))
+    assert len(pickled) < 2000
+    for joined in (rows, pickle.loads(pickle.dumps(rows))):
+        batch = joined.batch(np.array([7, 3]))
+        assert len(joined) == 50_000
+        assert joined.lengths is None
+        assert batch["index"].tolist() == batch["x"].tolist() == [7, 3]
+        assert batch["logits"].tolist() == [[14, 15], [6, 7]]
+    with pytest.raises(ValueError, match="2 rows of further columns for 3 rows"):
+        JoinedRows(ArrayRows({"x": np.zeros(3)}), ArrayRows({"y": np.zeros(2)}))
 
 
 def test_array_rows_gather_and_pickle_as_a_path(tmp_path):
