@@ -82,7 +82,7 @@ def load_trained_classifier(backbone: Backbone) -> PreTrainedModel:
     backbone.require(missing)
     model.config.use_cache = False
     use_fused_attention(model)
-    frozen: nn.Module = model  # transformers' own methods are untyped
+    frozen: torch.nn.Module = model  # transformers' own methods are untyped
     frozen.eval()
     return model
 

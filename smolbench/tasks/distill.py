@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from smolbench.data.batching import ArrayRows, JoinedRows, Rows
-from smolbench.data.datamodule import TextDataModule
+from smolbench.data.classification import TextDataModule
 from smolbench.data.token_cache import TokenTable
 from smolbench.errors import SmolbenchError
 from smolbench.models.backbone import TINY
@@ -36,11 +36,12 @@ class DistillationTask(FineTuneTask):
     let go before the training starts. Validation and test are the student's alone.
 
     Args:
-        teacher: Who is learned from: the folder of a finished run of any classification task, a
-            checkpoint in it, a recipe (its newest finished run is meant), the id or folder of a
-            model with a trained classification head, or ``tiny`` for the built-in model with a
-            head fitted to the training rows. With the backbone ``tiny`` a shipped recipe means its
-            run with ``--config tiny``, and where there is none the built-in teacher.
+        teacher: Who is learned from: the folder of a finished run of :class:`ProbeTask`,
+            :class:`FineTuneTask` or this task, a checkpoint in it, a recipe (its newest finished
+            run is meant), the id or folder of a model with a trained classification head, or
+            ``tiny`` for the built-in model with a head fitted to the training rows. With the
+            backbone ``tiny`` a shipped recipe means its run with ``--config tiny``, and where there
+            is none the built-in teacher.
         alpha: Share of the teacher in the loss; the labels have the rest.
         temperature: What both networks' logits are divided by where they are compared.
         **options: See :class:`FineTuneTask`.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from smolbench.data.datamodule import TextDataModule
+from smolbench.data.classification import TextDataModule
 from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
 from smolbench.models.frozen_cache import ComputeBlock, cached_outputs, plan_blocks

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from smolbench.callbacks.checkpoint import read_checkpoint
-from smolbench.data.datamodule import TextDataModule
+from smolbench.data.classification import TextDataModule
 from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest, file_digest
 from smolbench.errors import SmolbenchError
@@ -21,6 +21,7 @@ from smolbench.models.backbone import TINY, Backbone, DType
 from smolbench.models.classifier import load_trained_classifier
 from smolbench.runs.run_dir import Run
 from smolbench.runs.settings import read_settings
+from smolbench.tasks.adapting import compute_dtype
 from smolbench.tasks.classification import ClassificationTask
 from smolbench.tasks.fine_tune import FineTuneTask
 from smolbench.tasks.probe import ProbeTask
@@ -50,7 +51,7 @@ class Reading:
 
 
 class RunTeacher(Teacher):
-    """A finished run of any classification task, rebuilt from its settings and checkpoint.
+    """A finished run that trained a network to classify, rebuilt from its settings and checkpoint.
 
     Args:
         run: Its folder.
@@ -162,10 +163,10 @@ def _task_class(model: Any, run: str) -> type[ClassificationTask]:  # noqa: ANN4
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise SmolbenchError(f"The task {path} of the teacher {run} cannot be found.") from error
-    if not isinstance(found, type) or not issubclass(found, ClassificationTask):
+    if not isinstance(found, type) or not issubclass(found, (ProbeTask, FineTuneTask)):
         raise SmolbenchError(
-            f"The teacher {run} is of a {name}, which gives no text a label: name the run of a "
-            "classification task."
+            f"The teacher {run} is of a {name}, which cannot teach: name the run of a ProbeTask, "
+            "FineTuneTask or DistillationTask."
         )
     return found
 
@@ -178,7 +179,7 @@ class _TrainedClassifier(FineTuneTask):
 
     def configure_model(self) -> None:
         """Load it."""
-        self._compute = self._compute_dtype(self.device)
+        self._compute = compute_dtype(self.backbone, None, self.device)
         with torch.device("cpu"):  # whatever device Lightning has made the default
             self.model = load_trained_classifier(self.backbone)
 
