@@ -2,9 +2,12 @@
 #
 #   make demo PYTHON=python3.12             another interpreter for .venv
 #   make test PYTEST_ARGS="-k probe -x"     part of the tests
+#   make test JOBS=1                        one test at a time
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# processes that share the tests; each takes up to 2 GB
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ $$n -gt 4 ] && n=4; echo $$n)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -28,7 +31,7 @@ demo: $(VENV)/.installed
 	@echo "== Next: \`$(BIN)/smolbench recipes\` lists what can be run, README.md explains it."
 
 test: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -26,7 +26,7 @@ def own_copy(tmp_path):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_direction_is_found_whatever_the_layer(name, layer):
     facts = Backbone(tiny_backbone(name), None, "float32", layer).facts(CPU)
-    assert facts.causal == (name in CAUSAL)
+    assert facts.causal == (name not in BIDIRECTIONAL)
 
 
 def test_width_is_that_of_the_layer():

@@ -15,7 +15,7 @@ from tests.helpers.tiny import (
     tiny_tokenizer,
 )
 
-TEMPLATE = "Text: {text}\nThe review was"
+TEMPLATE = "Text:\n{text}\nThe review was"
 
 
 def pieces(tokenizer, text):
@@ -27,13 +27,24 @@ def test_a_row_is_specials_prefix_text_suffix_specials(name):
     tokenizer = AutoTokenizer.from_pretrained(tiny_backbone(name))
     encoder = TemplateEncoder(tokenizer, TEMPLATE, 128)
     head, tail = SPECIAL_TOKENS.get(name, ([], []))
-    assert encoder.shared_ids == head + pieces(tokenizer, "Text: ")
+    assert encoder.shared_ids == head + pieces(tokenizer, "Text:\n")
     rows = encoder.encode(TEXTS)
     suffix = pieces(tokenizer, "\nThe review was")
     for text, row, length in zip(TEXTS, rows["input_ids"], rows["text_length"], strict=True):
         own = pieces(tokenizer, text)
         assert row == own + suffix + tail
         assert length == len(own)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "opt", "t5"])
+def test_spaces_in_front_of_the_slot_go_to_the_text(name):
+    tokenizer = tiny_tokenizer(name)
+    encoder = TemplateEncoder(tokenizer, "Text: {text}\nIt", 128)
+    head, tail = SPECIAL_TOKENS.get(name, ([], []))
+    assert encoder.shared_ids == head + pieces(tokenizer, "Text:")
+    (row,) = encoder.encode([TEXTS[0]])["input_ids"]
+    assert row == pieces(tokenizer, f" {TEXTS[0]}") + pieces(tokenizer, "\nIt") + tail
+    assert encoder.key() != TemplateEncoder(tokenizer, "Text:{text}\nIt", 128).key()
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bert", "opt", "t5"])

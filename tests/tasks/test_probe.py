@@ -21,7 +21,6 @@ from smolbench.models.backbone import Backbone, layer_outputs
 from smolbench.tasks import ProbeTask
 from tests.helpers.tiny import (
     BIDIRECTIONAL,
-    CAUSAL,
     CONFIGS,
     SPECIAL_TOKENS,
     TEXTS,
@@ -30,7 +29,7 @@ from tests.helpers.tiny import (
 )
 from tests.helpers.training import plain_trainer
 
-PREFIX, SUFFIX, ANCHOR = "A review of a film: ", "\nthe review was good, the review", "was"
+PREFIX, SUFFIX, ANCHOR = "A review of a film:\n", "\nthe review was good, the review", "was"
 TEMPLATE = f"{PREFIX}{{text}}{SUFFIX}"
 UNTIL_ANCHOR = SUFFIX.partition(ANCHOR)[0] + ANCHOR
 POOLINGS = ["anchor", "first", "last", "mean", "max"]
@@ -101,7 +100,7 @@ def naive(name, text, pooling, layer, prefix=PREFIX, suffix=SUFFIX):
 def test_features_are_those_of_the_plain_model_on_each_whole_row(name, layer, cache):
     for pooling in POOLINGS:
         prefix = PREFIX
-        if pooling == "first" and name in CAUSAL:
+        if pooling == "first" and name not in BIDIRECTIONAL:
             if name.startswith("opt"):
                 continue  # begins with a special token: refused, see below
             prefix = ""
@@ -515,7 +514,7 @@ def checkpoint(tmp_path_factory):
             {"pooling": "anchor", "layer": 1},
             ["pooling was 'mean', is 'anchor'", "anchor was None, is 'was'", "layer was -1, is 1"],
         ),
-        ({"template": "{text}"}, ["template was 'A review of a film: {text}", "is '{text}'"]),
+        ({"template": "{text}"}, ["template was 'A review of a film:", "is '{text}'"]),
         ({"max_length": 61}, ["max_length was 60, is 61"]),
         ({"truncation_side": "left"}, ["encoder was", "truncation_side was 'right', is 'left'"]),
         ({"head": "linear"}, ["head was 'mlp', is 'linear'", "hidden_size was 384, is None"]),
