@@ -82,6 +82,11 @@ class ClassificationTask(BaseTask):
         return {"labels": self.label_names}
 
     @property
+    def can_build(self) -> bool:
+        """See the base class; the labels say how wide the head is."""
+        return not self.labels_to_come
+
+    @property
     def labels_to_come(self) -> bool:
         """Whether this is ``load_from_checkpoint``, where only the checkpoint names the labels."""
         return self._trainer is None and self._label_names is None and self.num_classes is None

@@ -113,11 +113,11 @@ class DistillationTask(FineTuneTask):
             )
         return data
 
-    def configure_model(self) -> None:
-        """Check the teacher against the data, then build the student; see the base class."""
-        if self._trains and self.model is None and self.head is None:
+    def build_model(self) -> None:
+        """Check the teacher against the data, then build the student."""
+        if self._trains:
             self.teacher.check(self.label_names, self._data)
-        super().configure_model()
+        super().build_model()
 
     def on_fit_start(self) -> None:
         """Say also what there is to be known about the teacher."""

@@ -251,10 +251,8 @@ class FineTuneTask(ClassificationTask):
 
     # -- the network ------------------------------------------------------------------------------
 
-    def configure_model(self) -> None:
+    def build_model(self) -> None:
         """Load the network, put a head on it, and let the method's parameters train."""
-        if self.model is not None or self.head is not None or self.labels_to_come:
-            return
         device = self._trainer.strategy.root_device if self._trainer else self.device
         _ = self.encoder  # what does not fit is an error before anything is loaded
         classes = len(self.label_names)

@@ -279,10 +279,8 @@ class MultipleChoiceTask(BaseTask):
             )
         return []
 
-    def configure_model(self) -> None:
+    def build_model(self) -> None:
         """Load the network and let the method's parameters train."""
-        if self.model is not None:
-            return
         device = self._trainer.strategy.root_device if self._trainer else self.device
         _ = self.max_length  # what does not fit is an error before anything is loaded
         with torch.device("cpu"):  # whatever device Lightning has made the default

@@ -198,17 +198,16 @@ class ProbeTask(ClassificationTask):
 
     # -- features to logits -----------------------------------------------------------------------
 
-    def configure_model(self) -> None:
+    def build_model(self) -> None:
         """Build the head, as wide as the backbone's features."""
-        if self.head is None and not self.labels_to_come:
-            self.head = build_head(
-                self.head_name,
-                self.backbone_facts.width,
-                len(self.label_names),
-                self.hidden_size,
-                self.dropout,
-                self.seed,
-            )
+        self.head = build_head(
+            self.head_name,
+            self.backbone_facts.width,
+            len(self.label_names),
+            self.hidden_size,
+            self.dropout,
+            self.seed,
+        )
 
     def configure_callbacks(self) -> list[Callback]:
         """Train the small head with one CPU thread; the frozen network is run with all."""

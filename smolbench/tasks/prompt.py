@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -72,7 +72,6 @@ class PromptTask(ClassificationTask):
     """
 
     method = "prompt"
-    scored_untrained: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -143,6 +142,11 @@ class PromptTask(ClassificationTask):
         self._token_classes = torch.empty(0)
         self._offsets: dict[str, torch.Tensor] = {}
         self._example: str | None = None
+
+    @property
+    def scored_untrained(self) -> bool:
+        """All weights come pretrained."""
+        return True
 
     # -- texts to rows ----------------------------------------------------------------------------
 
@@ -273,19 +277,19 @@ class PromptTask(ClassificationTask):
 
     # -- rows to scores ---------------------------------------------------------------------------
 
-    def configure_model(self) -> None:
+    def check_inputs(self) -> None:
+        """See the base class."""
+        raise SmolbenchError(
+            "PromptTask has nothing to train: score it with `smolbench test`, or fit a "
+            "FineTuneTask or a ProbeTask."
+        )
+
+    def build_model(self) -> None:
         """Load the model and run what all prompts share, once for each seed.
 
         Raises:
-            SmolbenchError: If this is a training, or the backbone is no causal language model.
+            SmolbenchError: If the backbone is no causal language model.
         """
-        if self._prompted:
-            return
-        if self._trainer is not None and self.trainer.state.fn == "fit":
-            raise SmolbenchError(
-                "PromptTask has nothing to train: score it with `smolbench test`, or fit a "
-                "FineTuneTask or a ProbeTask."
-            )
         device = self.trainer.strategy.root_device if self._trainer else self.device
         encoders = self.encoders  # what does not fit is an error before anything is loaded
         model = load_language_model(self.backbone, self.backbone.dtype(device))

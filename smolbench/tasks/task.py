@@ -6,6 +6,7 @@ import math
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -71,6 +72,8 @@ class BaseTask(LightningModule):
         # a checkpoint lacks the frozen rest; what it must hold, on_load_checkpoint sees to
         self.strict_loading = False
         self._gathered: list[tuple[torch.Tensor, ...]] = []
+        self._built = False
+        self._matrices: frozenset[str] | None = None
 
     @abstractmethod
     def encode(self, examples: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
@@ -108,6 +111,26 @@ class BaseTask(LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=size)
         self.log("train/lr", rate, batch_size=size)
         return loss
+
+    # -- the network ------------------------------------------------------------------------------
+
+    @property
+    def can_build(self) -> bool:
+        """Whether all is known that :meth:`build_model` needs."""
+        return True
+
+    def build_model(self) -> None:
+        """Make what is trained and scored; called once, by :meth:`configure_model`."""
+
+    def configure_model(self) -> None:
+        """Build the model, once; what goes wrong on one process is said by all of them."""
+        if self._built or not self.can_build:
+            return
+        with TrainerRanks(self._trainer).together() if self._trainer else nullcontext():
+            self.build_model()
+        self._built = True
+        # a strategy that spreads weights over processes makes them flat
+        self._matrices = frozenset(n for n, p in self.named_parameters() if p.ndim > 1)
 
     # -- rows of an evaluation --------------------------------------------------------------------
 
@@ -173,12 +196,14 @@ class BaseTask(LightningModule):
                 f"model.schedule is {self.schedule!r}, but the training has no planned end: give "
                 "trainer.max_epochs or max_steps, or take the schedule 'constant'."
             )
-        trained = [p for p in self.parameters() if p.requires_grad]
+        trained = [(_plain_name(n), p) for n, p in self.named_parameters() if p.requires_grad]
         if not trained:
             raise SmolbenchError(f"{type(self).__name__} has nothing to train.")
+        known = self._matrices
+        matrices = {n for n, p in trained if (p.ndim > 1 if known is None else n in known)}
         groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for n, p in trained if n in matrices], "weight_decay": self.weight_decay},
+            {"params": [p for n, p in trained if n not in matrices], "weight_decay": 0.0},
         ]
         # the fused kernel: one pass over the weights where the device has it
         fused = self.device.type in {"cpu", "cuda"}
@@ -205,9 +230,9 @@ class BaseTask(LightningModule):
         names = {name for name, p in self.named_parameters() if p.requires_grad}
         for prefix, module in self.named_modules():
             if any(p.requires_grad for p in module.parameters(recurse=False)):
-                buffers = module.named_buffers(prefix=prefix, recurse=False)
-                names |= {name for name, _ in buffers}
-        return names & set(self.state_dict())
+                kept = module._buffers.keys() - module._non_persistent_buffers_set
+                names |= {f"{prefix}.{name}" if prefix else name for name in kept}
+        return {_plain_name(name) for name in names}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained, and say what it was trained on."""
@@ -225,6 +250,8 @@ class BaseTask(LightningModule):
                 settings, or lacks a trained weight.
         """
         verify_signature(checkpoint, type(self).__name__, self.signature())
+        if "state_dict" not in checkpoint:
+            return  # a strategy that spreads weights over processes (FSDP) has loaded them itself
         expected, found = self.trained_names(), set(checkpoint["state_dict"])
         if expected != found:
             raise SmolbenchError(
@@ -242,6 +269,11 @@ class BaseTask(LightningModule):
             "convention": self.convention,
             "model/trainable_params": trainable,
         }
+
+
+def _plain_name(name: str) -> str:
+    """A parameter's name without what FSDP puts into it."""
+    return name.replace("_fsdp_wrapped_module.", "")
 
 
 def lr_factor(step: int, warmup_steps: int, total_steps: float, schedule: Schedule) -> float:

@@ -177,7 +177,7 @@ def _task_class(model: Any, run: str) -> type[ClassificationTask]:  # noqa: ANN4
 class _TrainedClassifier(FineTuneTask):
     """A classifier as its files hold it, head included."""
 
-    def configure_model(self) -> None:
+    def build_model(self) -> None:
         """Load it."""
         self._compute = compute_dtype(self.backbone, None, self.device)
         with torch.device("cpu"):  # whatever device Lightning has made the default

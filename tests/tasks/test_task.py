@@ -234,3 +234,74 @@ def test_the_seed_is_that_of_seed_everything(monkeypatch):
     assert Toy().seed == 0
     monkeypatch.setenv("PL_GLOBAL_SEED", "17")
     assert Toy().seed == 17
+
+
+# -- building --------------------------------------------------------------------------------------
+
+
+class Built(Toy):
+    """Builds a part of itself when it is asked to."""
+
+    builds = 0
+    error: Exception | None = None
+
+    def build_model(self):
+        self.builds += 1
+        if self.error is not None:
+            raise self.error
+        self.late = nn.Linear(3, 3)
+
+
+def test_a_model_is_built_once(tmp_path):
+    task = Built()
+    fit(task, tmp_path, max_epochs=1)
+    task.configure_model()
+    assert task.builds == 1
+    assert {"late.weight", "late.bias"} <= task.trained_names()
+
+
+def test_what_goes_wrong_on_one_process_is_told_to_all(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        "smolbench.ranks.TrainerRanks.gather", lambda self, value: [told.append(value) or value]
+    )
+    task = Built()
+    task.error = SmolbenchError("There is no such model.")
+    with pytest.raises(SmolbenchError, match="There is no such model"):
+        fit(task, tmp_path)
+    assert told[-1] == ("There is no such model.", False)
+
+
+class Spread(nn.Module):
+    """Puts into names and shapes what FSDP does."""
+
+    def __init__(self, module):
+        super().__init__()
+        self._fsdp_wrapped_module = module
+        for part in module.modules():
+            for name, parameter in part.named_parameters(recurse=False):
+                flat = nn.Parameter(parameter.detach().flatten(), parameter.requires_grad)
+                setattr(part, name, flat)
+
+
+def test_spread_weights_keep_their_names_and_what_decays(tmp_path):
+    task = Toy()
+    task.configure_model()
+    task.out = Spread(task.out)
+    task.trainer = plain_trainer(tmp_path)
+    assert task.trained_names() == TRAINED
+    decayed, kept = task.configure_optimizers()["optimizer"].param_groups
+    out = dict(task.out._fsdp_wrapped_module.named_parameters())
+    assert out["weight"].ndim == 1
+    assert any(p is out["weight"] for p in decayed["params"])
+    assert any(p is out["bias"] for p in kept["params"])
+
+
+def test_weights_that_the_strategy_has_loaded_are_not_missed(tmp_path):
+    trainer = fit(Toy(), tmp_path)
+    trainer.save_checkpoint(tmp_path / "toy.ckpt")
+    checkpoint = torch.load(tmp_path / "toy.ckpt", weights_only=True)
+    del checkpoint["state_dict"]
+    Toy().on_load_checkpoint(checkpoint)
+    with pytest.raises(SmolbenchError, match="other settings"):
+        Toy(width=4).on_load_checkpoint(checkpoint)
