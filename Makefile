@@ -44,6 +44,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/probe_vs_trainer.py
 	$(BIN)/python benchmarks/hellaswag_vs_lm_eval.py
 	$(BIN)/python benchmarks/choice_training.py
+	$(BIN)/python benchmarks/prompting.py
 	$(BIN)/python benchmarks/fine_tune_vs_trainer.py
 	$(BIN)/python benchmarks/peft_memory.py
 	$(BIN)/python benchmarks/distillation.py
