@@ -24,7 +24,8 @@ os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(2)
+# more threads than processors make every test slower
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -104,12 +103,11 @@ def test_what_cannot_be_fitted_is_a_sentence(folder_here, capfd, option, sentenc
     assert sentence in " ".join(capfd.readouterr().err.split())
 
 
-@pytest.mark.slow
-def test_several_processes_are_refused(folder_here):
-    command = [sys.executable, "-m", "smolbench", "fit", *RUN, "--trainer.devices=2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 2
-    assert "is fitted by one process" in done.stderr
+def test_several_processes_are_refused():
+    task = ClassicalTask()
+    task._trainer = SimpleNamespace(world_size=2, ckpt_path=None, max_epochs=1)
+    with pytest.raises(SmolbenchError, match="is fitted by one process"):
+        task.configure_optimizers()
 
 
 def test_untrained_it_has_no_opinion(folder_here):
