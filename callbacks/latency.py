@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -15,6 +15,7 @@ from smolbench.errors import SmolbenchError
 
 log = logging.getLogger("smolbench")
 
+Start = Callable[[], Callable[[Sequence[str]], torch.Tensor]]
 WARMUP_TEXTS = 4
 MIN_TEXTS = 8
 """Texts that are measured however long they take; fewer would say nothing of the spread."""
@@ -36,8 +37,8 @@ class LatencyMonitor(pl.Callback):
     It runs when the test has ended, outside of the test's own times and peaks, on the first rank
     only while the others wait. It is left out, without an error, if the module or the data do not
     take part, and where the weights are spread over processes (FSDP), since one alone cannot
-    answer there. Stands in the list behind callbacks that measure the test and in front of
-    :class:`ResultsWriter`.
+    answer there. Stands in the list behind :class:`ResultsWriter`, so that the test is written
+    before.
 
     The LightningModule takes part by a method ``start_answering()``, which loads what is needed and
     returns a function from a list of texts to a tensor on the host; the data by ``texts("test")``.
@@ -84,14 +85,17 @@ class LatencyMonitor(pl.Callback):
         if not callable(start) or not callable(texts_of):
             return
         texts = spread_texts(texts_of("test"), self.examples)
+        try:
+            self._answer(trainer, start, texts)
+        except NotImplementedError:
+            return
+        except Exception as error:  # weights that are gone, memory that is full: the test stands
+            self._ms = []
+            log.warning("The latency of single texts is not measured: %s", error)
+
+    def _answer(self, trainer: pl.Trainer, start: Start, texts: Sequence[str]) -> None:
         with trainer.precision_plugin.test_step_context(), torch.inference_mode():
-            try:
-                answer = start()
-            except NotImplementedError:
-                return
-            except SmolbenchError as error:  # the weights are gone; the test stands
-                log.warning("The latency of single texts is not measured: %s", error)
-                return
+            answer = start()
             for text in [max(texts, key=len), *texts[: WARMUP_TEXTS - 1]]:
                 answer([text])
             began = perf_counter()

@@ -138,10 +138,16 @@ class ResultsWriter(Callback):
         """Write metrics and predictions."""
         self._add_metrics(trainer, "test/")
         self._write(trainer, self._status_before or "finished")
+        self._status_before = self.results.get("status")  # what comes behind the test can fail
         predictions = getattr(pl_module, "predictions", None)
         columns = predictions() if callable(predictions) else None
         if columns is not None and not self._silent:
             _write_parquet(self.folder / "predictions.parquet", columns)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Add what was measured behind a test."""
+        if trainer.state.fn == "test" and self.results:
+            self._write(trainer, self.results["status"])
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -62,7 +62,7 @@ def in_place_of(overlay: Path, before: Sequence[Path]) -> Path:
     for path in before:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         found = settings.get("model") if isinstance(settings, dict) else None
-        model |= found if isinstance(found, dict) else {}
+        model |= {"class_path": found} if isinstance(found, str) else found or {}
     task = str(model.get("class_path")).rpartition(".")[2]
     special = folder / f"{task}.yaml"
     return special if special.is_file() else overlay

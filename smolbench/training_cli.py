@@ -423,13 +423,14 @@ class SmolCLI(LightningCLI):
             ThroughputMonitor(),
             TrainingGuard(),
             MetricsCSV(),
-            self._get(self.config_init, "latency"),
         ]
-        # last, so that it finds all other measurements complete
+        # behind all others, so that it finds their measurements complete; but what is measured
+        # behind a test must not keep the test from being written
         self.writer = ResultsWriter(self.identity, self.config_text)
         if config["enable_progress_bar"] is not False:
             always.append(RichProgressBar(leave=False))
-        callbacks = [*always, *callbacks, self.writer]
+        latency = self._get(self.config_init, "latency")
+        callbacks = [*always, *callbacks, self.writer, latency]
         if self.call.subcommand == "predict":
             # a few texts, whatever the run was trained on: each rank would see a part of them only
             kwargs |= {"devices": 1, "num_nodes": 1, "strategy": "auto", "plugins": None}

@@ -111,7 +111,7 @@ def cached_outputs(
         if ranks.rank == 0:
             for entry in missing.values():
                 entry.add_parts(blocks, ranks.nodes)
-                entry.seal(ranks.world_size)
+                entry.seal()
         ranks.barrier()
         opened = asked.open_shared()
     return CachedOutputs(opened.outputs, opened.seconds, reused=key not in missing)
@@ -143,6 +143,12 @@ def _prepare(entries: Entries, blocks: list[np.ndarray], description: str, ranks
     ranks.barrier()
     if ranks.node > 0 and ranks.local_rank == 0:
         for entry in entries.values():
+            if not entry.folder.is_dir():
+                raise SmolbenchError(
+                    f"{entry.folder} has been made on the first node but is not seen on node "
+                    f"{ranks.node}: the cache folder must be on a disk that all nodes share "
+                    "(--data.cache_dir)."
+                )
             entry.allocate(len(blocks), ranks.node)
     ranks.barrier()
 
@@ -176,12 +182,12 @@ def _fill(
                     pending[n] = compute(blocks[n])
                     held += sum(outputs.nbytes for outputs in pending[n].values())
                     if time.perf_counter() - start >= pause_s or held >= _HELD_BYTES:
-                        start = _save(entries, blocks, pending, start, ranks.node)
+                        start = _save(entries, blocks, pending, start, ranks)
                         pending.clear()
                         held = 0
                     advance(len(blocks[n]))
                 if pending:
-                    _save(entries, blocks, pending, start, ranks.node)
+                    _save(entries, blocks, pending, start, ranks)
     ranks.barrier()
 
 
@@ -206,7 +212,7 @@ def _save(
     blocks: list[np.ndarray],
     computed: Mapping[int, Mapping[str, np.ndarray]],
     start: float,
-    node: int,
+    ranks: Ranks,
 ) -> float:
     """Write blocks to their entries and mark them as done.
 
@@ -215,7 +221,7 @@ def _save(
         blocks: Row numbers of each block.
         computed: Outputs by block and key.
         start: When work on these blocks began, loading included; they share the seconds since.
-        node: The machine that writes.
+        ranks: This process among those that work side by side.
 
     Returns:
         When it was done, on the same clock.
@@ -224,11 +230,12 @@ def _save(
     with writing(folder):
         # one file at a time: there may be more entries than files that a process may keep open
         for name, entry in entries.items():
-            entry.write(blocks, {n: outputs[name] for n, outputs in computed.items()}, node)
+            entry.write(blocks, {n: outputs[name] for n, outputs in computed.items()}, ranks.node)
         now = time.perf_counter()
-        each = max((now - start) / len(computed), 1e-9)
+        # ranks work side by side, and an interrupted pass may go on with another number of them
+        each = max((now - start) / len(computed) / ranks.world_size, 1e-9)
         for entry in entries.values():
-            entry.mark(dict.fromkeys(computed, each), node)
+            entry.mark(dict.fromkeys(computed, each), ranks.node)
     return now
 
 

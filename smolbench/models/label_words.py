@@ -20,6 +20,8 @@ class LabelWords:
         tokenizer: The model's tokenizer.
         words: A word per class, in the order of the classes.
         separator: What stands between the prompt and the answer.
+        behind: The end of the prompt. Some tokenizers (Llama 2's) put a mark of their own in front
+            of whatever they are given alone.
 
     Attributes:
         ids: Token ids of each answer, as it is written behind the prompt.
@@ -29,7 +31,11 @@ class LabelWords:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, words: Sequence[str], separator: str = " "
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        words: Sequence[str],
+        separator: str = " ",
+        behind: str = ":",
     ) -> None:
         folded = [word.strip().casefold() for word in words]
         if len(set(folded)) != len(folded):
@@ -40,9 +46,15 @@ class LabelWords:
         self.words = list(words)
         self._tokenizer = tokenizer
         self._separator = separator
-        self.ids: list[list[int]] = tokenizer(
-            [separator + word for word in words], add_special_tokens=False
-        )["input_ids"]
+        alone, whole = (
+            tokenizer([front + separator + word for word in words], add_special_tokens=False)
+            for front in ("", behind)
+        )
+        front: list[int] = tokenizer(behind, add_special_tokens=False)["input_ids"]
+        self.ids: list[list[int]] = [
+            ids[len(front) :] if front and ids[: len(front)] == front else own
+            for ids, own in zip(whole["input_ids"], alone["input_ids"], strict=True)
+        ]
         unknown = tokenizer.unk_token_id if tokenizer.unk_token_id not in _ends(tokenizer) else None
         for word, ids in zip(words, self.ids, strict=True):
             if not ids or not word.strip() or unknown in ids:
@@ -50,11 +62,6 @@ class LabelWords:
                     f"The label word {word!r} is not in the tokenizer's vocabulary: choose another "
                     "one in model.label_words."
                 )
-
-    @property
-    def single(self) -> bool:
-        """Whether every word is one token, so that the next token alone decides."""
-        return all(len(ids) == 1 for ids in self.ids)
 
     def token_classes(self, vocabulary: int) -> torch.Tensor:
         """Which class each token stands for.

@@ -127,16 +127,15 @@ class Entry:
             took = np.fromfile(self._seconds(node), dtype=np.float32)
             new = np.flatnonzero((took > 0) & ~self.done()).tolist()
             part = self._open_outputs(node, "r")
-            self.write(blocks, {n: part[blocks[n]] for n in new})
+            for n in new:
+                self.write(blocks, {n: part[blocks[n]]})
             self.mark({n: took[n] for n in new})
-        self._seconds(node).unlink(missing_ok=True)
+        # the marks last: they are what a later job finds the rest by
         self._outputs(node).unlink(missing_ok=True)
+        self._seconds(node).unlink(missing_ok=True)
 
-    def seal(self, world_size: int) -> None:
+    def seal(self) -> None:
         """Say that it is complete.
-
-        Args:
-            world_size: Processes that have filled it side by side.
 
         Raises:
             SmolbenchError: If a block is missing.
@@ -152,7 +151,7 @@ class Entry:
                 "format": _FORMAT,
                 "rows": self.rows,
                 "width": self.width,
-                "seconds": float(seconds.sum()) / world_size,
+                "seconds": float(seconds.sum()),
                 "crc32": crc32(self._outputs()),
             }
             write_atomically(self.folder / _META, json.dumps(meta))

@@ -87,7 +87,9 @@ class Prompted:
         places = lengths[:, None] + torch.arange(len(inner), device=device)
         rows = rows.scatter(1, places, inner.expand(count, -1))
         if len(answers) > 1:
-            positions = torch.arange(rows.shape[1], device=device).expand(count, -1)
+            # padding must not stand where the model has no positions
+            positions = torch.arange(rows.shape[1], device=device)
+            positions = torch.minimum(positions, lengths[:, None] - 1)
             positions = positions.scatter(1, places, lengths[:, None] + depth)
             branch = torch.zeros_like(rows).scatter(1, places, number.expand(count, -1))
             states = self._states(rows, positions, branch)

@@ -57,12 +57,12 @@ class TemplateEncoder:
         # in most vocabularies a space is the beginning of the word behind it
         self._space = prefix[len(prefix.rstrip(" ")) :]
         prefix = prefix.removesuffix(self._space)
-        self.head_ids, tail = _special_tokens(tokenizer)
+        self.head_ids, self.tail_ids = _special_tokens(tokenizer)
         self.shared_ids = self.head_ids + self._ids([prefix])[0]
         self.suffix_ids = self._ids([suffix])[0]
         self._suffix = suffix
-        self._tail = tail
-        self.text_budget = max_length - len(self.shared_ids) - len(self.suffix_ids) - len(tail)
+        self.text_budget = max_length - len(self.shared_ids) - len(self.suffix_ids)
+        self.text_budget -= len(self.tail_ids)
         if self.text_budget < 1:
             raise SmolbenchError(
                 f"model.max_length is {max_length}, but the template alone takes "
@@ -86,7 +86,7 @@ class TemplateEncoder:
             if len(ids) > self.text_budget:
                 keep_end = self.truncation_side == "left"
                 ids = ids[-self.text_budget :] if keep_end else ids[: self.text_budget]
-            rows.append((ids + self.suffix_ids + self._tail) or [self.end_of_text()])
+            rows.append((ids + self.suffix_ids + self.tail_ids) or [self.end_of_text()])
             lengths.append(len(ids))
         return {"input_ids": rows, "text_length": lengths}
 

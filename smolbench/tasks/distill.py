@@ -117,6 +117,15 @@ class DistillationTask(FineTuneTask):
         """Check the teacher against the data, then build the student."""
         if self._trains:
             self.teacher.check(self.label_names, self._data)
+            # a recipe's newest run may become another one while the processes look for it
+            if (
+                self._trainer
+                and len(set(TrainerRanks(self.trainer).gather(self.teacher.identity))) > 1
+            ):
+                raise SmolbenchError(
+                    "The processes of this job have found different teachers, because a run has "
+                    "just finished: name one run's folder in model.teacher."
+                )
         super().build_model()
 
     def on_fit_start(self) -> None:

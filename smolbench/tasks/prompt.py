@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -23,6 +24,8 @@ from smolbench.models.label_words import LabelWords
 from smolbench.models.prompting import Prompted
 from smolbench.models.template import SLOT, TemplateEncoder
 from smolbench.tasks.classification import Batch, ClassificationTask
+
+log = logging.getLogger("smolbench")
 
 Rule = Literal["verbalizer", "top_k"]
 Calibration = Literal["none", "contextual", "pmi"]
@@ -57,10 +60,11 @@ class PromptTask(ClassificationTask):
             ``contextual`` its log-probability behind the template with texts without content (Zhao
             et al., 2021), ``pmi`` the one behind the template's end alone (Holtzman et al., 2021).
             Results name the accuracy with all three.
-        num_shots: Examples from the training split that stand in front of the template, in equal
-            numbers of each class.
+        num_shots: Examples from the training split that stand in front of the template, of each
+            class as many as of any other, or one more.
         shot_seeds: Seeds of their choice. With several, metrics are means over the seeds, with
-            ``<metric>_std`` for their spread.
+            ``<metric>_std`` for their spread; tables class by class and what `predict` answers are
+            the first seed's.
         shot_separator: What stands behind each example.
         shot_max_length: Longest text of an example, in tokens.
         max_length: Longest row in tokens, template, examples and answer included.
@@ -110,10 +114,15 @@ class PromptTask(ClassificationTask):
                 "model.shot_seeds choose the examples of num_shots, which is "
                 f"{num_shots}: give both, or neither."
             )
-        if num_shots < 0 or shot_max_length < 1 or (top_k is not None and top_k < 1):
+        if (
+            num_shots < 0
+            or min(shot_seeds or [0]) < 0
+            or shot_max_length < 1
+            or (top_k is not None and top_k < 1)
+        ):
             raise SmolbenchError(
-                "model.num_shots must not be negative, shot_max_length and top_k positive; given "
-                f"are {num_shots}, {shot_max_length} and {top_k}."
+                "model.num_shots and shot_seeds must not be negative, shot_max_length and top_k "
+                f"positive; given are {num_shots}, {shot_seeds}, {shot_max_length} and {top_k}."
             )
         if len(set(shot_seeds or [])) != len(shot_seeds or []):
             raise SmolbenchError(f"model.shot_seeds repeat themselves: {shot_seeds}.")
@@ -174,7 +183,10 @@ class PromptTask(ClassificationTask):
                 f"model.unknown_as is {self.unknown_as!r}, which is none of the classes "
                 f"{', '.join(names)}."
             )
-        return LabelWords(self.backbone.tokenizer, [words[name] for name in names], self._separator)
+        behind = self._template.rpartition(SLOT)[2] or ":"
+        return LabelWords(
+            self.backbone.tokenizer, [words[name] for name in names], self._separator, behind
+        )
 
     @cached_property
     def encoders(self) -> list[TemplateEncoder]:
@@ -203,6 +215,7 @@ class PromptTask(ClassificationTask):
             )
         for encoder in found:
             encoder.text_budget = room
+            encoder.tail_ids = []  # the answer follows, not the end
         return found
 
     def _shots(self, seed: int) -> str:
@@ -214,19 +227,23 @@ class PromptTask(ClassificationTask):
         texts = list(column_values(split.examples, "text"))
         generator = np.random.default_rng(seed)
         classes = generator.permutation(len(self.label_names))
-        per_class = {k: generator.permutation(np.flatnonzero(labels == k)) for k in classes}
+        per_class = {
+            # a text that holds the slot itself would be taken for it
+            k: iter([row for row in rows if SLOT not in texts[row] and texts[row].strip()])
+            for k, rows in (
+                (int(k), generator.permutation(np.flatnonzero(labels == k))) for k in classes
+            )
+        }
         chosen: list[tuple[str, int]] = []
         for number in range(self.num_shots):
             k = int(classes[number % len(classes)])
-            usable = (texts[row] for row in per_class[k][number // len(classes) :])
-            # a text that holds the slot itself would be taken for it
-            text = next((text for text in usable if SLOT not in text and text.strip()), None)
-            if text is None:
+            row = next(per_class[k], None)
+            if row is None:
                 raise SmolbenchError(
                     f"There are too few training examples of the class {self.label_names[k]!r} for "
                     f"model.num_shots {self.num_shots}: lower it, or raise data.limit_train."
                 )
-            chosen.append((text, k))
+            chosen.append((texts[row], k))
         order = generator.permutation(len(chosen))
         return "".join(self._shot(*chosen[n]) for n in order)
 
@@ -328,6 +345,19 @@ class PromptTask(ClassificationTask):
         """Scores of the classes ``(B, C)``, float32, behind the first seed's examples."""
         scores, _ = self._read(batch, 0)
         return self._calibrated(scores, 0, self.calibration)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
+        """See the base class; says how many texts have no answer."""
+        scores, unknown = self._read(batch, 0)
+        if unknown.any():
+            log.warning(
+                "%d texts have no answer among the %d likeliest tokens; they count as %r.",
+                int(unknown.sum()),
+                self.top_k,
+                self.unknown_as or self.label_names[0],
+            )
+        calibrated = self._calibrated(scores, 0, self.calibration)
+        return {"index": batch["index"].cpu(), "scores": calibrated.softmax(dim=1)}
 
     def _read(self, batch: Batch, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What the model answers behind one seed's examples.

@@ -272,8 +272,8 @@ class BaseTask(LightningModule):
 
 
 def _plain_name(name: str) -> str:
-    """A parameter's name without what FSDP puts into it."""
-    return name.replace("_fsdp_wrapped_module.", "")
+    """A parameter's name without what FSDP and its activation checkpoints put into it."""
+    return name.replace("_fsdp_wrapped_module.", "").replace("_checkpoint_wrapped_module.", "")
 
 
 def lr_factor(step: int, warmup_steps: int, total_steps: float, schedule: Schedule) -> float:

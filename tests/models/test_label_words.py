@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import Tokenizer, models, normalizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from smolbench.errors import SmolbenchError
 from smolbench.models.label_words import LabelWords
@@ -20,11 +22,6 @@ def test_answers_are_what_stands_behind_the_prompt():
     tokenizer = tiny_tokenizer("gpt2")
     assert found.ids == [tokenizer(" good")["input_ids"], tokenizer(" Dull")["input_ids"]]
     assert words("good", separator="").ids == [tokenizer("good")["input_ids"]]
-
-
-def test_single_words():
-    assert words("the", "a").single == all(len(ids) == 1 for ids in words("the", "a").ids)
-    assert not words("the", "unheard-of").single
 
 
 def test_a_token_matches_with_any_capitals_and_spaces():
@@ -71,3 +68,22 @@ def test_a_word_needs_tokens(word):
 def test_a_word_outside_the_vocabulary_is_refused():
     with pytest.raises(SmolbenchError, match="'好' is not in the tokenizer's vocabulary"):
         words("good", "好", tokenizer="bert")
+
+
+def test_a_mark_in_front_of_everything_is_no_part_of_a_word():
+    """As Llama 2's tokenizer has it: a space before the prompt, not before the answer."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    tokenizer.train_from_iterator(
+        ["it is good", "it is bad: good", "a bad film"] * 9,
+        trainers.BpeTrainer(vocab_size=90, show_progress=False),
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    found = LabelWords(fast, ["good", "bad"], " ", behind="L:")
+    for word, ids in zip(found.words, found.ids, strict=True):
+        whole = fast(f"L: {word}", add_special_tokens=False)["input_ids"]
+        front = fast("L:", add_special_tokens=False)["input_ids"]
+        assert front + ids == whole
+        assert ids != fast(f" {word}", add_special_tokens=False)["input_ids"]

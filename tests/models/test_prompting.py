@@ -81,3 +81,21 @@ def test_the_shared_beginning_is_run_once():
     for _ in range(2):
         subject.next_token(*padded())
     assert seen == [(3, 5), (3, 5)]
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "opt", "gpt_neo"])
+def test_a_row_may_end_where_the_positions_do(architecture):
+    """The padding of a short row behind it must not ask for more."""
+    long = [(7 * n) % 390 + 5 for n in range(128 - len(SHARED) - 2)]
+    rows, lengths = torch.zeros(2, len(long), dtype=torch.long), torch.tensor([len(long), 3])
+    rows[0], rows[1, :3] = torch.tensor(long), torch.tensor(ROWS[2])
+    found = prompted(architecture).continuations(rows, lengths, ANSWERS)
+    model = plain(architecture)
+    (answer,) = (answer for answer in ANSWERS if len(answer) == 3)
+    for n, row in enumerate([long, ROWS[2]]):
+        steps = [
+            expected(model, SHARED, row + answer[:place])[token]
+            for place, token in enumerate(answer)
+        ]
+        score = found[n, ANSWERS.index(answer)].item()
+        assert score == pytest.approx(sum(steps).item(), abs=1e-4)

@@ -165,7 +165,10 @@ def test_several_seeds_give_a_mean_and_a_spread(tmp_path):
 def test_a_text_is_cut_and_the_template_never(tmp_path):
     subject = task()
     scored(subject, tmp_path)
+    (text, *_) = data().split("test").examples["text"]
     example = subject.facts()["prompt/example"]
+    assert text[:40] in example
+    assert text not in example
     assert example.startswith("Review: ")
     assert example.endswith("\nIt is")
 
@@ -190,6 +193,7 @@ def test_every_class_of_any_dataset(tmp_path):
         ({"shot_seeds": [1]}, "examples of num_shots"),
         ({"num_shots": 2, "shot_seeds": [1, 1]}, "repeat themselves"),
         ({"num_shots": -1}, "must not be negative"),
+        ({"num_shots": 2, "shot_seeds": [0, -1]}, "must not be negative"),
         ({"template": "{text}: "}, "ends in white space"),
     ],
 )
