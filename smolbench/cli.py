@@ -1,4 +1,4 @@
-"""The command line: ``smolbench fit | validate | test | predict | recipes``.
+"""The command line: ``smolbench fit | validate | test | predict | runs | recipes``.
 
 Only routing happens here; what a subcommand needs is imported when it is called, so that ``--help``
 and ``--version`` answer at once.
@@ -26,6 +26,7 @@ smolbench {__version__}: probe and score small language models, and say what it 
   smolbench validate [--config RECIPE] [--ckpt_path best|last|none|PATH]        score on validation
   smolbench predict  --text "..." | --input FILE [--output FILE] [--before none|RUN]
                                                                                 label your own texts
+  smolbench runs     [--runs_dir DIR] [--json]                                  list the runs
   smolbench recipes                                                             list the recipes
 
 RECIPE is a file or the name of a shipped recipe, such as imdb_probe. Overrides go last: a --config
@@ -41,7 +42,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments without the program's name; ``sys.argv`` if not given.
 
     Returns:
-        The exit status: 0, 2 for a user's mistake, 130 or 143 for a run that a signal ended.
+        The exit status: 0, 1 if runs were passed over that cannot be read, 2 for a user's mistake,
+        130 or 143 for a run that a signal ended.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     _set_up_logging()
@@ -70,6 +72,10 @@ def _dispatch(arguments: list[str]) -> int:
             from smolbench.training_cli import run  # lazy: imports lightning, which takes seconds
 
             return run(subcommand, arguments[1:])
+    if command == "runs":
+        from smolbench.runs.commands import list_runs
+
+        return list_runs(arguments[1:])
     if command == "recipes":
         return _list_recipes(arguments[1:])
     if command.startswith("-"):
@@ -78,7 +84,7 @@ def _dispatch(arguments: list[str]) -> int:
             f"{command} ... fit."
         )
     raise SmolbenchError(
-        f"There is no subcommand {command!r}; there are {', '.join(SUBCOMMANDS)} and recipes."
+        f"There is no subcommand {command!r}; there are {', '.join(SUBCOMMANDS)}, runs and recipes."
     )
 
 

@@ -119,7 +119,7 @@ def test_none_of_it_imports_anything_heavy():
     code = """
 import sys
 from smolbench.cli import main
-for arguments in (["--help"], ["--version"], ["recipes"], ["no"], ["fit", "--config=no"]):
+for arguments in (["--help"], ["--version"], ["recipes"], ["runs"], ["no"], ["fit", "--config=no"]):
     main(arguments)
 heavy = {"torch", "lightning", "transformers", "datasets", "numpy", "rich"} & set(sys.modules)
 sys.exit(f"imported: {heavy}" if heavy else 0)

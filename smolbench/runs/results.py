@@ -31,7 +31,7 @@ def read_results(run_dir: Path) -> Results:
         results = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SmolbenchError(f"{run_dir} is not a run folder: it has no {FILE_NAME}.") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise SmolbenchError(f"{path} cannot be read as JSON ({error}).") from None
     if not isinstance(results, dict) or results.get("schema") != SCHEMA:
         found = results.get("schema") if isinstance(results, dict) else type(results).__name__

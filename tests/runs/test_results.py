@@ -63,6 +63,7 @@ def test_a_full_disk_keeps_the_old_file_and_names_it(tmp_path, monkeypatch):
         (b"", "cannot be read as JSON"),
         (b"{", "cannot be read as JSON"),
         (b"\xff\xfe\xff", "cannot be read as JSON"),
+        (b"[" * 100_000, "cannot be read as JSON"),
         (b"[]", "schema 'list'"),
         (b"{}", "schema None"),
         (b'{"schema": 99}', "schema 99; this version of smolbench reads schema 1"),
