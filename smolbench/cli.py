@@ -1,4 +1,4 @@
-"""The command line: ``smolbench fit | validate | test | predict | runs | recipes``.
+"""The command line: ``smolbench fit | validate | test | predict | runs | report | recipes``.
 
 Only routing happens here; what a subcommand needs is imported when it is called, so that ``--help``
 and ``--version`` answer at once.
@@ -27,6 +27,7 @@ smolbench {__version__}: probe and score small language models, and say what it 
   smolbench predict  --text "..." | --input FILE [--output FILE] [--before none|RUN]
                                                                                 label your own texts
   smolbench runs     [--runs_dir DIR] [--json]                                  list the runs
+  smolbench report   [RUNS...] [--price_per_hour X] [--markdown FILE]           compare runs
   smolbench recipes                                                             list the recipes
 
 RECIPE is a file or the name of a shipped recipe, such as imdb_probe. Overrides go last: a --config
@@ -76,6 +77,10 @@ def _dispatch(arguments: list[str]) -> int:
         from smolbench.runs.commands import list_runs
 
         return list_runs(arguments[1:])
+    if command == "report":
+        from smolbench.runs.commands import report
+
+        return report(arguments[1:])
     if command == "recipes":
         return _list_recipes(arguments[1:])
     if command.startswith("-"):
@@ -84,7 +89,8 @@ def _dispatch(arguments: list[str]) -> int:
             f"{command} ... fit."
         )
     raise SmolbenchError(
-        f"There is no subcommand {command!r}; there are {', '.join(SUBCOMMANDS)}, runs and recipes."
+        f"There is no subcommand {command!r}; there are {', '.join(SUBCOMMANDS)}, runs, report "
+        "and recipes."
     )
 
 

@@ -59,6 +59,7 @@ from smolbench.runs.settings import (
     changed_for_scoring,
     check_same_run,
     read_settings,
+    series_digest,
 )
 from smolbench.runs.summary import print_summary
 from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask
@@ -375,6 +376,7 @@ class SmolCLI(LightningCLI):
         identity: dict[str, Any] = {
             "recipe": call.recipe,
             "config_digest": digest(settings),
+            "series_digest": series_digest(settings),
             "git_revision": _git_revision(),
             "seed": settings["seed_everything"],
         }

@@ -1,13 +1,17 @@
-"""``smolbench runs``: the command itself; nothing of it needs torch."""
+"""``smolbench runs`` and ``smolbench report``, the commands themselves; neither needs torch."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from smolbench.errors import SmolbenchError
+from smolbench.files import write_atomically
 from smolbench.runs.record import RunRecord, find_folders, read_records
 
 log = logging.getLogger("smolbench")
@@ -31,8 +35,69 @@ def list_runs(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="JSON for scripts")
     options = parser.parse_args(arguments)
     records, status = _read([options.runs_dir])
-    sys.stdout.write(as_json(records) if options.json else as_text(records))
+    _say(as_json(records) if options.json else as_text(records))
     return status
+
+
+def report(arguments: Sequence[str]) -> int:
+    """Run ``smolbench report``.
+
+    Returns:
+        The exit status: 0, or 1 if a run's results cannot be read and it is passed over.
+
+    Raises:
+        SmolbenchError: If a place does not exist or has no run, or a file cannot be written.
+    """
+    from smolbench.runs.leaderboard import build_report
+    from smolbench.runs.markdown import render
+
+    parser = argparse.ArgumentParser(
+        "smolbench report",
+        description="Compare runs by what they reach and what they cost, on the terminal in "
+        "Markdown.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "runs", nargs="*", type=_path, help="run folders, or folders of them; else all runs"
+    )
+    _add_runs_dir(parser)
+    parser.add_argument(
+        "--price_per_hour", type=_price, help="price of an hour of the machine, in any currency"
+    )
+    parser.add_argument("--markdown", type=_path, metavar="FILE", help="write the Markdown here")
+    options = parser.parse_args(arguments)
+    records, status = _read(options.runs or [options.runs_dir])
+    text = render(build_report(records, options.price_per_hour))
+    if options.markdown is not None:
+        _write(options.markdown, text)
+    _say(text)
+    return status
+
+
+def _say(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough; Python would complain again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise SmolbenchError(f"{path} cannot be written ({error.strerror}).") from error
+    log.info("Written: %s", path)
+
+
+def _price(given: str) -> float:
+    try:
+        price = float(given)
+    except ValueError:
+        price = math.nan
+    if not math.isfinite(price) or price < 0:
+        raise argparse.ArgumentTypeError(f"{given} is no price: give a number of at least 0")
+    return price
 
 
 def _add_runs_dir(parser: argparse.ArgumentParser) -> None:

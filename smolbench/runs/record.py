@@ -35,9 +35,13 @@ class RunRecord:
     results: Results
 
     def text(self, key: str) -> str | None:
-        """A value that is a text, else ``None``."""
+        """A value that is a text, else ``None``; on one line and without control characters."""
         value = self.results.get(key)
-        return value if isinstance(value, str) and value else None
+        if not isinstance(value, str) or not value:
+            return None
+        if value.isprintable():
+            return value
+        return "".join(c if c.isprintable() else " " for c in value)
 
     def number(self, key: str) -> float | None:
         """A value that is a finite number, else ``None``."""

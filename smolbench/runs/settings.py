@@ -1,4 +1,4 @@
-"""Comparing the settings of two commands: what may differ, and what makes another run."""
+"""Comparing the settings of commands: what may differ, what makes another run, what a series."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 
 Settings = dict[str, Any]
@@ -86,7 +87,7 @@ def check_same_run(before: Settings, now: Settings, *, extend: bool) -> None:
     refused = []
     for name, (old, new) in differences(before, now).items():
         section, option = _parts(name)
-        if section == "latency" or (section == "checkpoint" and option == "every_minutes"):
+        if _is_measuring(section, option):
             continue
         if section == "data" and option in _FREE_DATA | {"limit_test"}:
             continue
@@ -107,6 +108,30 @@ def check_same_run(before: Settings, now: Settings, *, extend: bool) -> None:
 def changed_for_scoring(before: Settings, now: Settings) -> list[str]:
     """Options that differ and change a score, so that it is not the run's own."""
     return [name for name in differences(before, now) if _changes_score(*_parts(name))]
+
+
+def series_digest(settings: Settings) -> str:
+    """What runs have in common that differ in their seed, and in nothing else that matters.
+
+    A report takes them for one configuration. Left out are the seed and what may differ when a run
+    goes on: workers, cache folders, loggers, how latency is measured, how often is saved.
+    """
+    kept = {}
+    for name, value in flatten(settings).items():
+        section, option = _parts(name)
+        free = (
+            name == "seed_everything"
+            or _is_measuring(section, option)
+            or (section == "data" and option in _FREE_DATA)
+            or (section == "trainer" and option.split(".")[0] in _FREE_TRAINER)
+        )
+        if not free:
+            kept[name] = value
+    return digest(kept)
+
+
+def _is_measuring(section: str, option: str) -> bool:
+    return section == "latency" or (section == "checkpoint" and option == "every_minutes")
 
 
 def _parts(name: str) -> tuple[str, str]:

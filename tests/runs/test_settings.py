@@ -5,7 +5,13 @@ from copy import deepcopy
 import pytest
 
 from smolbench.errors import SmolbenchError
-from smolbench.runs.settings import changed_for_scoring, check_same_run, differences, flatten
+from smolbench.runs.settings import (
+    changed_for_scoring,
+    check_same_run,
+    differences,
+    flatten,
+    series_digest,
+)
 
 SETTINGS = {
     "seed_everything": 0,
@@ -149,3 +155,21 @@ def test_a_schedule_that_ends_is_stretched_only_on_demand(schedule):
 )
 def test_what_makes_another_score(values, names):
     assert changed_for_scoring(SETTINGS, changed(**values)) == names
+
+
+def test_a_series_is_what_differs_in_the_seed_only():
+    series = series_digest(SETTINGS)
+    for free in (
+        changed(seed_everything=1),
+        changed(data__num_workers=4, data__cache_dir="elsewhere"),
+        changed(trainer__logger=True, checkpoint__every_minutes=1.0),
+    ):
+        assert series_digest(free) == series
+    for other in (
+        changed(model__lr=0.2),
+        changed(data__batch_size=16),
+        changed(trainer__max_epochs=4),
+        changed(trainer__precision="bf16-mixed"),
+        changed(checkpoint__monitor="val/loss"),
+    ):
+        assert series_digest(other) != series

@@ -1,0 +1,240 @@
+"""Leaderboards: runs beside each other where they can be compared, and only there.
+
+Runs share a board if they were scored on the same texts (``data/test_digest``), by the same metric
+and convention. Within a board, runs that differ in nothing but their seed are one row. A run that
+is not finished, is an untrained baseline, or repeats a seed stays visible with a mark, has a row of
+its own, and is not ranked.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from smolbench.runs.board import (
+    COSTS,
+    MONEY,
+    OF_TRAINING,
+    TRAINING,
+    Board,
+    Comparison,
+    Cost,
+    DatasetReport,
+    Row,
+)
+from smolbench.runs.published import Published, published_figures
+from smolbench.runs.record import RunRecord
+
+
+def build_report(
+    records: Sequence[RunRecord], price_per_hour: float | None = None
+) -> tuple[DatasetReport, ...]:
+    """Put runs into leaderboards, by dataset and test set.
+
+    Args:
+        records: The runs, newest first.
+        price_per_hour: Price of an hour of the machine; without it there is no ``money``.
+    """
+    builder = _Builder(records, price_per_hour)
+    datasets: dict[str, list[RunRecord]] = defaultdict(list)
+    for record in records:
+        datasets[record.dataset].append(record)
+    return tuple(builder.dataset(name, datasets[name]) for name in sorted(datasets))
+
+
+class _Test(NamedTuple):
+    """What runs must share to be compared."""
+
+    metric: str
+    convention: str | None
+    digest: str
+    n: int | None
+
+
+class _Builder:
+    def __init__(self, records: Sequence[RunRecord], price_per_hour: float | None) -> None:
+        self.price_per_hour = price_per_hour
+        self.by_path = {str(record.path.resolve()): record for record in records}
+        self.by_name = {record.name: record for record in records}
+
+    def dataset(self, name: str, records: Sequence[RunRecord]) -> DatasetReport:
+        boards: dict[_Test, list[RunRecord]] = defaultdict(list)
+        unscored: list[Row] = []
+        for record in records:
+            digest = record.text("data/test_digest")
+            if record.metric is None:
+                unscored.append(self.row([record], _unfinished(record) or "not tested"))
+            elif digest is None:
+                unscored.append(self.row([record], "test set not known"))
+            else:
+                n = record.number("test/n")
+                test = _Test(
+                    record.metric, record.convention, digest, None if n is None else int(n)
+                )
+                boards[test].append(record)
+        made = [self.board(name, test, found) for test, found in boards.items()]
+        # the whole test set before a part of it
+        made.sort(key=lambda b: (-(b.n or 0), b.metric, b.convention or "", b.test_digest))
+        unscored.sort(key=_by_quality)
+        return DatasetReport(name, tuple(made), tuple(unscored))
+
+    def board(self, dataset: str, test: _Test, records: Sequence[RunRecord]) -> Board:
+        metric, n = test.metric, test.n
+        figures = [f for f in published_figures() if f.of_test_set(dataset, n, test.convention)]
+        rows = []
+        comparisons = []
+        for row in self.rows(records):
+            matches = _reproduced(figures, row)
+            ours = {f.metric: _mean(row.records, f"test/{f.metric}") for f in matches}
+            for figure in matches:
+                if (found := ours[figure.metric]) is not None:
+                    comparisons.append(Comparison(figure, row, found))
+            main = next((f for f in matches if f.metric == metric), None)
+            if main is not None and row.value is not None:
+                row = replace(row, difference=row.value - main.value)
+            rows.append(row)
+        rows += [_published_row(figure) for figure in figures if figure.metric == metric]
+        rows.sort(key=_by_quality)
+        comparisons.sort(key=lambda c: (figures.index(c.figure), _by_quality(c.row)))
+        limit = next((r.number("data/limit_test") for r in records), None)
+        limit = limit if limit is not None and n is not None and limit <= n else None
+        return Board(
+            metric=metric,
+            convention=test.convention,
+            test_digest=test.digest,
+            n=n,
+            limit=None if limit is None else int(limit),
+            rows=_ranked(rows),
+            comparisons=tuple(comparisons),
+        )
+
+    def rows(self, records: Sequence[RunRecord]) -> list[Row]:
+        """A row for each configuration, and one for each run that must not be mixed into it."""
+        rows = []
+        series: dict[tuple[Any, ...], list[RunRecord]] = defaultdict(list)
+        for record in records:
+            if (mark := _unfinished(record)) is not None:
+                rows.append(self.row([record], mark))
+            else:
+                series[_series(record)].append(record)
+        for members in series.values():
+            seeds: dict[Any, RunRecord] = {}
+            for record in members:  # newest first
+                if seeds.setdefault(record.results.get("seed"), record) is not record:
+                    rows.append(self.row([record], "a newer run has this seed"))
+            counted = list(seeds.values())
+            rows.append(self.row(counted, "untrained" if counted[0].state == "untrained" else None))
+        return rows
+
+    def row(self, records: Sequence[RunRecord], obstacle: str | None) -> Row:
+        newest = records[0]
+        metric = newest.metric
+        values = [v for r in records if (v := r.number(f"test/{metric}")) is not None]
+        if len(values) > 1:
+            spread: float | None = stdev(values)
+        else:
+            spread = newest.number(f"test/{metric}_stderr")
+        suspect = any(record.results.get("teacher/same_rows") is False for record in records)
+        return Row(
+            name=newest.recipe,
+            model=newest.text("model/id") or "unknown",
+            method=newest.text("method") or "unknown",
+            value=fmean(values) if values else None,
+            spread=spread,
+            seeds=len(records),
+            obstacle=obstacle,
+            notes=("its teacher may have seen the test set",) if suspect else (),
+            costs=self.costs(records),
+            records=tuple(records),
+        )
+
+    def costs(self, records: Sequence[RunRecord]) -> dict[str, float]:
+        found = {}
+        for cost in COSTS:
+            values = [self.cost_of(cost, record) for record in records]
+            known = [value for value in values if value is not None]
+            if len(known) == len(values):
+                found[cost.key] = fmean(known)
+        if self.price_per_hour is not None and TRAINING.key in found:
+            found[MONEY] = found[TRAINING.key] / 3600 * self.price_per_hour
+        return found
+
+    def cost_of(self, cost: Cost, record: RunRecord) -> float | None:
+        value = cost.of(record)
+        parent = record.text("parent_run")
+        if value is None and parent is not None and cost.key in OF_TRAINING:
+            # the folder may have been moved since
+            name = "/".join(Path(parent).parts[-2:])
+            trained = self.by_path.get(parent) or self.by_name.get(name)
+            value = None if trained is None else cost.of(trained)
+        return value
+
+
+def _series(record: RunRecord) -> tuple[Any, ...]:
+    """What is the same in runs that differ in their seed only."""
+    digest, seed = record.text("series_digest"), record.number("seed")
+    if digest is None or seed is None:
+        return (str(record.path),)
+    machine = ("device", "name", "threads", "world_size")
+    checkpoint = record.text("checkpoint")
+    return (
+        digest,
+        record.recipe,
+        record.state,
+        None if checkpoint is None else Path(checkpoint).name,
+        record.text("precision"),
+        *(str(record.results.get(f"hardware/{name}")) for name in machine),
+    )
+
+
+def _unfinished(record: RunRecord) -> str | None:
+    return None if record.status == "finished" else f"not finished: {record.status}"
+
+
+def _reproduced(figures: Sequence[Published], row: Row) -> list[Published]:
+    if row.obstacle not in (None, "untrained"):
+        return []
+    return [f for f in figures if all(f.reproduced_by(record) for record in row.records)]
+
+
+def _mean(records: Sequence[RunRecord], key: str) -> float | None:
+    values = [record.number(key) for record in records]
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
+
+
+def _published_row(figure: Published) -> Row:
+    notes = ("untrained",) if figure.state == "untrained" else ()
+    return Row(
+        name=figure.recipe,
+        model=figure.model,
+        method=figure.method,
+        value=figure.value,
+        spread=None,
+        seeds=0,
+        obstacle="published",
+        notes=(*notes, figure.note) if figure.note else notes,
+        costs={},
+        source=figure.source,
+    )
+
+
+def _by_quality(row: Row) -> tuple[Any, ...]:
+    """Best first, what is not ranked last, in an order that does not depend on the file system."""
+    last = row.obstacle not in (None, "published") or "untrained" in row.notes
+    value = -1.0 if row.value is None else row.value
+    paths = tuple(str(record.path) for record in row.records)
+    return (last, -value, row.is_published, row.name, paths, row.source or "")
+
+
+def _ranked(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Rows with their places; equal values share one."""
+    values = [row.value for row in rows if row.obstacle is None]  # best first
+    return tuple(
+        replace(row, rank=values.index(row.value) + 1) if row.obstacle is None else row
+        for row in rows
+    )

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+
+from smolbench.cli import main
+from tests.helpers.written_runs import MULTIPLE_CHOICE, write_run
+
+
+@pytest.fixture
+def two(folder_here):
+    write_run(folder_here / "runs" / "imdb_probe" / "1")
+    write_run(folder_here / "runs" / "hellaswag_smollm2" / "1", MULTIPLE_CHOICE)
+    return folder_here
+
+
+def test_all_runs_to_the_terminal_and_the_same_to_a_file(two, capsys):
+    assert main(["report", "--markdown", "out/report.md"]) == 0
+    out = capsys.readouterr().out
+    assert "imdb_probe/1" in out
+    assert "hellaswag_smollm2/1" in out
+    assert (two / "out" / "report.md").read_text() == out
+    assert main(["report"]) == 0
+    assert capsys.readouterr().out == out
+
+
+def test_some_runs(two, capsys):
+    assert main(["report", "runs/imdb_probe"]) == 0
+    assert "hellaswag" not in capsys.readouterr().out
+    assert main(["report", "runs/hellaswag_smollm2/1", "runs/imdb_probe/1"]) == 0
+    assert "imdb_probe/1" in capsys.readouterr().out
+
+
+def test_a_damaged_run_is_named_and_the_rest_reported(two, capsys):
+    (two / "runs" / "imdb_probe" / "1" / "results.json").write_text('{"schema": 7}')
+    assert main(["report"]) == 1
+    captured = capsys.readouterr()
+    assert "runs/imdb_probe/1/results.json has schema 7" in captured.err
+    assert "hellaswag_smollm2/1" in captured.out
+
+
+@pytest.mark.parametrize("price", ["-1", "nan", "inf", "much"])
+def test_a_price_is_a_number(two, capsys, price):
+    assert main(["report", f"--price_per_hour={price}"]) == 2
+    assert "is no price" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_is_a_sentence(two, capsys):
+    (two / "taken").mkdir()
+    assert main(["report", "--markdown", "taken"]) == 2
+    assert "taken cannot be written (Is a directory)" in capsys.readouterr().err
+
+
+def test_nothing_to_report(folder_here, capsys):
+    assert main(["report"]) == 2
+    assert "There is no folder runs" in capsys.readouterr().err
+    assert main(["report", "."]) == 2
+    assert "There are no runs below" in capsys.readouterr().err
