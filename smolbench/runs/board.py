@@ -17,11 +17,13 @@ class Cost:
         key: Short name.
         label: Heading, with the unit.
         of: Its value for a run; ``None`` where it is not known.
+        more_is_better: Whether it is a speed.
     """
 
     key: str
     label: str
     of: Callable[[RunRecord], float | None]
+    more_is_better: bool = False
 
 
 def _key(name: str) -> Callable[[RunRecord], float | None]:
@@ -34,12 +36,12 @@ COSTS = (
     Cost("peak_rss_mib", "peak resident, MiB", _key("cost/peak_rss_mib")),
     Cost("peak_allocated_mib", "peak allocated, MiB", _key("cost/peak_allocated_mib")),
     Cost("peak_reserved_mib", "peak reserved, MiB", _key("cost/peak_reserved_mib")),
-    Cost("train_tokens_per_s", "trained tokens/s", _key("cost/train_tokens_per_s")),
-    Cost("cache_tokens_per_s", "frozen tokens/s", _key("cost/cache_tokens_per_s")),
+    Cost("train_tokens_per_s", "trained tokens/s", _key("cost/train_tokens_per_s"), True),
+    Cost("cache_tokens_per_s", "frozen tokens/s", _key("cost/cache_tokens_per_s"), True),
     Cost("n_train", "training examples", _key("data/n_train")),
     Cost("trainable_params", "trainable parameters", _key("model/trainable_params")),
     Cost("checkpoint_mib", "checkpoint, MiB", _key("cost/checkpoint_mib")),
-    Cost("test_samples_per_s", "test samples/s", _key("cost/test_samples_per_s")),
+    Cost("test_samples_per_s", "test samples/s", _key("cost/test_samples_per_s"), True),
     Cost("latency_ms", "latency p50, ms", _key("cost/test_latency_ms_p50")),
 )
 OF_TRAINING = {"training_s", "checkpoint_mib", "train_tokens_per_s", "cache_tokens_per_s"}

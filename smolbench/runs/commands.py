@@ -49,12 +49,13 @@ def report(arguments: Sequence[str]) -> int:
         SmolbenchError: If a place does not exist or has no run, or a file cannot be written.
     """
     from smolbench.runs.leaderboard import build_report
-    from smolbench.runs.markdown import render
+    from smolbench.runs.markdown import render as render_markdown
+    from smolbench.runs.page import render as render_page
 
     parser = argparse.ArgumentParser(
         "smolbench report",
-        description="Compare runs by what they reach and what they cost, on the terminal in "
-        "Markdown.",
+        description="Compare runs by what they reach and what they cost: Markdown to the terminal, "
+        "and a page with sortable tables and plots.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -64,10 +65,21 @@ def report(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--price_per_hour", type=_price, help="price of an hour of the machine, in any currency"
     )
-    parser.add_argument("--markdown", type=_path, metavar="FILE", help="write the Markdown here")
+    parser.add_argument(
+        "--output",
+        type=_path,
+        default=Path("report.html"),
+        metavar="FILE",
+        help="the page (report.html)",
+    )
+    parser.add_argument(
+        "--markdown", type=_path, metavar="FILE", help="write the Markdown here, too"
+    )
     options = parser.parse_args(arguments)
     records, status = _read(options.runs or [options.runs_dir])
-    text = render(build_report(records, options.price_per_hour))
+    datasets = build_report(records, options.price_per_hour)
+    text = render_markdown(datasets)
+    _write(options.output, render_page(datasets))
     if options.markdown is not None:
         _write(options.markdown, text)
     _say(text)

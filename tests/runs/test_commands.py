@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from smolbench.cli import main
@@ -21,6 +26,26 @@ def test_all_runs_to_the_terminal_and_the_same_to_a_file(two, capsys):
     assert (two / "out" / "report.md").read_text() == out
     assert main(["report"]) == 0
     assert capsys.readouterr().out == out
+
+
+def test_a_page_beside_it(two, capsys):
+    assert main(["report", "runs", "--output", "pages/a.html"]) == 0
+    assert "imdb_probe/1" in (two / "pages" / "a.html").read_text()
+    assert not (two / "report.html").exists()
+    assert "Written: pages/a.html" in capsys.readouterr().err
+    assert main(["report"]) == 0
+    assert (two / "report.html").read_text() == (two / "pages" / "a.html").read_text()
+
+
+def test_nothing_heavy_is_imported(two):
+    code = (
+        "import sys; from smolbench.cli import main; assert main(['report']) == 0; "
+        "assert main(['runs']) == 0; sys.exit(bool({'torch', 'numpy', 'rich'} & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_some_runs(two, capsys):

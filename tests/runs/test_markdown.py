@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from smolbench.runs.cells import cost_text
 from smolbench.runs.leaderboard import build_report
-from smolbench.runs.markdown import cost_text, escape, render
+from smolbench.runs.markdown import escape, render
 from smolbench.runs.record import find_folders, read_records
 from tests.helpers.written_runs import write_run
 
@@ -32,9 +33,9 @@ def test_a_leaderboard_is_a_table(tmp_path):
     assert "## stanfordnlp/imdb" in text
     assert "### accuracy on 25,000 examples, test set aaaaaaaaaaaaaaaa" in text
     board, comparison = tables(text)
-    first = dict(zip(board[0], next(row for row in board if row[1] == "imdb_probe/a"), strict=True))
+    first = dict(zip(board[0], next(row for row in board if row[2] == "imdb_probe/a"), strict=True))
     assert first == {
-        "": "1",
+        "rank": "1",
         "run": "imdb_probe/a",
         "model": "HuggingFaceTB/SmolLM2-135M",
         "method": "probe",
@@ -52,7 +53,7 @@ def test_a_leaderboard_is_a_table(tmp_path):
         "latency p50, ms": "60.0",
         "notes": "",
     }
-    (failed,) = [row for row in board if row[1] == "imdb_probe/b"]
+    (failed,) = [row for row in board if row[2] == "imdb_probe/b"]
     assert failed[0] == ""
     assert failed[-1] == "not finished: failed"
     assert comparison[2][:5] == ["imdb_probe/a", "accuracy", "0.8920", "0.9000", "+0.0080"]
@@ -69,7 +70,7 @@ def test_costs_that_no_run_has_are_no_columns(tmp_path):
 def test_names_cannot_break_a_table(tmp_path):
     write_run(tmp_path / "a", data__id="mine", model__id="a|b\nc<script>\x1b[31m")
     ((_, _, row),) = tables(rendered(tmp_path))
-    assert row[2] == "a\\|b c\\<script\\> \\[31m"
+    assert row[3] == "a\\|b c\\<script\\> \\[31m"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,185 @@
+"""The tables of a report, the same in Markdown and on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from smolbench.runs.board import COSTS, MONEY, Board, Cost, Row
+
+LEGEND = (
+    "± is the standard error over the examples, with several seeds the standard deviation over the "
+    "seeds. Costs of several seeds are means. Rows without a rank are not compared with the others "
+    "and say why."
+)
+_PRICE = Cost(MONEY, "price of it", lambda record: None)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is shown in a cell, and the number that it stands for."""
+
+    shown: str
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A column's heading, and whether the column holds texts."""
+
+    label: str
+    is_text: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells by lines, below a heading for each column."""
+
+    headings: tuple[Heading, ...]
+    lines: tuple[tuple[Cell, ...], ...]
+
+
+def leaderboard_table(board: Board) -> Table:
+    """A line for each row of a board, in their order."""
+    costs = costs_of(board.rows)
+    headings = [
+        Heading("rank"),
+        Heading(board.metric),
+        Heading("run", is_text=True),
+        Heading("model", is_text=True),
+        Heading("method", is_text=True),
+        Heading("seeds"),
+        Heading("to published"),
+        *(Heading(cost.label) for cost in costs),
+        Heading("notes", is_text=True),
+    ]
+    lines = []
+    for row in board.rows:
+        gap = "" if row.difference is None else f"{row.difference:+.4f}"
+        lines.append(
+            [
+                Cell("" if row.rank is None else str(row.rank), row.rank),
+                Cell(quality(row), row.value),
+                Cell(run_name(row)),
+                Cell(row.model),
+                Cell(row.method),
+                Cell(str(row.seeds or ""), row.seeds or None),
+                Cell(gap, row.difference),
+                *(_cost_cell(cost.key, row) for cost in costs),
+                Cell(marks(row)),
+            ]
+        )
+    return _without_empty(headings, lines)
+
+
+def comparison_table(board: Board) -> Table:
+    """A line for each published figure and the row that reproduces it."""
+    headings = [
+        Heading("run", is_text=True),
+        Heading("metric", is_text=True),
+        Heading("published"),
+        Heading("here"),
+        Heading("difference"),
+        Heading("source", is_text=True),
+        Heading("notes", is_text=True),
+    ]
+    lines = []
+    for found in board.comparisons:
+        figure, gap = found.figure, found.ours - found.figure.value
+        lines.append(
+            [
+                Cell(run_name(found.row)),
+                Cell(figure.metric),
+                Cell(f"{figure.value:.4f}", figure.value),
+                Cell(f"{found.ours:.4f}", found.ours),
+                Cell(f"{gap:+.4f}", gap),
+                Cell(figure.source),
+                Cell(figure.note),
+            ]
+        )
+    return _without_empty(headings, lines)
+
+
+def unscored_table(rows: Sequence[Row]) -> Table:
+    """A line for each run that no board takes."""
+    headings = [
+        Heading("run", is_text=True),
+        Heading("model", is_text=True),
+        Heading("method", is_text=True),
+        Heading("test"),
+        Heading("notes", is_text=True),
+    ]
+    lines = [
+        [
+            Cell(run_name(row)),
+            Cell(row.model),
+            Cell(row.method),
+            Cell(quality(row), row.value),
+            Cell(marks(row)),
+        ]
+        for row in rows
+    ]
+    return _without_empty(headings, lines)
+
+
+def _without_empty(headings: Sequence[Heading], lines: Sequence[Sequence[Cell]]) -> Table:
+    """A table without the columns in which nothing is shown."""
+    kept = [i for i in range(len(headings)) if any(line[i].shown for line in lines)]
+    return Table(
+        tuple(headings[i] for i in kept), tuple(tuple(line[i] for i in kept) for line in lines)
+    )
+
+
+def _cost_cell(key: str, row: Row) -> Cell:
+    value = row.costs.get(key)
+    return Cell(cost_text(key, value), value)
+
+
+def title(board: Board) -> str:
+    """What a board's rows have in common."""
+    said = [board.metric]
+    if board.convention is not None:
+        said.append(f"by the convention {board.convention}")
+    if board.n is not None:
+        said.append(f"on {board.n:,} examples")
+    if board.limit is not None:
+        said.append("(limited)")
+    return f"{' '.join(said)}, test set {board.test_digest}"
+
+
+def costs_of(rows: Iterable[Row]) -> list[Cost]:
+    """The costs that any of the rows has."""
+    have = {key for row in rows for key in row.costs}
+    first, *rest = COSTS
+    return [cost for cost in (first, _PRICE, *rest) if cost.key in have]
+
+
+def quality(row: Row) -> str:
+    """The metric with its spread."""
+    if row.value is None:
+        return ""
+    spread = "" if row.spread is None else f" ± {row.spread:.4f}"
+    return f"{row.value:.4f}{spread}"
+
+
+def cost_text(key: str, value: float | None) -> str:
+    """A cost as it is shown; empty where it is not known."""
+    if value is None:
+        return ""
+    if key == MONEY:
+        return f"{value:.2f}" if value >= 1 else f"{value:.2g}"
+    if key in ("trainable_params", "n_train") or value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 or value == 0 else f"{value:.2f}"
+
+
+def marks(row: Row) -> str:
+    """What has to be known of a row, and where a published figure stands."""
+    return "; ".join([*row.marks, *([row.source] if row.source else [])])
+
+
+def run_name(row: Row) -> str:
+    """The folder of a row's newest run, and how many more there are; the recipe if published."""
+    if row.is_published:
+        return row.name
+    return row.records[0].name + (f" +{row.seeds - 1}" if row.seeds > 1 else "")

@@ -1,0 +1,113 @@
+"""A report as one HTML page that needs nothing else: no network, no other file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from smolbench.runs.board import Board, DatasetReport, Row
+from smolbench.runs.cells import (
+    LEGEND,
+    comparison_table,
+    cost_text,
+    costs_of,
+    leaderboard_table,
+    marks,
+    quality,
+    run_name,
+    title,
+    unscored_table,
+)
+
+PARTS = Path(__file__).with_name("page_parts")
+
+
+def render(report: Sequence[DatasetReport]) -> str:
+    """Write a report as a page."""
+    import jinja2  # lazy: takes longer than everything else here
+    import markupsafe
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PARTS),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=False,
+    )
+    datasets: list[dict[str, Any]] = []
+    plots: dict[str, Any] = {}
+    for dataset in report:
+        boards = []
+        for board in dataset.boards:
+            name = f"board-{len(plots) + 1}"
+            plots[name] = _plot(name, board)
+            boards.append(
+                {
+                    "id": name,
+                    "title": title(board),
+                    "metric": board.metric,
+                    "table": leaderboard_table(board),
+                    "rows": [(_row_id(name, i), _kind(row)) for i, row in enumerate(board.rows)],
+                    "comparisons": comparison_table(board),
+                }
+            )
+        unscored = unscored_table(dataset.unscored)
+        datasets.append({"name": dataset.dataset, "boards": boards, "unscored": unscored})
+    # `<` could end the script that the data stands in
+    data = json.dumps(plots, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")
+    return environment.get_template("report.html.jinja").render(
+        legend=LEGEND,
+        n_runs=sum(
+            len(row.records)
+            for dataset in report
+            for row in [*(row for board in dataset.boards for row in board.rows), *dataset.unscored]
+        ),
+        datasets=datasets,
+        css=markupsafe.Markup(_part("report.css")),
+        script=markupsafe.Markup(_part("report.js")),
+        data=markupsafe.Markup(data),
+    )
+
+
+def _part(name: str) -> str:
+    return (PARTS / name).read_text(encoding="utf-8").rstrip()
+
+
+def _plot(name: str, board: Board) -> dict[str, Any]:
+    """What the plot of a board shows."""
+    costs = costs_of(board.rows)
+    return {
+        "metric": board.metric,
+        "costs": [
+            {"key": cost.key, "label": cost.label, "more": cost.more_is_better} for cost in costs
+        ],
+        "rows": [
+            {
+                "id": _row_id(name, number),
+                "name": run_name(row),
+                "kind": _kind(row),
+                "method": row.method,
+                "value": row.value,
+                "spread": row.spread,
+                "said": f"{board.metric} {quality(row)}",
+                "notes": marks(row),
+                "costs": {
+                    key: {"value": value, "said": cost_text(key, value)}
+                    for key, value in row.costs.items()
+                },
+            }
+            for number, row in enumerate(board.rows)
+        ],
+    }
+
+
+def _row_id(board: str, number: int) -> str:
+    return f"{board}-row-{number + 1}"
+
+
+def _kind(row: Row) -> str:
+    """``run``, ``unranked`` or ``published``."""
+    if row.is_published:
+        return "published"
+    return "run" if row.obstacle is None else "unranked"
