@@ -27,7 +27,7 @@ smolbench {__version__}: probe and score small language models, and say what it 
   smolbench predict  --text "..." | --input FILE [--output FILE] [--before none|RUN]
                                                                                 label your own texts
   smolbench runs     [--runs_dir DIR] [--json]                                  list the runs
-  smolbench report   [RUNS...] [--output FILE] [--price_per_hour X]             compare runs
+  smolbench report   [RUNS...] [--output FILE] [--price_per_hour X] [...]       compare runs
   smolbench recipes                                                             list the recipes
 
 RECIPE is a file or the name of a shipped recipe, such as imdb_probe. Overrides go last: a --config

@@ -67,6 +67,7 @@ class Row:
         source: Where a published figure stands.
         rank: Place among the rows that can be ranked, from 1.
         difference: The value less the published one that it reproduces.
+        p_value: Of its distance to the best row; ``None`` if it was not tested.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Row:
     source: str | None = None
     rank: int | None = None
     difference: float | None = None
+    p_value: float | None = None
 
     @property
     def is_published(self) -> bool:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from smolbench.runs.board import COSTS, MONEY, Board, Cost, Row
+from smolbench.runs.board import COSTS, MONEY, Board, Cost, DatasetReport, Row
 
-LEGEND = (
+_LEGEND = (
     "± is the standard error over the examples, with several seeds the standard deviation over the "
     "seeds. Costs of several seeds are means. Rows without a rank are not compared with the others "
     "and say why."
+)
+_LEGEND_OF_P = (
+    "p is that of McNemar's exact test against the best row, on the same texts, adjusted for the "
+    "number of rows (Holm); of several seeds the newest run is tested."
 )
 _PRICE = Cost(MONEY, "price of it", lambda record: None)
 
@@ -39,6 +43,12 @@ class Table:
     lines: tuple[tuple[Cell, ...], ...]
 
 
+def legend(report: Sequence[DatasetReport]) -> str:
+    """What a reader of the tables has to know."""
+    rows = (row for dataset in report for board in dataset.boards for row in board.rows)
+    return f"{_LEGEND} {_LEGEND_OF_P}" if any(row.p_value is not None for row in rows) else _LEGEND
+
+
 def leaderboard_table(board: Board) -> Table:
     """A line for each row of a board, in their order."""
     costs = costs_of(board.rows)
@@ -49,6 +59,7 @@ def leaderboard_table(board: Board) -> Table:
         Heading("model", is_text=True),
         Heading("method", is_text=True),
         Heading("seeds"),
+        Heading("p to the best"),
         Heading("to published"),
         *(Heading(cost.label) for cost in costs),
         Heading("notes", is_text=True),
@@ -64,6 +75,7 @@ def leaderboard_table(board: Board) -> Table:
                 Cell(row.model),
                 Cell(row.method),
                 Cell(str(row.seeds or ""), row.seeds or None),
+                Cell(_p_text(row.p_value), row.p_value),
                 Cell(gap, row.difference),
                 *(_cost_cell(cost.key, row) for cost in costs),
                 Cell(marks(row)),
@@ -128,6 +140,12 @@ def _without_empty(headings: Sequence[Heading], lines: Sequence[Sequence[Cell]])
     return Table(
         tuple(headings[i] for i in kept), tuple(tuple(line[i] for i in kept) for line in lines)
     )
+
+
+def _p_text(p_value: float | None) -> str:
+    if p_value is None:
+        return ""
+    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def _cost_cell(key: str, row: Row) -> Cell:

@@ -66,6 +66,11 @@ def report(arguments: Sequence[str]) -> int:
         "--price_per_hour", type=_price, help="price of an hour of the machine, in any currency"
     )
     parser.add_argument(
+        "--significance",
+        action="store_true",
+        help="test every row against the best of its table (reads all predictions.parquet)",
+    )
+    parser.add_argument(
         "--output",
         type=_path,
         default=Path("report.html"),
@@ -78,6 +83,13 @@ def report(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     records, status = _read(options.runs or [options.runs_dir])
     datasets = build_report(records, options.price_per_hour)
+    if options.significance:
+        from smolbench.runs.significance import with_significance
+
+        datasets, refused = with_significance(datasets)
+        for sentence in refused:
+            log.warning("%s It is not tested.", sentence)
+        status = 1 if refused else status
     text = render_markdown(datasets)
     _write(options.output, render_page(datasets))
     if options.markdown is not None:

@@ -7,10 +7,10 @@ from textwrap import fill
 
 from smolbench.runs.board import DatasetReport
 from smolbench.runs.cells import (
-    LEGEND,
     Table,
     comparison_table,
     leaderboard_table,
+    legend,
     title,
     unscored_table,
 )
@@ -18,7 +18,7 @@ from smolbench.runs.cells import (
 
 def render(report: Sequence[DatasetReport]) -> str:
     """Write a report as Markdown."""
-    parts = ["# Runs\n", f"{fill(LEGEND, 100)}\n"]
+    parts = ["# Runs\n", f"{fill(legend(report), 100)}\n"]
     for dataset in report:
         parts.append(f"## {escape(dataset.dataset)}\n")
         for board in dataset.boards:

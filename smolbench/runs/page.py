@@ -9,11 +9,11 @@ from typing import Any
 
 from smolbench.runs.board import Board, DatasetReport, Row
 from smolbench.runs.cells import (
-    LEGEND,
     comparison_table,
     cost_text,
     costs_of,
     leaderboard_table,
+    legend,
     marks,
     quality,
     run_name,
@@ -57,7 +57,7 @@ def render(report: Sequence[DatasetReport]) -> str:
     # `<` could end the script that the data stands in
     data = json.dumps(plots, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")
     return environment.get_template("report.html.jinja").render(
-        legend=LEGEND,
+        legend=legend(report),
         n_runs=sum(
             len(row.records)
             for dataset in report
