@@ -16,7 +16,7 @@ _LEGEND_OF_P = (
     "p is that of McNemar's exact test against the best row, on the same texts, adjusted for the "
     "number of rows (Holm); of several seeds the newest run is tested."
 )
-_PRICE = Cost(MONEY, "price of it", lambda record: None)
+_PRICE = Cost(MONEY, "training price", lambda record: None)
 
 
 @dataclass(frozen=True)

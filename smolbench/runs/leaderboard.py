@@ -67,7 +67,7 @@ class _Builder:
         for record in records:
             digest = record.text("data/test_digest")
             if record.metric is None:
-                unscored.append(self.row([record], _unfinished(record) or "not tested"))
+                unscored.append(self.row([record], self.unfinished(record) or "not tested"))
             elif digest is None:
                 unscored.append(self.row([record], "test set not known"))
             else:
@@ -117,14 +117,14 @@ class _Builder:
         rows = []
         series: dict[tuple[Any, ...], list[RunRecord]] = defaultdict(list)
         for record in records:
-            if (mark := _unfinished(record)) is not None:
-                rows.append(self.row([record], mark))
+            if (obstacle := self.unfinished(record)) is not None:
+                rows.append(self.row([record], obstacle))
             else:
-                series[_series(record)].append(record)
+                series[self.series(record)].append(record)
         for members in series.values():
             seeds: dict[Any, RunRecord] = {}
             for record in members:  # newest first
-                if seeds.setdefault(record.results.get("seed"), record) is not record:
+                if seeds.setdefault(self.trained(record).number("seed"), record) is not record:
                     rows.append(self.row([record], "a newer run has this seed"))
             counted = list(seeds.values())
             rows.append(self.row(counted, "untrained" if counted[0].state == "untrained" else None))
@@ -138,7 +138,11 @@ class _Builder:
             spread: float | None = stdev(values)
         else:
             spread = newest.number(f"test/{metric}_stderr")
-        suspect = any(record.results.get("teacher/same_rows") is False for record in records)
+        notes = []
+        if any(record.results.get("teacher/same_rows") is False for record in records):
+            notes.append("its teacher may have seen the test set")
+        if any(self.trained(record).text("parent_run") for record in records):
+            notes.append("the run that trained it is not in this report")
         return Row(
             name=newest.recipe,
             model=newest.text("model/id") or "unknown",
@@ -147,7 +151,7 @@ class _Builder:
             spread=spread,
             seeds=len(records),
             obstacle=obstacle,
-            notes=("its teacher may have seen the test set",) if suspect else (),
+            notes=tuple(notes),
             costs=self.costs(records),
             records=tuple(records),
         )
@@ -165,34 +169,44 @@ class _Builder:
 
     def cost_of(self, cost: Cost, record: RunRecord) -> float | None:
         value = cost.of(record)
-        parent = record.text("parent_run")
-        if value is None and parent is not None and cost.key in OF_TRAINING:
-            # the folder may have been moved since
-            name = "/".join(Path(parent).parts[-2:])
-            trained = self.by_path.get(parent) or self.by_name.get(name)
-            value = None if trained is None else cost.of(trained)
+        if value is None and cost.key in OF_TRAINING:
+            value = cost.of(self.trained(record))
         return value
 
+    def trained(self, record: RunRecord) -> RunRecord:
+        """The run that trained what a run has scored: itself, too, where that is not known."""
+        parent = record.text("parent_run")
+        if parent is None:
+            return record
+        # the folder may have been moved since
+        name = "/".join(Path(parent).parts[-2:])
+        return self.by_path.get(parent) or self.by_name.get(name) or record
 
-def _series(record: RunRecord) -> tuple[Any, ...]:
-    """What is the same in runs that differ in their seed only."""
-    digest, seed = record.text("series_digest"), record.number("seed")
-    if digest is None or seed is None:
-        return (str(record.path),)
-    machine = ("device", "name", "threads", "world_size")
-    checkpoint = record.text("checkpoint")
-    return (
-        digest,
-        record.recipe,
-        record.state,
-        None if checkpoint is None else Path(checkpoint).name,
-        record.text("precision"),
-        *(str(record.results.get(f"hardware/{name}")) for name in machine),
-    )
+    def unfinished(self, record: RunRecord) -> str | None:
+        """Why a run's score is not that of a whole training; ``None`` if it is."""
+        if record.status != "finished":
+            return f"not finished: {record.status}"
+        trained = self.trained(record)
+        return None if trained.status == "finished" else f"training not finished: {trained.status}"
 
+    def series(self, record: RunRecord) -> tuple[Any, ...]:
+        """What is the same in runs that differ in their seed only.
 
-def _unfinished(record: RunRecord) -> str | None:
-    return None if record.status == "finished" else f"not finished: {record.status}"
+        The seed is the training's: one model scored twice is no second sample.
+        """
+        trained = self.trained(record)
+        digest = record.text("series_digest")
+        if digest is None or trained.number("seed") is None or trained.text("parent_run"):
+            return (str(record.path),)
+        machine = ("device", "name", "threads", "world_size")
+        return (
+            digest,
+            record.recipe,
+            record.state,
+            Path(record.text("checkpoint") or "best.ckpt").name,
+            record.text("precision"),
+            *(str(record.results.get(f"hardware/{name}")) for name in machine),
+        )
 
 
 def _reproduced(figures: Sequence[Published], row: Row) -> list[Published]:

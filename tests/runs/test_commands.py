@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from smolbench.cli import main
-from tests.helpers.written_runs import MULTIPLE_CHOICE, write_run
+from tests.helpers.written_runs import CLASSIFICATION, MULTIPLE_CHOICE, write_run
 
 
 @pytest.fixture
@@ -80,3 +80,14 @@ def test_nothing_to_report(folder_here, capsys):
     assert "There is no folder runs" in capsys.readouterr().err
     assert main(["report", "."]) == 2
     assert "There are no runs below" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [None, "x", "", "\x1b[2J", -1, 10**400, True, [], {"a": 1}, ...])
+def test_no_value_of_any_key_breaks_it(two, capsys, value):
+    for number, key in enumerate((*CLASSIFICATION, "parent_run", "teacher/same_rows")):
+        if key != "schema":
+            write_run(two / "odd" / str(number), **{key.replace("/", "__"): value})
+    assert main(["report", "odd", "--significance", "--price_per_hour=1"]) == 0
+    assert main(["runs", "--runs_dir=odd"]) == 0
+    assert main(["runs", "--runs_dir=odd", "--json"]) == 0
+    assert "\x1b" not in capsys.readouterr().out

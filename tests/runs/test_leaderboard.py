@@ -188,6 +188,37 @@ def test_a_test_apart_has_the_costs_of_its_training(tmp_path, runs):
         assert (row.costs["training_s"], row.costs["checkpoint_mib"]) == (3600.0, 0.9)
 
 
+def test_a_test_apart_of_an_unfinished_training_is_marked(tmp_path, runs):
+    trained = runs("trained", status="interrupted", test__accuracy=...)
+    runs(
+        "apart",
+        attempts=...,
+        parent_run=str(trained),
+        checkpoint=f"{trained}/checkpoints/last.ckpt",
+    )
+    (row,) = ours(only_board(tmp_path))
+    assert (row.rank, row.obstacle) == (None, "training not finished: interrupted")
+
+
+def test_one_model_scored_twice_is_no_second_seed(tmp_path, runs):
+    trained = runs("trained", seed=0, started_at="2026-01-01")
+    best = f"{trained}/checkpoints/best.ckpt"
+    runs("apart", seed=5, attempts=..., parent_run=str(trained), checkpoint=best,
+         started_at="2026-01-02")  # fmt: skip
+    apart, again = ours(only_board(tmp_path))
+    assert (apart.seeds, apart.rank) == (1, 1)
+    assert again.obstacle == "a newer run has this seed"
+
+
+def test_a_test_whose_training_is_elsewhere_says_so(tmp_path, runs):
+    for seed in (0, 1):
+        runs(f"apart{seed}", seed=seed, attempts=..., parent_run="/else/where",
+             checkpoint="/else/where/checkpoints/best.ckpt")  # fmt: skip
+    rows = ours(only_board(tmp_path))
+    assert [row.seeds for row in rows] == [1, 1]
+    assert {row.notes for row in rows} == {("the run that trained it is not in this report",)}
+
+
 # -- published figures ----------------------------------------------------------------------------
 
 

@@ -43,7 +43,7 @@ def test_a_leaderboard_is_a_table(tmp_path):
         "seeds": "1",
         "to published": "+0.0080",
         "fit + cache, s": "900",
-        "price of it": "1.00",
+        "training price": "1.00",
         "peak resident, MiB": "1,500",
         "frozen tokens/s": "9,000",
         "training examples": "25,000",
@@ -63,7 +63,7 @@ def test_costs_that_no_run_has_are_no_columns(tmp_path):
     write_run(tmp_path / "a", cost__peak_rss_mib=..., data__id="mine")
     ((headings, *_),) = tables(rendered(tmp_path))
     assert "peak resident, MiB" not in headings
-    assert "price of it" not in headings
+    assert "training price" not in headings
     assert "to published" not in headings
 
 
