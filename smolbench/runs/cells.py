@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from smolbench.runs.board import COSTS, MONEY, Board, Cost, DatasetReport, Row
+from smolbench.runs.record import RunRecord
 
 _LEGEND = (
     "± is the standard error over the examples, with several seeds the standard deviation over the "
@@ -21,10 +22,11 @@ _PRICE = Cost(MONEY, "training price", lambda record: None)
 
 @dataclass(frozen=True)
 class Cell:
-    """What is shown in a cell, and the number that it stands for."""
+    """What is shown in a cell, the number that it stands for, and the run that it names."""
 
     shown: str
     value: float | None = None
+    run: RunRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def leaderboard_table(board: Board) -> Table:
             [
                 Cell("" if row.rank is None else str(row.rank), row.rank),
                 Cell(quality(row), row.value),
-                Cell(run_name(row)),
+                _name_cell(row),
                 Cell(row.model),
                 Cell(row.method),
                 Cell(str(row.seeds or ""), row.seeds or None),
@@ -100,7 +102,7 @@ def comparison_table(board: Board) -> Table:
         figure, gap = found.figure, found.ours - found.figure.value
         lines.append(
             [
-                Cell(run_name(found.row)),
+                _name_cell(found.row),
                 Cell(figure.metric),
                 Cell(f"{figure.value:.4f}", figure.value),
                 Cell(f"{found.ours:.4f}", found.ours),
@@ -123,7 +125,7 @@ def unscored_table(rows: Sequence[Row]) -> Table:
     ]
     lines = [
         [
-            Cell(run_name(row)),
+            _name_cell(row),
             Cell(row.model),
             Cell(row.method),
             Cell(quality(row), row.value),
@@ -140,6 +142,10 @@ def _without_empty(headings: Sequence[Heading], lines: Sequence[Sequence[Cell]])
     return Table(
         tuple(headings[i] for i in kept), tuple(tuple(line[i] for i in kept) for line in lines)
     )
+
+
+def _name_cell(row: Row) -> Cell:
+    return Cell(run_name(row), run=None if row.is_published else row.records[0])
 
 
 def _p_text(p_value: float | None) -> str:

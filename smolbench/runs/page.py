@@ -20,6 +20,7 @@ from smolbench.runs.cells import (
     title,
     unscored_table,
 )
+from smolbench.runs.details import details_of
 
 PARTS = Path(__file__).with_name("page_parts")
 
@@ -54,15 +55,20 @@ def render(report: Sequence[DatasetReport]) -> str:
             )
         unscored = unscored_table(dataset.unscored)
         datasets.append({"name": dataset.dataset, "boards": boards, "unscored": unscored})
+    rows = [
+        row
+        for dataset in report
+        for row in [*(row for board in dataset.boards for row in board.rows), *dataset.unscored]
+    ]
+    records = [record for row in rows for record in row.records]
+    ids = {id(record): f"run-{number}" for number, record in enumerate(records, start=1)}
     # `<` could end the script that the data stands in
     data = json.dumps(plots, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")
     return environment.get_template("report.html.jinja").render(
         legend=legend(report),
-        n_runs=sum(
-            len(row.records)
-            for dataset in report
-            for row in [*(row for board in dataset.boards for row in board.rows), *dataset.unscored]
-        ),
+        n_runs=len(records),
+        runs=[(ids[id(record)], record.name, details_of(record)) for record in records],
+        id_of=lambda record: ids[id(record)],
         datasets=datasets,
         css=markupsafe.Markup(_part("report.css")),
         script=markupsafe.Markup(_part("report.js")),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from smolbench.errors import SmolbenchError
 from smolbench.runs.results import FILE_NAME, Results, read_results
@@ -45,13 +45,7 @@ class RunRecord:
 
     def number(self, key: str) -> float | None:
         """A value that is a finite number, else ``None``."""
-        value = self.results.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return None
-        try:
-            return float(value) if math.isfinite(value) else None
-        except OverflowError:  # JSON's integers have no end
-            return None
+        return finite(self.results.get(key))
 
     @property
     def name(self) -> str:
@@ -113,6 +107,16 @@ class RunRecord:
         for kind in ("allocated", "rss"):
             if (peak := self.number(f"cost/peak_{kind}_mib")) is not None:
                 return peak, kind
+        return None
+
+
+def finite(value: Any) -> float | None:  # noqa: ANN401 - from JSON
+    """A value that is a finite number, else ``None``."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # JSON's integers have no end
         return None
 
 

@@ -82,11 +82,15 @@ def test_nothing_to_report(folder_here, capsys):
     assert "There are no runs below" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("value", [None, "x", "", "\x1b[2J", -1, 10**400, True, [], {"a": 1}, ...])
+ODD = (None, "x", "", "\x1b[2J", -1, 10**400, True, [], [10**400], ["a", None], {"a": 1}, ...)
+
+
+@pytest.mark.parametrize("value", ODD)
 def test_no_value_of_any_key_breaks_it(two, capsys, value):
-    for number, key in enumerate((*CLASSIFICATION, "parent_run", "teacher/same_rows")):
-        if key != "schema":
-            write_run(two / "odd" / str(number), **{key.replace("/", "__"): value})
+    others = ("parent_run", "teacher/same_rows", "test/labels", "test/class_f1", "test/confusion")
+    for number, key in enumerate((*CLASSIFICATION, *others)):
+        tables = {"test__labels": ["a"], "test__class_n": [3], "test__confusion": [[3]]}
+        write_run(two / "odd" / str(number), **{**tables, key.replace("/", "__"): value})
     assert main(["report", "odd", "--significance", "--price_per_hour=1"]) == 0
     assert main(["runs", "--runs_dir=odd"]) == 0
     assert main(["runs", "--runs_dir=odd", "--json"]) == 0

@@ -52,7 +52,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] in ("td", "th"):
+        if {"td", "th"} & set(self.open[-2:]):
             self.tables[-1][-1][-1] += data
         elif self.open and self.open[-1] not in ("style", "script"):
             self.text.append(data)
@@ -123,6 +123,36 @@ def test_what_stands_in_results_is_text_only(tmp_path):
     assert len([tag for tag, _ in Page(text).elements if tag == "script"]) == 2
 
 
+def test_each_run_has_its_details(tmp_path):
+    write_run(
+        tmp_path / "a",
+        test__labels=["neg", "p|os"],
+        test__confusion=[[1200, 34], [5, 678]],
+        test__class_precision=[0.5, None],
+        test__class_n=[1234, 683],
+        packages__torch="2.9.0",
+        prompt__example="Review:\n<b>",
+    )
+    write_run(tmp_path / "b", seed=1, test__labels=["a"], test__confusion=[["x", 1]])
+    page = Page(rendered(tmp_path))
+    _, _, classes, confusion = page.tables
+    assert classes == [
+        ["class", "precision", "examples"],
+        ["neg", "0.5000", "1,234"],
+        ["p|os", "", "683"],
+    ]
+    assert confusion == [
+        ["is \\ was called", "neg", "p|os"],
+        ["neg", "1,200", "34"],
+        ["p|os", "5", "678"],
+    ]
+    assert {"torch 2.9.0", "Review: <b>", "imdb_probe/a", "imdb_probe/b"} <= set(page.text)
+    ids = {attributes.get("id") for _, attributes in page.elements}
+    links = [attributes["href"] for tag, attributes in page.elements if tag == "a"]
+    assert links
+    assert all(link.removeprefix("#") in ids for link in links)
+
+
 def test_the_same_runs_are_the_same_page(four):
     assert rendered(four) == rendered(four)
 
@@ -170,6 +200,9 @@ found.count = document.getElementById("count").textContent;
 document.querySelector(".plot .point").dispatchEvent(new Event("click"));
 found.said = said();
 found.chosen = document.querySelector("tr.chosen").cells[2].textContent;
+const link = document.querySelector("tr.chosen a");
+found.named = document.querySelector(link.getAttribute("href") + " summary").textContent;
+all("details").forEach((one) => { one.open = true; });
 found.overflow = document.documentElement.scrollWidth - window.innerWidth;
 found.width = window.innerWidth;
 const outcome = parent.document.createElement("pre");
@@ -209,5 +242,6 @@ def test_in_a_browser(four, width):
     assert found["count"].startswith("1 of ")
     assert found["said"].startswith(f"{cheap}: accuracy 0.8500 ± 0.0020; bayes")
     assert found["chosen"] == cheap
+    assert found["named"] == cheap
     assert found["overflow"] <= 0
     assert found["width"] == width

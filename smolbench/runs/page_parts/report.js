@@ -234,6 +234,12 @@
   byId("filter").addEventListener("input", filter);
   byId("published").addEventListener("change", filter);
   byId("unranked").addEventListener("change", filter);
+  const openNamed = () => {
+    const named = byId(location.hash.slice(1));
+    if (named instanceof HTMLDetailsElement) named.open = true;
+  };
+  window.addEventListener("hashchange", openNamed);
+  openNamed();
   let waiting = 0;
   window.addEventListener("resize", () => {
     cancelAnimationFrame(waiting);

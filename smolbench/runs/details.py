@@ -1,0 +1,127 @@
+"""What a report says of a single run: how to repeat it, and its test class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from smolbench.runs.cells import Cell, Heading, Table
+from smolbench.runs.record import RunRecord, finite
+
+_FACTS = (
+    ("status", "status"),
+    ("started", "started_at"),
+    ("attempts", "attempts"),
+    ("seed", "seed"),
+    ("task", "task"),
+    ("method", "method"),
+    ("convention", "convention"),
+    ("model", "model/id"),
+    ("model's revision", "model/revision"),
+    ("dataset", "data/id"),
+    ("dataset's revision", "data/revision"),
+    ("training examples", "data/n_train"),
+    ("validation examples", "data/n_val"),
+    ("test examples", "data/n_test"),
+    ("training texts that repeat another", "data/duplicates"),
+    ("test texts seen in training", "data/overlap"),
+    ("teacher", "teacher/run"),
+    ("scored checkpoint", "checkpoint"),
+    ("prompt", "prompt/example"),
+    ("hardware", "hardware/name"),
+    ("threads", "hardware/threads"),
+    ("processes", "hardware/world_size"),
+    ("precision", "precision"),
+    ("strategy", "strategy"),
+    ("git revision", "git_revision"),
+    ("settings", "config_digest"),
+)
+_OF_CLASSES = (
+    ("precision", "test/class_precision"),
+    ("recall", "test/class_recall"),
+    ("F1", "test/class_f1"),
+    ("examples", "test/class_n"),
+    ("predicted", "test/predicted_share"),
+)
+_MAX_CLASSES = 20
+"""With more classes the tables class by class are not shown; they are in the results."""
+
+
+@dataclass(frozen=True)
+class Details:
+    """One run, for whoever wants to know more than its row says.
+
+    Attributes:
+        facts: What it was and where it ran, with names; only what is known.
+        classes: Precision, recall and more of each class; ``None`` where there are no classes.
+        confusion: How many of each true class (lines) were called what; ``None`` likewise.
+    """
+
+    facts: tuple[tuple[str, str], ...]
+    classes: Table | None
+    confusion: Table | None
+
+
+def details_of(record: RunRecord) -> Details:
+    """Collect what a run's ``results.json`` says beside scores and costs."""
+    facts = [("folder", str(record.path))]
+    for label, key in _FACTS:
+        if (said := record.text(key)) is not None:
+            facts.append((label, said))
+        elif (number := record.number(key)) is not None:
+            facts.append((label, f"{number:,.0f}"))
+    packages = {
+        key.removeprefix("packages/"): record.text(key)
+        for key in record.results
+        if key.startswith("packages/")
+    }
+    if known := [f"{name} {version}" for name, version in packages.items() if version]:
+        facts.append(("packages", ", ".join(known)))
+    labels = record.results.get("test/labels")
+    named = isinstance(labels, list) and 0 < len(labels) <= _MAX_CLASSES
+    names = [str(label) for label in labels] if named and labels else []
+    return Details(tuple(facts), _classes(record, names), _confusion(record, names))
+
+
+def _classes(record: RunRecord, names: Sequence[str]) -> Table | None:
+    columns = [
+        (label, values)
+        for label, key in _OF_CLASSES
+        if (values := _numbers(record.results.get(key), len(names))) is not None
+    ]
+    if not names or not columns:
+        return None
+    headings = (Heading("class", is_text=True), *(Heading(label) for label, _ in columns))
+    lines = tuple(
+        (Cell(name), *(_cell(label, values[number]) for label, values in columns))
+        for number, name in enumerate(names)
+    )
+    return Table(headings, lines)
+
+
+def _confusion(record: RunRecord, names: Sequence[str]) -> Table | None:
+    rows = record.results.get("test/confusion")
+    if not names or not isinstance(rows, list) or len(rows) != len(names):
+        return None
+    counts = [_numbers(row, len(names)) for row in rows]
+    lines = []
+    for name, row in zip(names, counts, strict=True):
+        if row is None:
+            return None
+        lines.append((Cell(name), *(_cell("examples", count) for count in row)))
+    headings = (Heading("is \\ was called", is_text=True), *(Heading(name) for name in names))
+    return Table(headings, tuple(lines))
+
+
+def _numbers(values: Any, n: int) -> list[float | None] | None:  # noqa: ANN401 - from JSON
+    """``n`` numbers, ``None`` for those that are not defined; ``None`` for anything else."""
+    if not isinstance(values, list) or len(values) != n:
+        return None
+    return [finite(value) for value in values]
+
+
+def _cell(label: str, value: float | None) -> Cell:
+    if value is None:
+        return Cell("")
+    return Cell(f"{value:,.0f}" if label == "examples" else f"{value:.4f}", value)
