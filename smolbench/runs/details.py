@@ -37,14 +37,14 @@ _FACTS = (
     ("git revision", "git_revision"),
     ("settings", "config_digest"),
 )
-_OF_CLASSES = (
-    ("precision", "test/class_precision"),
-    ("recall", "test/class_recall"),
-    ("F1", "test/class_f1"),
-    ("examples", "test/class_n"),
-    ("predicted", "test/predicted_share"),
+CLASS_COLUMNS = (
+    ("test/class_precision", "precision"),  # of those given the class, the share that is right
+    ("test/class_recall", "recall"),
+    ("test/class_f1", "F1"),
+    ("test/class_n", "examples"),
+    ("test/predicted_share", "predicted"),
 )
-_MAX_CLASSES = 20
+MAX_CLASSES = 20
 """With more classes the tables class by class are not shown; they are in the results."""
 
 
@@ -79,7 +79,7 @@ def details_of(record: RunRecord) -> Details:
     if known := [f"{name} {version}" for name, version in packages.items() if version]:
         facts.append(("packages", ", ".join(known)))
     labels = record.results.get("test/labels")
-    named = isinstance(labels, list) and 0 < len(labels) <= _MAX_CLASSES
+    named = isinstance(labels, list) and 0 < len(labels) <= MAX_CLASSES
     names = [str(label) for label in labels] if named and labels else []
     return Details(tuple(facts), _classes(record, names), _confusion(record, names))
 
@@ -87,7 +87,7 @@ def details_of(record: RunRecord) -> Details:
 def _classes(record: RunRecord, names: Sequence[str]) -> Table | None:
     columns = [
         (label, values)
-        for label, key in _OF_CLASSES
+        for key, label in CLASS_COLUMNS
         if (values := _numbers(record.results.get(key), len(names))) is not None
     ]
     if not names or not columns:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from smolbench.runs.details import CLASS_COLUMNS, MAX_CLASSES
 from smolbench.runs.results import Results
 
 _QUALITY = (
@@ -53,8 +54,6 @@ _COSTS = (
     ("model/total_params", "of all parameters", ""),
     ("cost/checkpoint_mib", "best checkpoint", "MiB"),
 )
-_MAX_CLASSES = 20
-"""With more classes the tables class by class are not shown; they are in the results."""
 
 
 def print_summary(results: Results, folder: Path, *, splits: tuple[str, ...]) -> None:
@@ -91,21 +90,14 @@ def print_summary(results: Results, folder: Path, *, splits: tuple[str, ...]) ->
 def _print_classes(console: Console, results: Results) -> None:
     """Print what a test found class by class, and what was taken for what."""
     names = results.get("test/labels")
-    if not names or len(names) > _MAX_CLASSES:
+    if not names or len(names) > MAX_CLASSES:
         return
     table = Table(title="Class by class", box=None)
     table.add_column("class", style="dim")
-    columns = (
-        ("test/class_precision", "precision"),  # of those given the class, the share that is right
-        ("test/class_recall", "recall"),
-        ("test/class_f1", "F1"),
-        ("test/class_n", "examples"),
-        ("test/predicted_share", "predicted"),
-    )
-    for _, title in columns:
+    for _, title in CLASS_COLUMNS:
         table.add_column(title, justify="right")
     for number, name in enumerate(names):
-        values = [results[key][number] for key, _ in columns]
+        values = [results[key][number] for key, _ in CLASS_COLUMNS]
         *ratios, count, share = values
         table.add_row(escape(name), *map(_number, ratios), f"{count:,}", f"{share:.1%}")
     console.print(table)
