@@ -146,8 +146,8 @@ class ResultsWriter(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Add what was measured behind a test."""
-        if trainer.state.fn == "test" and self.results:
-            self._write(trainer, self.results["status"])
+        if trainer.state.fn == "test" and not self._silent:
+            self._write(trainer, self._status_before or "finished")
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

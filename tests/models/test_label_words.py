@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import Tokenizer, models, normalizers, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from smolbench.errors import SmolbenchError
@@ -76,8 +76,9 @@ def test_a_mark_in_front_of_everything_is_no_part_of_a_word():
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
     )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
     tokenizer.train_from_iterator(
-        ["it is good", "it is bad: good", "a bad film"] * 9,
+        ["it is good", "L: it is bad good", "a bad film"] * 9,
         trainers.BpeTrainer(vocab_size=90, show_progress=False),
     )
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
