@@ -135,7 +135,21 @@ def test_loss_is_computed_in_float32_under_autocast():
     assert torch.equal(loss, plain)
 
 
-class InTheLoop(DistillationTask):
+class Damped(DistillationTask):
+    """Training in which a last bit's difference stays one.
+
+    Adam divides each gradient by its own size, so that where it should be zero, mere rounding moves
+    a weight by the whole rate; with a large epsilon such gradients move nothing.
+    """
+
+    def configure_optimizers(self):
+        configured = super().configure_optimizers()
+        for group in configured["optimizer"].param_groups:
+            group["eps"] = 1e-2
+        return configured
+
+
+class InTheLoop(Damped):
     """The plain way: the teacher reads every batch, by transformers and its own tokenizer."""
 
     def prepare(self, module, run, max_length=48):
@@ -174,12 +188,11 @@ def losses(task, module, root, **options):
     return found
 
 
-@pytest.mark.parametrize(("method", "lr"), [("full", 5e-3), ("lora", 1e-2)])
+@pytest.mark.parametrize(("method", "lr"), [("full", 2e-2), ("lora", 3e-2)])
 def test_fifty_steps_are_those_with_the_teacher_in_the_loop(cache, home, tmp_path, method, lr):
-    # a higher rate makes a last bit's difference grow over the steps, in either way of training
     options = {"method": method, "lr": lr, "alpha": 0.7, "temperature": 1.5}
     seed_everything(0)
-    cached = losses(student(home / "bert", **options), data(), tmp_path)
+    cached = losses(student(home / "bert", task=Damped, **options), data(), tmp_path)
     seed_everything(0)
     plain = student(home / "bert", task=InTheLoop, **options)
     module = data()
