@@ -6,10 +6,12 @@ and ``--version`` answer at once.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 from smolbench import __version__
 from smolbench.errors import SmolbenchError
@@ -70,8 +72,8 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     for subcommand in SUBCOMMANDS:
         if command == subcommand:
-            from smolbench.training_cli import run  # lazy: imports lightning, which takes seconds
-
+            with _without_collections():
+                from smolbench.training_cli import run  # lazy: lightning takes seconds
             return run(subcommand, arguments[1:])
     if command == "runs":
         from smolbench.runs.commands import list_runs
@@ -92,6 +94,18 @@ def _dispatch(arguments: list[str]) -> int:
         f"There is no subcommand {command!r}; there are {', '.join(SUBCOMMANDS)}, runs, report "
         "and recipes."
     )
+
+
+@contextmanager
+def _without_collections() -> Generator[None, None, None]:
+    """Imports make a million objects that all stay; to look for garbage among them takes long."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _list_recipes(arguments: list[str]) -> int:

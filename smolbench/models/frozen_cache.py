@@ -230,7 +230,8 @@ def _save(
     with writing(folder):
         # one file at a time: there may be more entries than files that a process may keep open
         for name, entry in entries.items():
-            entry.write(blocks, {n: outputs[name] for n, outputs in computed.items()}, ranks.node)
+            of_entry = ((n, outputs[name]) for n, outputs in computed.items())
+            entry.write(blocks, of_entry, ranks.node)
         now = time.perf_counter()
         # ranks work side by side, and an interrupted pass may go on with another number of them
         each = max((now - start) / len(computed) / ranks.world_size, 1e-9)

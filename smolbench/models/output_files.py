@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -93,11 +93,20 @@ class Entry:
             return np.asarray(np.fromfile(self._seconds(), dtype=np.float32) > 0)
 
     def write(
-        self, blocks: list[np.ndarray], computed: Mapping[int, np.ndarray], node: int = 0
+        self,
+        blocks: list[np.ndarray],
+        computed: Iterable[tuple[int, np.ndarray]],
+        node: int = 0,
     ) -> None:
-        """Write the outputs of blocks, given by their numbers, so that they survive a kill."""
+        """Write the outputs of blocks so that they survive a kill.
+
+        Args:
+            blocks: Row numbers of each block.
+            computed: Numbers of blocks and their outputs ``(b, D)``.
+            node: Whose file they belong into.
+        """
         outputs = self._open_outputs(node, "r+")
-        for n, values in computed.items():
+        for n, values in computed:
             outputs[blocks[n]] = values
         outputs.flush()
 
@@ -127,8 +136,7 @@ class Entry:
             took = np.fromfile(self._seconds(node), dtype=np.float32)
             new = np.flatnonzero((took > 0) & ~self.done()).tolist()
             part = self._open_outputs(node, "r")
-            for n in new:
-                self.write(blocks, {n: part[blocks[n]]})
+            self.write(blocks, ((n, part[blocks[n]]) for n in new))
             self.mark({n: took[n] for n in new})
         # the marks last: they are what a later job finds the rest by
         self._outputs(node).unlink(missing_ok=True)

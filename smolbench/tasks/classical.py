@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
 from smolbench.data.batching import ArrayRows, Indices, Rows
@@ -26,6 +27,9 @@ from smolbench.models.classical import (
     pipeline_to_bytes,
 )
 from smolbench.tasks.classification import Batch, ClassificationTask
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _SAVED = "pipeline_bytes"
 """Name in the state dict of the fitted pipeline, uint8."""
@@ -104,8 +108,6 @@ class ClassicalTask(ClassificationTask):
         )
         self.automatic_optimization = False  # scikit-learn fits, not an optimiser
         self.pipeline: Any = None
-        self._texts: dict[str, Sequence[str]] = {}
-        self._split = "train"
         # Lightning counts steps by an optimiser's; this is what it "trains"
         self.fitted = torch.nn.Parameter(torch.zeros(1))
         self.pipeline_bytes: torch.Tensor
@@ -129,8 +131,6 @@ class ClassicalTask(ClassificationTask):
             table: The texts' lengths.
             labels: Classes, shape ``(N,)``; ``None`` for texts to predict.
         """
-        examples = self.trainer.datamodule.split(split).examples  # type: ignore[attr-defined]
-        self._texts[split] = list(column_values(examples, "text"))
         arrays = {"n_characters": table.scalars["n_characters"]}
         if labels is not None:
             arrays["labels"] = labels
@@ -139,34 +139,40 @@ class ClassicalTask(ClassificationTask):
 
     # -- fitting ----------------------------------------------------------------------------------
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Nothing is optimised by gradients; see :meth:`training_step`.
-
-        Raises:
-            SmolbenchError: If the training is not the one step that there is.
-        """
+    def configure_callbacks(self) -> list[Callback]:
+        """None; but any other training than the one step is refused here, before data is read."""
         trainer = self.trainer
+        if trainer.state.fn != "fit":
+            return []
         if trainer.world_size > 1:
             raise SmolbenchError(
                 f"A classical classifier is fitted by one process, and this job has "
                 f"{trainer.world_size}: give --trainer.devices 1."
             )
-        if trainer.ckpt_path is not None:
-            raise SmolbenchError(
-                "A classical classifier is fitted in one step, so there is nothing to go on with: "
-                "start a new run without --ckpt_path."
-            )
         if trainer.max_epochs != 1:
             raise SmolbenchError(
                 "A classical classifier is fitted in one step: give --trainer.max_epochs 1."
+            )
+        return []
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Nothing is optimised by gradients; see :meth:`training_step`.
+
+        Raises:
+            SmolbenchError: If a run is to be resumed.
+        """
+        if self.trainer.ckpt_path is not None:
+            raise SmolbenchError(
+                "A classical classifier is fitted in one step, so there is nothing to go on with: "
+                "start a new run without --ckpt_path."
             )
         return torch.optim.SGD([self.fitted], lr=1.0)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         """Fit the pipeline on the whole training split."""
         self.pipeline = build_pipeline(self.options, self.seed)
-        fit_pipeline(self.pipeline, self._texts["train"], batch["labels"].cpu().numpy())
-        self._texts.pop("train")
+        texts = list(column_values(self._examples(), "text"))
+        fit_pipeline(self.pipeline, texts, batch["labels"].cpu().numpy())
         saved = np.frombuffer(pipeline_to_bytes(self.pipeline), dtype=np.uint8)
         self.pipeline_bytes = torch.from_numpy(saved.copy())
         with torch.no_grad():
@@ -177,28 +183,20 @@ class ClassicalTask(ClassificationTask):
         """All rows are one batch, whatever its size; see the base class."""
         return effective
 
-    def on_validation_epoch_start(self) -> None:
-        """Read the validation split from here on."""
-        super().on_validation_epoch_start()
-        self._split = "val"
-
-    def on_test_epoch_start(self) -> None:
-        """Read the test split from here on."""
-        super().on_test_epoch_start()
-        self._split = "test"
-
-    def on_predict_epoch_start(self) -> None:
-        """Read the texts to predict from here on."""
-        self._split = "predict"
+    def _examples(self) -> Dataset:
+        """The split that is being read, with its texts only."""
+        stage = self.trainer.state.stage
+        split = self.trainer.datamodule.split(stage.dataloader_prefix)  # type: ignore[attr-defined,union-attr]
+        examples: Dataset = split.examples.select_columns("text")
+        return examples
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Scores ``(B, C)``, float32, of the rows with the numbers ``index`` ``(B,)``."""
         classes = len(self.label_names)
         if self.pipeline is None:  # untrained: no opinion
             return torch.zeros(len(batch["index"]), classes)
-        texts = self._texts[self._split]
-        chosen = [texts[row] for row in batch["index"].tolist()]
-        return torch.from_numpy(class_scores(self.pipeline, chosen, classes))
+        texts = self._examples()[batch["index"].tolist()]["text"]
+        return torch.from_numpy(class_scores(self.pipeline, texts, classes))
 
     def start_answering(self) -> Callable[[Sequence[str]], torch.Tensor]:
         """Scores of texts that come one by one; see the base class."""

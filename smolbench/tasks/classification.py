@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -173,6 +173,23 @@ class ClassificationTask(BaseTask):
         index, logits, labels = self._gather()
         metrics = self._meaningful(classification_metrics(logits, labels))
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
+        self._record_test(index, logits, labels)
+
+    def _record_test(
+        self,
+        index: torch.Tensor,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        more: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Keep the tables and predictions of a test.
+
+        Args:
+            index: Row numbers, shape ``(N,)``.
+            logits: Scores of the classes, shape ``(N, C)``.
+            labels: True classes, shape ``(N,)``.
+            more: Further columns of the predictions, each of shape ``(N,)``.
+        """
         predictions, scores = logits.argmax(dim=1), logits.softmax(dim=1)
         tables = classification_tables(predictions, labels, self.label_names)
         self._test_tables = {f"test/{name}": table for name, table in tables.items()}
@@ -181,6 +198,7 @@ class ClassificationTask(BaseTask):
             "label": labels.numpy(),
             "prediction": predictions.numpy(),
             **{f"score_{name}": scores[:, n].numpy() for n, name in enumerate(self.label_names)},
+            **(more or {}),
         }
 
     def _meaningful(self, metrics: dict[str, float]) -> dict[str, float]:

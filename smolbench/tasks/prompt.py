@@ -12,16 +12,16 @@ import numpy as np
 import torch
 
 from smolbench.data.batching import TokenRows, pad_rows
-from smolbench.data.columns import column_values
 from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
-from smolbench.metrics.classification import classification_metrics, classification_tables
+from smolbench.metrics.classification import classification_metrics
 from smolbench.metrics.uncertainty import mean_stderr
 from smolbench.models.backbone import DType
 from smolbench.models.causal_lm import LanguageModel, load_language_model
 from smolbench.models.label_words import LabelWords
 from smolbench.models.prompting import Prompted
+from smolbench.models.shots import ShotFormat, choose_shots
 from smolbench.models.template import SLOT, TemplateEncoder
 from smolbench.tasks.classification import Batch, ClassificationTask
 
@@ -140,8 +140,7 @@ class PromptTask(ClassificationTask):
         self.shot_seeds = shot_seeds or [0]
         self._label_words = label_words
         self._separator = separator
-        self._shot_separator = shot_separator
-        self._shot_max_length = shot_max_length
+        self._shot_format = ShotFormat(template, separator, shot_separator, shot_max_length)
         self._template = template
         self._max_length = max_length
         self._truncation_side: Literal["left", "right"] = truncation_side
@@ -223,41 +222,17 @@ class PromptTask(ClassificationTask):
         if not self.num_shots:
             return ""
         split = self.trainer.datamodule.split("train")  # type: ignore[attr-defined] # Lightning's
-        labels = np.asarray(split.labels)
-        texts = list(column_values(split.examples, "text"))
-        generator = np.random.default_rng(seed)
-        classes = generator.permutation(len(self.label_names))
-        per_class = {
-            # a text that holds the slot itself would be taken for it
-            k: iter([row for row in rows if SLOT not in texts[row] and texts[row].strip()])
-            for k, rows in (
-                (int(k), generator.permutation(np.flatnonzero(labels == k))) for k in classes
-            )
-        }
-        chosen: list[tuple[str, int]] = []
-        for number in range(self.num_shots):
-            k = int(classes[number % len(classes)])
-            row = next(per_class[k], None)
-            if row is None:
-                raise SmolbenchError(
-                    f"There are too few training examples of the class {self.label_names[k]!r} for "
-                    f"model.num_shots {self.num_shots}: lower it, or raise data.limit_train."
-                )
-            chosen.append((texts[row], k))
-        order = generator.permutation(len(chosen))
-        return "".join(self._shot(*chosen[n]) for n in order)
+        texts = split.examples.select_columns("text")
 
-    def _shot(self, text: str, label: int) -> str:
-        tokenizer = self.backbone.tokenizer
-        encoded = tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        def text_of(row: int) -> str:
+            return str(texts[row]["text"])
+
+        rows = choose_shots(split.labels, self.label_names, self.num_shots, seed, text_of)
+        tokenizer, answers = self.backbone.tokenizer, self.words.words
+        return "".join(
+            self._shot_format.write(text_of(row), answers[int(split.labels[row])], tokenizer)
+            for row in rows
         )
-        ends = [stop for _, stop in encoded["offset_mapping"]]
-        kept = (
-            text if len(ends) <= self._shot_max_length else text[: ends[self._shot_max_length - 1]]
-        )
-        filled = self._template.replace(SLOT, kept)
-        return f"{filled}{self._separator}{self.words.words[label]}{self._shot_separator}"
 
     def encode(self, examples: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
         """Token ids of texts and of what stands behind them; see the base class."""
@@ -322,17 +297,22 @@ class PromptTask(ClassificationTask):
 
     def _offset(self, kind: Calibration, device: torch.device) -> torch.Tensor:
         """Log-probability of each label word where there is no text, shape ``(S, C)``."""
-        found = []
-        for encoder, prompted in zip(self.encoders, self._prompted, strict=True):
-            rows: list[Any] = list(encoder.encode(_CONTENT_FREE)["input_ids"])
-            behind = prompted
-            if kind == "pmi":
-                rows = [encoder.suffix_ids or [encoder.end_of_text()]]
-                behind = Prompted(prompted.model, encoder.head_ids)
-            scores = torch.stack([self._words_behind(behind, row, device) for row in rows])
-            # the mean of probabilities, each normalised over the label words
-            found.append(scores.log_softmax(dim=1).logsumexp(dim=0) - math.log(len(rows)))
-        return torch.stack(found)
+        if kind == "pmi":  # the template's end alone, whatever examples stand in front of it
+            first = self.encoders[0]
+            alone = Prompted(self._prompted[0].model, first.head_ids)
+            row = first.suffix_ids or [first.end_of_text()]
+            same = self._mean_behind(alone, [row], device)
+            return same.expand(len(self.shot_seeds), -1)
+        rows: list[Any] = list(self.encoders[0].encode(_CONTENT_FREE)["input_ids"])
+        return torch.stack([self._mean_behind(behind, rows, device) for behind in self._prompted])
+
+    def _mean_behind(
+        self, prompted: Prompted, rows: Sequence[Sequence[int]], device: torch.device
+    ) -> torch.Tensor:
+        """Logarithm of the label words' mean probability behind rows, shape ``(C,)``."""
+        scores = torch.stack([self._words_behind(prompted, row, device) for row in rows])
+        # each row's probabilities are normalised over the label words
+        return scores.log_softmax(dim=1).logsumexp(dim=0) - math.log(len(rows))
 
     def _words_behind(
         self, prompted: Prompted, row: Sequence[int], device: torch.device
@@ -399,26 +379,16 @@ class PromptTask(ClassificationTask):
         index, scores, unknown, labels = self._gather()
         metrics = self._over_seeds(scores, unknown, labels)
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
-        seeds = range(len(self.shot_seeds))
-        logits = [self._calibrated(scores[:, n], n, self.calibration) for n in seeds]
-        first, probabilities = logits[0].argmax(dim=1), logits[0].softmax(dim=1)
-        tables = classification_tables(first, labels, self.label_names)
-        self._test_tables = {f"test/{name}": table for name, table in tables.items()}
-        self._test_predictions = {
-            "index": index.numpy(),
-            "label": labels.numpy(),
-            "prediction": first.numpy(),
-            **{
-                f"score_{name}": probabilities[:, n].numpy()
-                for n, name in enumerate(self.label_names)
-            },
-            **{
-                f"prediction_of_shots_{self.shot_seeds[n]}": logits[n].argmax(dim=1).numpy()
-                for n in seeds[1:]
-            },
+        first, *others = (
+            self._calibrated(scores[:, n], n, self.calibration) for n in range(len(self.shot_seeds))
+        )
+        more = {
+            f"prediction_of_shots_{seed}": logits.argmax(dim=1).numpy()
+            for seed, logits in zip(self.shot_seeds[1:], others, strict=True)
         }
         if self.rule == "top_k":
-            self._test_predictions["unknown"] = unknown[:, 0].numpy()
+            more["unknown"] = unknown[:, 0].numpy()
+        self._record_test(index, first, labels, more)
 
     def _over_seeds(
         self, scores: torch.Tensor, unknown: torch.Tensor, labels: torch.Tensor
@@ -507,8 +477,8 @@ def first_answer(
 
     Returns:
         Scores, shape ``(B, C)``: for each class the log-probability of its likeliest token among
-        the ``k``, or the least of the ``k`` where it has none; and which rows have no answer at
-        all, bool, shape ``(B,)``. There ``default`` is ahead by a hair.
+        the ``k``, or a hair less than the least of the ``k`` where it has none; and which rows have
+        no answer at all, bool, shape ``(B,)``. There ``default`` has that least one itself.
     """
     values, tokens = log_probs.topk(min(k, log_probs.shape[1]), dim=1)
     classes = token_classes[tokens]

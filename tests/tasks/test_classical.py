@@ -105,9 +105,9 @@ def test_what_cannot_be_fitted_is_a_sentence(folder_here, capfd, option, sentenc
 
 def test_several_processes_are_refused():
     task = ClassicalTask()
-    task._trainer = SimpleNamespace(world_size=2, ckpt_path=None, max_epochs=1)
+    task._trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"), world_size=2, max_epochs=1)
     with pytest.raises(SmolbenchError, match="is fitted by one process"):
-        task.configure_optimizers()
+        task.configure_callbacks()
 
 
 def test_untrained_it_has_no_opinion(folder_here):
