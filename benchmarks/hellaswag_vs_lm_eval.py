@@ -94,7 +94,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M")
     parser.add_argument("--limit", type=positive, default=200, help="rows")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--batch_size", type=positive, default=16, help="questions at once")
+    parser.add_argument("--batch_size", type=positive, default=4, help="questions at once")
     parser.add_argument("--peer_batch_size", type=positive, default=16, help="its requests at once")
     return parser.parse_args()
 

@@ -124,6 +124,7 @@ def compared(ours: Sequence[Measured], peer: Sequence[Measured], data: str) -> l
             Spread.of([far]),
             SCORE_BOUND,
             digits=6,
+            unit="",
         ),
     ]
 
