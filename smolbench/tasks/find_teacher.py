@@ -8,7 +8,7 @@ from smolbench.errors import SmolbenchError
 from smolbench.models.backbone import TINY
 from smolbench.recipes import recipe_names
 from smolbench.runs.results import FILE_NAME
-from smolbench.runs.run_dir import Run, find_runs, run_of
+from smolbench.runs.run_dir import Run, find_runs, recipe_name, run_of, run_of_config
 from smolbench.tasks.teacher import Teacher
 from smolbench.tasks.teacher_kinds import HubTeacher, Reading, RunTeacher, TinyTeacher
 
@@ -24,8 +24,9 @@ def find_teacher(
     """The teacher that an option names.
 
     Args:
-        given: A run's folder or a checkpoint in it, a recipe (its newest finished run is meant),
-            the id or folder of a model with a trained classification head, or ``tiny``.
+        given: A run's folder, its ``config.yaml`` or a checkpoint in it, a recipe by name or file
+            (its newest finished run is meant), the id or folder of a model with a trained
+            classification head, or ``tiny``.
         runs_dir: Folder of all runs.
         reading: How a teacher without settings of its own reads texts.
         tiny_student: Whether the student is the built-in tiny model. Of a shipped recipe its run on
@@ -38,6 +39,10 @@ def find_teacher(
     if given == TINY:
         return TinyTeacher(reading)
     path = Path(given).expanduser()
+    if path.suffix in {".yaml", ".yml"}:
+        run = run_of_config(path)
+        given = str(run.path) if run else recipe_name([path])
+        path = Path(given)
     if path.is_file():
         run = run_of(path)
         if run is None:

@@ -417,8 +417,10 @@ def test_a_recipe_stands_for_its_newest_finished_run(home, tmp_path):
     (scored / "results.json").write_text(json.dumps(said))
     newest = found_in(tmp_path, "imdb_gpt2")
     assert newest.run.path == new.resolve()
+    assert found_in(tmp_path, "configs/imdb_gpt2.yaml").run.path == new.resolve()
     # of the same content is the same teacher, wherever it lies
     assert newest.identity == found_in(tmp_path, str(old)).identity
+    assert newest.identity == found_in(tmp_path, str(old / "config.yaml")).identity
 
 
 def test_the_tiny_student_of_a_recipe_has_a_tiny_teacher(home, tmp_path):
