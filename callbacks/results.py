@@ -1,4 +1,4 @@
-"""Writes ``results.json``, ``environment.json`` and ``predictions.parquet`` into the run folder."""
+"""Writes ``results.json``, ``environment.json``, ``predictions.parquet`` and ``samples.json``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from smolbench.callbacks.graceful_stop import RunInterrupted
 from smolbench.callbacks.values import counted, plain
 from smolbench.files import write_atomically
 from smolbench.runs.results import FILE_NAME, Results, read_results, write_results
+from smolbench.runs.samples import write_samples
 
 _PACKAGES = ("torch", "lightning", "transformers", "datasets", "peft", "bitsandbytes", "smolbench")
 
@@ -32,6 +33,9 @@ class ResultsWriter(Callback):
     (``status: running``, which is all that a kill leaves) and when it ends. A stage that adds to a
     run that has results already keeps them; of two peaks of memory the higher one stands. Training
     that goes on removes the test results: they were its old checkpoint's.
+
+    A LightningModule may have ``predictions()``, columns for ``predictions.parquet`` after a test,
+    and ``samples()``, texts for ``samples.json`` (see :mod:`smolbench.runs.samples`).
 
     Args:
         identity: What is known before the run starts: recipe, seed, start time and the like.
@@ -107,6 +111,7 @@ class ResultsWriter(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is known once the model is built."""
         self._write(trainer, "running")
+        self._write_samples(pl_module)
 
     def on_train_batch_start(
         self,
@@ -143,6 +148,13 @@ class ResultsWriter(Callback):
         columns = predictions() if callable(predictions) else None
         if columns is not None and not self._silent:
             _write_parquet(self.folder / "predictions.parquet", columns)
+        self._write_samples(pl_module)
+
+    def _write_samples(self, pl_module: LightningModule) -> None:
+        samples = getattr(pl_module, "samples", None)
+        found = samples() if callable(samples) else None
+        if found and not self._silent:
+            write_samples(self.folder, found)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Add what was measured behind a test."""

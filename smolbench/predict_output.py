@@ -1,4 +1,4 @@
-"""What ``smolbench predict`` says: labels and scores, in a file or on the terminal."""
+"""What ``smolbench predict`` says: labels and scores, or summaries; to a file or a terminal."""
 
 from __future__ import annotations
 
@@ -62,6 +62,42 @@ class Labelled:
             columns[f"score_{name}{ending}"] = [round(value, 6) for value in values]
         return columns
 
+    def cells(self) -> list[list[str]]:
+        """Of each text its label and the label's score."""
+        return [
+            [label, f"{score:.4f}"] for label, score in zip(self.labels, self.best, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Summarized:
+    """What a model makes of ``N`` texts.
+
+    Attributes:
+        summaries: In the order of the texts.
+    """
+
+    summaries: Sequence[str]
+
+    @classmethod
+    def of(cls, batches: Sequence[dict[str, Any]]) -> Summarized:
+        """Put batches in order, with row numbers ``index`` ``(B,)`` and ``B`` ``summaries``."""
+        index = torch.cat([batch["index"] for batch in batches]).tolist()
+        texts = [text for batch in batches for text in batch["summaries"]]
+        return cls([text for _, text in sorted(zip(index, texts, strict=True))])
+
+    def columns(self, ending: str = "") -> dict[str, list[Any]]:
+        """``summary``."""
+        return {f"summary{ending}": list(self.summaries)}
+
+    def cells(self) -> list[list[str]]:
+        """Of each text its summary, on one line."""
+        return [[" ".join(text.split())] for text in self.summaries]
+
+
+Said = Labelled | Summarized
+"""What a model says of texts."""
+
 
 def check_output(output: Path | None, inputs: Inputs) -> None:
     """Refuse what could not be written, before anything is computed.
@@ -90,18 +126,18 @@ def check_output(output: Path | None, inputs: Inputs) -> None:
 
 
 def write_predictions(
-    inputs: Inputs, labelled: Labelled, output: Path | None, before: Labelled | None = None
+    inputs: Inputs, said: Said, output: Path | None, before: Said | None = None
 ) -> None:
-    """Write a label and a probability per class for every text.
+    """Write a label and a probability per class for every text, or its summary.
 
     A file holds the columns of the input, with ``input_`` in front of the names that the results
     take, then those of the model before, if there is one, then the results. The terminal gets a
-    table; what is piped on gets a line per text: label, its score and the text (with a model before
-    its label and score first), separated by tabs.
+    table; what is piped on gets a line per text: label, its score (or the summary) and the text
+    (with a model before what it says first), separated by tabs.
 
     Args:
         inputs: The texts.
-        labelled: What the model says of them.
+        said: What the model says of them.
         output: Parquet, CSV or JSON lines by its ending; the terminal if not given.
         before: What another model says of them, to be put beside it.
 
@@ -110,12 +146,12 @@ def write_predictions(
     """
     if output is None:
         if sys.stdout.isatty():
-            _print_table(inputs, labelled, before)
+            _print_table(inputs, said, before)
         else:
-            _print_lines(inputs, labelled, before)
+            _print_lines(inputs, said, before)
         return
     results = before.columns(BEFORE) if before is not None else {}
-    results |= labelled.columns()
+    results |= said.columns()
     kept = {}
     for name, values in inputs.columns.items():
         while name in results or name in kept:
@@ -184,16 +220,15 @@ def _arrow(columns: Mapping[str, Any]) -> Any:  # noqa: ANN401 - pyarrow has no 
 # -- the terminal ---------------------------------------------------------------------------------
 
 
-def _print_lines(inputs: Inputs, labelled: Labelled, before: Labelled | None) -> None:
-    sides = [side for side in (before, labelled) if side is not None]
-    said = [zip(side.labels, side.best, strict=True) for side in sides]
-    for text, *pairs in zip(inputs.texts, *said, strict=True):
-        cells = [cell for label, score in pairs for cell in (label, f"{score:.4f}")]
+def _print_lines(inputs: Inputs, said: Said, before: Said | None) -> None:
+    sides = [side.cells() for side in (before, said) if side is not None]
+    for text, *parts in zip(inputs.texts, *sides, strict=True):
+        cells = [cell for part in parts for cell in part]
         # the text stands last: it may hold tabs, but a line break would end the line
         sys.stdout.write("\t".join([*cells, re.sub(r"[\r\n]+", " ", text)]) + "\n")
 
 
-def _print_table(inputs: Inputs, labelled: Labelled, before: Labelled | None) -> None:
+def _print_table(inputs: Inputs, said: Said, before: Said | None) -> None:
     """A row per text, which is shortened to what the terminal has room for."""
     from rich.console import Console  # lazy: import cost
     from rich.table import Table
@@ -201,26 +236,51 @@ def _print_table(inputs: Inputs, labelled: Labelled, before: Labelled | None) ->
 
     table = Table(box=None, expand=True)
     table.add_column("text", ratio=1, no_wrap=True, overflow="ellipsis")
-    columns: list[list[Text]] = []
+    if isinstance(said, Summarized):
+        columns = _add_summaries(table, said, before)
+    else:
+        assert before is None or isinstance(before, Labelled), "both are of one task"
+        columns = _add_labels(table, said, before)
+    for text, *cells in zip(inputs.texts, *columns, strict=True):
+        table.add_row(Text(" ".join(text.split())), *cells)
+    Console().print(table)
+
+
+def _add_summaries(table: Any, said: Summarized, before: Said | None) -> list[list[Any]]:  # noqa: ANN401
+    """Columns of whole summaries, wider than the text."""
+    from rich.text import Text  # lazy: import cost
+
+    sides = [("before", before), ("after", said)] if before is not None else [("summary", said)]
+    columns = []
+    for title, side in sides:
+        assert isinstance(side, Summarized), "both are of one task"
+        table.add_column(title, ratio=2, overflow="fold")
+        columns.append([Text(cell) for (cell,) in side.cells()])
+    return columns
+
+
+def _add_labels(table: Any, labelled: Labelled, before: Labelled | None) -> list[list[Any]]:  # noqa: ANN401
+    """Columns of labels and scores."""
+    from rich.text import Text  # lazy: import cost
+
+    columns: list[list[Any]] = []
     if before is not None:
         for title, side in (("before", before), ("after", labelled)):
             table.add_column(title)
             table.add_column("score", justify="right")
             columns += [_bold(side.labels), [Text(f"{score:.4f}") for score in side.best]]
-    else:
-        table.add_column("label")
-        columns.append(_bold(labelled.labels))
-        if len(labelled.names) > _MAX_CLASSES:
-            table.add_column("score", justify="right")
-            columns.append([Text(f"{score:.4f}") for score in labelled.best])
-        else:
-            for number, name in enumerate(labelled.names):
-                table.add_column(Text(name), justify="right")
-                values = labelled.scores[:, number].tolist()
-                columns.append([Text(f"{value:.4f}") for value in values])
-    for text, *cells in zip(inputs.texts, *columns, strict=True):
-        table.add_row(Text(" ".join(text.split())), *cells)
-    Console().print(table)
+        return columns
+    table.add_column("label")
+    columns.append(_bold(labelled.labels))
+    if len(labelled.names) > _MAX_CLASSES:
+        table.add_column("score", justify="right")
+        columns.append([Text(f"{score:.4f}") for score in labelled.best])
+        return columns
+    for number, name in enumerate(labelled.names):
+        table.add_column(Text(name), justify="right")
+        values = labelled.scores[:, number].tolist()
+        columns.append([Text(f"{value:.4f}") for value in values])
+    return columns
 
 
 def _bold(labels: Sequence[str]) -> list[Any]:

@@ -49,7 +49,13 @@ from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.invocation import Invocation, Subcommand, read_invocation
 from smolbench.predict_input import read_inputs
-from smolbench.predict_output import Labelled, check_output, write_predictions
+from smolbench.predict_output import (
+    Labelled,
+    Said,
+    Summarized,
+    check_output,
+    write_predictions,
+)
 from smolbench.progress import draw_library_bars
 from smolbench.recipes import DEFAULTS
 from smolbench.runs.results import FILE_NAME
@@ -137,7 +143,7 @@ def run(subcommand: Subcommand, arguments: list[str]) -> int:
 
 
 def _predict(call: Invocation, stop: GracefulStop, watch: BatchWatch) -> None:
-    """Label texts, by two models if they are to stand side by side."""
+    """Label or summarize texts, by two models if they are to stand side by side."""
     inputs = read_inputs(call.texts, call.input, call.text_column, call.encoding)
     check_output(call.output, inputs)
     calls = [call] if call.before is None else [call.before, call]
@@ -150,7 +156,7 @@ def _predict(call: Invocation, stop: GracefulStop, watch: BatchWatch) -> None:
     labels = known[0] if known else None
     said = []
     for one in calls:
-        said.append(SmolCLI(one, stop, watch, inputs.texts, labels).labelled)
+        said.append(SmolCLI(one, stop, watch, inputs.texts, labels).said)
         gc.collect()  # memory holds one model at a time; trainer and model refer to each other
     assert said[-1] is not None, "predict has run"
     write_predictions(inputs, said[-1], call.output, said[0] if call.before else None)
@@ -226,7 +232,7 @@ class SmolCLI(LightningCLI):
         self.watch = watch
         self.texts = texts
         self.labels = labels
-        self.labelled: Labelled | None = None
+        self.said: Said | None = None
         self.folder = Path()
         self.config_text: str | None = None
         self.identity: dict[str, Any] = {}
@@ -493,11 +499,11 @@ class SmolCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Hand over the texts."""
-        if self.model.kind != "classification":
+        if self.model.kind not in {"classification", "summarization"}:
             raise SmolbenchError(
-                f"`smolbench predict` labels texts, which {type(self.model).__name__} does not: "
-                "`smolbench test` writes what it says about every test example to "
-                "predictions.parquet."
+                "`smolbench predict` labels or summarizes texts, which "
+                f"{type(self.model).__name__} does not: `smolbench test` writes what it says about "
+                "every test example to predictions.parquet."
             )
         self._require_checkpoint()
         if self.labels is not None:
@@ -505,9 +511,12 @@ class SmolCLI(LightningCLI):
         self.datamodule.predict_on(self.texts)
 
     def predict(self, **kwargs: Any) -> None:  # noqa: ANN401 - as Lightning types it
-        """Label the texts."""
+        """Label or summarize the texts."""
         batches: list[Any] = self.trainer.predict(**kwargs) or []
-        self.labelled = Labelled.of(batches, self.model.label_names)
+        if self.model.kind == "summarization":
+            self.said = Summarized.of(batches)
+        else:
+            self.said = Labelled.of(batches, self.model.label_names)
 
     def _require_checkpoint(self) -> None:
         call = self.call

@@ -48,6 +48,8 @@ class FileReader:
         label_column: Name of the column of the labels; ``None`` where there are none to read.
         encoding: Name of the file's encoding; of no meaning for Parquet.
         prefix: What the names of options begin with, for messages.
+        label_option: The option that names the column of the labels, or of what else belongs to
+            each text.
     """
 
     path: Path
@@ -55,6 +57,7 @@ class FileReader:
     label_column: str | None
     encoding: str
     prefix: str = "--data."
+    label_option: str = "label_column"
 
     @property
     def name(self) -> str:
@@ -97,7 +100,7 @@ class FileReader:
         """The columns to read, with the options that name them."""
         wanted = [("text_column", self.text_column)]
         if self.label_column is not None:
-            wanted.append(("label_column", self.label_column))
+            wanted.append((self.label_option, self.label_column))
         return wanted
 
     def _refuse_doubled(self, names: Sequence[str]) -> None:
@@ -403,7 +406,7 @@ class ParquetReader(FileReader):
             if not text and not (option == "label_column" and number):
                 raise SmolbenchError(
                     f"{self.name}: the column {column!r} holds {kind},"
-                    f" {'not strings' if option == 'text_column' else 'not names or numbers'};"
+                    f" {'not names or numbers' if option == 'label_column' else 'not strings'};"
                     f" convert it, or name another column with {self.prefix}{option}."
                 )
 
@@ -469,6 +472,7 @@ def file_reader(
     encoding: str,
     option: str,
     prefix: str = "--data.",
+    label_option: str = "label_column",
 ) -> FileReader:
     """The reader for a file, by its ending.
 
@@ -479,6 +483,7 @@ def file_reader(
         encoding: Name of its encoding.
         option: The option that named the file, for messages.
         prefix: What the names of options begin with, for messages.
+        label_option: The option that named the column of the labels, for messages.
 
     Raises:
         SmolbenchError: If there is no such file, or its ending is not known.
@@ -501,7 +506,7 @@ def file_reader(
         kind = ParquetReader
     elif name.removesuffix(".gz").endswith(".jsonl"):
         kind = JsonLinesReader
-    return kind(path, text_column, label_column, encoding, prefix)
+    return kind(path, text_column, label_column, encoding, prefix, label_option)
 
 
 def _unreadable(path: Path, error: OSError) -> str:

@@ -217,11 +217,37 @@ def _renumber(path: Path, numbers: list[int]) -> None:
     old_file.unlink()
 
 
+def checked_pairs(reader: Reader) -> tuple[list[str], list[str]]:
+    """Read all texts and summaries, which memory must hold.
+
+    Args:
+        reader: Where the rows come from; what it reads as labels are the summaries.
+
+    Raises:
+        SmolbenchError: If a text or summary is missing or is none, or there are no rows.
+    """
+    texts: list[str] = []
+    summaries: list[str] = []
+    for chunk in reader.chunks():
+        second = Chunk(chunk.labels, [], chunk.numbers)
+        for part, what in ((chunk, "text"), (second, "summary")):
+            check_texts(part, reader, what)
+            try:
+                "".join(part.texts).encode()
+            except UnicodeEncodeError:
+                refuse_encoding(part, reader, what)
+        texts += chunk.texts
+        summaries += chunk.labels
+    if not texts:
+        raise SmolbenchError(f"{reader.name} has no rows: add some, or name another source.")
+    return texts, summaries
+
+
 # -- checks ---------------------------------------------------------------------------------------
 
 
-def check_texts(chunk: Chunk, reader: Reader) -> None:
-    """Refuse what is not a text with something in it."""
+def check_texts(chunk: Chunk, reader: Reader, what: str = "text") -> None:
+    """Refuse what is not a text with something in it; ``what`` is how messages call it."""
     texts = chunk.texts
     if set(map(type, texts)) <= {str} and all(map(str.strip, texts)):
         joined = "".join(texts)
@@ -230,22 +256,22 @@ def check_texts(chunk: Chunk, reader: Reader) -> None:
     for text, number in zip(texts, chunk.numbers, strict=True):
         if text is None or (isinstance(text, str) and not text.strip()):
             raise SmolbenchError(
-                f"{reader.place(number)}: the text is {'missing' if text is None else 'empty'};"
+                f"{reader.place(number)}: the {what} is {'missing' if text is None else 'empty'};"
                 " fill it in, or remove the row."
             )
         if not isinstance(text, str):
             raise SmolbenchError(
-                f"{reader.place(number)}: the text is {_kind(text)} ({shown(text)}), not a string;"
-                " name the column of the texts (text_column), or convert it."
+                f"{reader.place(number)}: the {what} is {_kind(text)} ({shown(text)}), not a"
+                f" string; name the right column ({what}_column), or convert it."
             )
         if "\0" in text:
             raise SmolbenchError(
-                f"{reader.place(number)}: the text holds a NUL character (byte 0); remove it, or"
+                f"{reader.place(number)}: the {what} holds a NUL character (byte 0); remove it, or"
                 f" {reader.encoding_advice()}."
             )
 
 
-def refuse_encoding(chunk: Chunk, reader: Reader) -> None:
+def refuse_encoding(chunk: Chunk, reader: Reader, what: str = "text") -> None:
     """Name the first text that cannot be written as UTF-8."""
     for text, number in zip(chunk.texts, chunk.numbers, strict=True):
         bad = next((c for c in text if "\ud800" <= c <= "\udfff"), None)
@@ -253,12 +279,12 @@ def refuse_encoding(chunk: Chunk, reader: Reader) -> None:
             continue
         before = text[: text.index(bad)][-12:]
         if bad >= "\udc80":
-            what = f"byte 0x{ord(bad) - 0xDC00:02X}"  # how `surrogateescape` keeps a bad byte
+            fault = f"byte 0x{ord(bad) - 0xDC00:02X}"  # how `surrogateescape` keeps a bad byte
         else:
-            what = f"half a character, \\u{ord(bad):04x},"
+            fault = f"half a character, \\u{ord(bad):04x},"
         behind = f"behind {before!r}" if before else "at its beginning"
         raise SmolbenchError(
-            f"{reader.place(number)}: the text is not valid, it has {what} {behind};"
+            f"{reader.place(number)}: the {what} is not valid, it has {fault} {behind};"
             f" {reader.encoding_advice()}."
         )
 

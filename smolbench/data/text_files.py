@@ -74,7 +74,7 @@ class TextFilesDataModule(TextDataModule):
         if source == "sample":
             log.info("data.source is 'sample': the built-in reviews are read, not %s.", train_file)
         else:
-            _check_where(source, train_file, val_file or test_file, dataset_id, self.revision)
+            check_where(source, train_file, val_file or test_file, dataset_id, self.revision)
         if text_column == label_column:
             raise SmolbenchError(
                 f"data.text_column and data.label_column are both {text_column!r}: they must be two"
@@ -84,13 +84,7 @@ class TextFilesDataModule(TextDataModule):
             raise SmolbenchError(
                 f"data.test_fraction must lie between 0 and 1, but is {test_fraction}."
             )
-        try:
-            "".encode(encoding)
-        except (LookupError, ValueError) as error:
-            raise SmolbenchError(
-                f"data.encoding {encoding!r} is not known: name one such as utf-8, cp1252, latin-1"
-                " or utf-16."
-            ) from error
+        check_encoding(encoding)
         self.files = {"train": train_file, "val": val_file, "test": test_file}
         self.text_column = text_column
         self.label_column = label_column
@@ -206,7 +200,7 @@ class TextFilesDataModule(TextDataModule):
         )
 
 
-def _check_where(
+def check_where(
     source: str,
     train_file: str | None,
     other_file: str | None,
@@ -231,6 +225,17 @@ def _check_where(
             f"data.revision {revision!r} is for a dataset on the Hub; files have none: leave it"
             " out."
         )
+
+
+def check_encoding(encoding: str) -> None:
+    """Refuse an encoding that Python does not know."""
+    try:
+        "".encode(encoding)
+    except (LookupError, ValueError) as error:
+        raise SmolbenchError(
+            f"data.encoding {encoding!r} is not known: name one such as utf-8, cp1252, latin-1"
+            " or utf-16."
+        ) from error
 
 
 def _check_fractions(

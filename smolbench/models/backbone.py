@@ -34,6 +34,8 @@ _UNKNOWN = ("not a valid model identifier", "repo id must", "404", "401")
 """What messages about a model that does not exist say."""
 TINY = "tiny"
 """Backbone name of the built-in tiny model."""
+TINY_T5 = "tiny-t5"
+"""Backbone name of the built-in tiny encoder-decoder model."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,15 @@ class Backbone:
     @cached_property
     def location(self) -> str:
         """What ``from_pretrained`` is given: the id on the Hub, or a folder."""
-        if self.name != TINY:
-            return self.name
-        from smolbench.models.tiny import tiny_model
+        if self.name == TINY:
+            from smolbench.models.tiny import tiny_model
 
-        return str(tiny_model(cache_root() / "models"))
+            return str(tiny_model(cache_root() / "models"))
+        if self.name == TINY_T5:
+            from smolbench.models.tiny_t5 import tiny_t5
+
+            return str(tiny_t5(cache_root() / "models"))
+        return self.name
 
     @cached_property
     def config(self) -> PreTrainedConfig:

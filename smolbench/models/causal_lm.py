@@ -88,6 +88,8 @@ def _base_of(folder: Path) -> tuple[str, str | None]:
 def load_language_model(
     backbone: LanguageModel,
     dtype: torch.dtype,
+    *,
+    fused: bool = True,
     **options: Any,  # noqa: ANN401 - as transformers types them
 ) -> PreTrainedModel:
     """Load a causal language model with its head, in evaluation mode.
@@ -95,6 +97,8 @@ def load_language_model(
     Args:
         backbone: What to load.
         dtype: Number format of the weights.
+        fused: Whether GPT-Neo's attention is replaced by one that is faster but cannot go on from
+            a cache, as writing texts does.
         **options: More for ``from_pretrained``, see
             :func:`~smolbench.models.quantization.in_four_bits`.
 
@@ -110,7 +114,8 @@ def load_language_model(
     if backbone.adapter is not None:
         model = _with_adapter(model, backbone.adapter)
     model.config.use_cache = False  # else every pass keeps all layers' keys and values
-    use_fused_attention(model)
+    if fused:
+        use_fused_attention(model)
     keep_gradients(model)
     network: torch.nn.Module = model  # transformers' own methods are untyped
     network.eval()

@@ -108,7 +108,7 @@ def distances(positions: torch.Tensor, branch: torch.Tensor, before: int = 0) ->
 
 
 def token_log_probs(
-    model: PreTrainedModel, states: torch.Tensor, tokens: torch.Tensor
+    model: PreTrainedModel, states: torch.Tensor, tokens: torch.Tensor, smoothing: float = 0.0
 ) -> torch.Tensor:
     """Log-probability of a token at each position, float32, shape ``(S,)``.
 
@@ -118,11 +118,14 @@ def token_log_probs(
         model: A causal language model.
         states: Output of its last layer at the positions, shape ``(S, D)``.
         tokens: The tokens that follow, shape ``(S,)``.
+        smoothing: Share of each token's weight that goes to all tokens of the vocabulary alike.
     """
 
     def some(states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         logits = next_token_logits(model, states)
-        return -torch.nn.functional.cross_entropy(logits, tokens, reduction="none")
+        return -torch.nn.functional.cross_entropy(
+            logits, tokens, reduction="none", label_smoothing=smoothing
+        )
 
     parts = []
     for begin in range(0, len(states), HEAD_ROWS):

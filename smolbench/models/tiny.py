@@ -9,7 +9,7 @@ otherwise random network finds something: with random embeddings it would stay n
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,17 +56,31 @@ def tiny_model(cache_dir: Path) -> Path:
     from smolbench.data.sample import imdb_sample  # lazy: its package imports lightning
 
     texts = imdb_sample("train")["text"]
-    folder = cache_dir / f"tiny-{digest({**_RECIPE, 'texts': text_digest(texts)})}"
+    name = f"tiny-{digest({**_RECIPE, 'texts': text_digest(texts)})}"
+    return built_once(cache_dir / name, lambda folder: _build(folder, texts))
+
+
+def built_once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """A model folder, built at the first call; see :func:`tiny_model`.
+
+    Args:
+        folder: Where it is, or is to be.
+        build: Writes the files into an empty place.
+
+    Raises:
+        SmolbenchError: If the folder cannot be written.
+    """
     if folder.is_dir():
         return folder
     import torch  # lazy: import cost
 
+    cache_dir = folder.parent
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".tiny-") as temporary:
             built = Path(temporary) / "model"
             with torch.device("cpu"):  # a caller may have made another device the default
-                _build(built, texts)
+                build(built)
             _publish(built, folder)
     except OSError as error:
         raise SmolbenchError(
@@ -92,7 +106,7 @@ def _build(folder: Path, texts: Sequence[str]) -> None:
     from safetensors.torch import save_file
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = _train_tokenizer(texts)
+    tokenizer = train_tokenizer(texts, [END])
     PreTrainedTokenizerFast(  # type: ignore[no-untyped-call] # untyped in transformers
         tokenizer_object=tokenizer,
         bos_token=END,
@@ -122,8 +136,13 @@ def _build(folder: Path, texts: Sequence[str]) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _train_tokenizer(texts: Sequence[str]) -> Tokenizer:
-    """Byte-level BPE with single digits, as SmolLM2's: any text has a lossless encoding."""
+def train_tokenizer(texts: Sequence[str], specials: Sequence[str]) -> Tokenizer:
+    """Byte-level BPE with single digits, as SmolLM2's: any text has a lossless encoding.
+
+    Args:
+        texts: What the vocabulary is learned from.
+        specials: Special tokens, which get the first ids.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -136,7 +155,7 @@ def _train_tokenizer(texts: Sequence[str]) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=_MAX_VOCABULARY,
-        special_tokens=[END],
+        special_tokens=list(specials),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

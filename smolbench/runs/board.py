@@ -111,7 +111,7 @@ class Board:
 
     Attributes:
         metric: What they are ranked by.
-        convention: How multiple choice was scored; ``None`` elsewhere.
+        convention: How multiple choice was scored or summaries were written; ``None`` elsewhere.
         test_digest: Digest of the test set.
         n: Its size.
         limit: The ``limit_test`` that cut it, if one did.

@@ -29,7 +29,7 @@ class Published:
         state: Whether the model was trained.
         model: Name of the model, as in ``model/id``.
         method: As in ``method``.
-        convention: How multiple choice was scored; ``None`` elsewhere.
+        convention: How multiple choice was scored or summaries were written; ``None`` elsewhere.
         metric: Name of the metric, as behind ``test/``.
         value: The figure, a share of 1.
         n_test: Size of the test split.

@@ -13,8 +13,10 @@ from smolbench.runs.results import FILE_NAME, Results, read_results
 
 State = Literal["trained", "untrained", "as_is"]
 
-MAIN_METRICS = ("acc_norm", "accuracy")
-"""What runs are ranked by: multiple choice, classification. A run has one of them."""
+MAIN_METRICS = ("acc_norm", "accuracy", "rouge1")
+"""What runs are ranked by: multiple choice, classification, summaries. A run has one of them."""
+_BY_CONVENTION = {"acc_norm", "rouge1"}
+"""Metrics whose values are comparable within a convention only."""
 _AS_IT_COMES = {"prompt", "none"}
 """Methods that train nothing: their scores are no untrained baselines."""
 
@@ -88,12 +90,12 @@ class RunRecord:
 
     @property
     def convention(self) -> str | None:
-        """What makes multiple-choice scores incomparable.
+        """What makes scores of multiple choice, or of summaries, incomparable.
 
         A prompt's convention is part of its method: whichever way a class is found, its accuracy is
         the share of texts that got the right one.
         """
-        return self.text("convention") if self.metric == "acc_norm" else None
+        return self.text("convention") if self.metric in _BY_CONVENTION else None
 
     @property
     def training_s(self) -> float | None:

@@ -33,7 +33,7 @@ def with_significance(
     """Test the ranked rows of every board against its best one.
 
     Of several seeds the newest run is tested. Rows whose predictions are missing, or are not those
-    of the score, have no p value.
+    of the score, have no p value, and neither have summaries.
 
     Returns:
         The report with p values, and a sentence for every file that cannot be read.
@@ -96,7 +96,7 @@ def _right(row: Row, metric: str, refused: list[str]) -> Right | None:
 
     record = row.records[0]
     path: Path = record.path / FILE_NAME
-    if not path.is_file():
+    if metric not in _COLUMNS or not path.is_file():  # a summary is not right or wrong
         return None
     try:
         table = pyarrow.parquet.read_table(path, columns=["index", "label", _COLUMNS[metric]])

@@ -8,9 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from smolbench.runs.details import CLASS_COLUMNS, MAX_CLASSES
 from smolbench.runs.results import Results
+from smolbench.runs.samples import SAMPLE_LABELS, read_samples
 
 _QUALITY = (
     ("accuracy", "accuracy"),
@@ -29,6 +31,12 @@ _QUALITY = (
     ("acc", "accuracy"),
     ("acc_norm", "accuracy per length"),
     ("acc_bytes", "accuracy per byte"),
+    ("rouge1", "ROUGE-1"),
+    ("rouge2", "ROUGE-2"),
+    ("rougeL", "ROUGE-L"),
+    ("rougeLsum", "ROUGE-Lsum"),
+    ("gen_tokens", "tokens per summary"),
+    ("truncated_share", "share of summaries cut off"),
     ("loss", "loss (nats)"),
     ("choice_loss", "loss per choice (nats)"),
     ("ending_loss", "loss per token (nats)"),
@@ -84,6 +92,7 @@ def print_summary(results: Results, folder: Path, *, splits: tuple[str, ...]) ->
     console.print(table)
     if "test" in splits:
         _print_classes(console, results)
+        _print_samples(console, folder)
     console.print(f"Run folder: {folder}", soft_wrap=True, highlight=False)
 
 
@@ -113,6 +122,18 @@ def _print_classes(console: Console, results: Results) -> None:
         shown[number] = f"[bold]{shown[number]}[/bold]"
         table.add_row(escape(name), *shown)
     console.print(table)
+
+
+def _print_samples(console: Console, folder: Path) -> None:
+    """Print what a test has written of a few documents, beside what a person wrote."""
+    for sample in read_samples(folder):
+        table = Table(title="A sample", box=None, show_header=False)
+        table.add_column(style="dim")
+        table.add_column(overflow="fold")
+        for key, label in SAMPLE_LABELS:
+            if (text := sample.get(key)) is not None:
+                table.add_row(label, Text(text.replace("\r\n", "\n").strip()))
+        console.print(table)
 
 
 def _number(value: Any) -> str:  # noqa: ANN401 - numbers of any kind

@@ -7,6 +7,7 @@ from smolbench.tasks.fine_tune import FineTuneTask
 from smolbench.tasks.multiple_choice import MultipleChoiceTask
 from smolbench.tasks.probe import ProbeTask
 from smolbench.tasks.prompt import PromptTask
+from smolbench.tasks.summarize import SummarizationTask
 from smolbench.tasks.task import BaseTask
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "MultipleChoiceTask",
     "ProbeTask",
     "PromptTask",
+    "SummarizationTask",
 ]

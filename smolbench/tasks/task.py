@@ -156,6 +156,10 @@ class BaseTask(LightningModule):
     def _gather(self) -> tuple[torch.Tensor, ...]:
         """All ranks' kept rows, ``index`` and columns, in the order of the split; forgets them."""
         collected, self._gathered = self._gathered, []
+        return self._merged(collected)
+
+    def _merged(self, collected: list[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
+        """All ranks' rows in the order of the split; each batch is its numbers and columns."""
         if self.trainer.world_size > 1:
             parts: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(parts, collected)

@@ -20,6 +20,7 @@ from tokenizers import (
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     BartConfig,
     BertConfig,
     GPT2Config,
@@ -88,7 +89,15 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "opt_350m": lambda: OPTConfig(**{**OPT, "word_embed_proj_dim": 8}, do_layer_norm_before=False),
     "bert": lambda: BertConfig(**BERT),
     "roberta": lambda: RobertaConfig(**BERT),
-    "t5": lambda: T5Config(**SMALL, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2),
+    "t5": lambda: T5Config(
+        **SMALL,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        decoder_start_token_id=PAD,
+    ),
     "bart": lambda: BartConfig(
         **SMALL,
         d_model=16,
@@ -176,6 +185,14 @@ def tiny_backbone(architecture: str, seed: int = 0) -> str:
 def tiny_language_model(architecture: str, seed: int = 0) -> str:
     """The same with a language-model head, and with room for longer rows."""
     return _folder(architecture, seed, AutoModelForCausalLM, f"{architecture}-lm-{seed}")
+
+
+@functools.cache
+def tiny_summarizer(architecture: str, seed: int = 0) -> str:
+    """The same with what it takes to write summaries, of an encoder-decoder or a causal model."""
+    if architecture not in ("t5", "bart"):
+        return tiny_language_model(architecture, seed)
+    return _folder(architecture, seed, AutoModelForSeq2SeqLM, f"{architecture}-summarizer-{seed}")
 
 
 def _folder(architecture: str, seed: int, loader: type, name: str) -> str:

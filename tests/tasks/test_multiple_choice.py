@@ -257,7 +257,7 @@ def test_data_of_another_kind_is_refused(tmp_path):
     [
         (["fit", *FIT], "there is nothing to train"),
         (["fit", *FIT, "--model.method=full", "--model.num_fewshot=1"], "num_fewshot is for scor"),
-        (["predict", *TEST, "--ckpt_path=none", "--text=x"], "labels texts, which Multiple"),
+        (["predict", *TEST, "--ckpt_path=none", "--text=x"], "summarizes texts, which Multiple"),
         (["test", *TEST, "--model.method=lora"], "There is no run with a best checkpoint"),
         (["test", *TEST, "--model.max_length=9000"], "positions for 8192"),
         (["test", *TEST, "--model.num_fewshot=700"], "570 training examples only"),

@@ -1,0 +1,302 @@
+"""Models that write summaries: encoder-decoder and causal ones, their losses and their texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from smolbench.data.batching import IGNORE_LABEL
+from smolbench.errors import SmolbenchError
+from smolbench.models.backbone import readable_errors
+from smolbench.models.causal_lm import (
+    LanguageModel,
+    language_model_skeleton,
+    load_language_model,
+)
+from smolbench.models.quantization import keep_gradients
+from smolbench.models.scoring import last_states, token_log_probs
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel
+    from transformers.cache_utils import EncoderDecoderCache
+
+Batch = Mapping[str, torch.Tensor]
+NO_TOKEN = -1
+"""Fills rows of generated tokens behind their end."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a summary is written: by the likeliest tokens, never drawn at random.
+
+    Attributes:
+        max_new_tokens: Most tokens of a summary, its end token included.
+        num_beams: Beginnings that are followed at once; 1 is greedy.
+    """
+
+    max_new_tokens: int
+    num_beams: int
+
+
+# -- loading --------------------------------------------------------------------------------------
+
+
+def load_summarizer(
+    backbone: LanguageModel,
+    dtype: torch.dtype,
+    **options: Any,  # noqa: ANN401 - as transformers types them
+) -> PreTrainedModel:
+    """Load a model with its language-model head, in evaluation mode.
+
+    Args:
+        backbone: What to load: an encoder-decoder model or a causal one.
+        dtype: Number format of the weights.
+        **options: More for ``from_pretrained``, see
+            :func:`~smolbench.models.quantization.in_four_bits`.
+
+    Raises:
+        SmolbenchError: If the weights cannot be loaded or are incomplete, or the model cannot
+            write texts.
+    """
+    if not backbone.config.is_encoder_decoder:
+        return load_language_model(backbone, dtype, fused=False, **options)
+    from transformers import AutoModelForSeq2SeqLM  # lazy: import cost
+
+    _refuse_adapter(backbone)
+    model, missing = backbone.from_pretrained(AutoModelForSeq2SeqLM, dtype=dtype, **options)
+    backbone.require(missing)
+    model.config.use_cache = False  # else every pass keeps all layers' keys and values
+    keep_gradients(model)
+    network: torch.nn.Module = model  # transformers' own methods are untyped
+    network.eval()
+    return model
+
+
+def summarizer_skeleton(backbone: LanguageModel) -> PreTrainedModel:
+    """The model's modules on the meta device: names and shapes without weights."""
+    if not backbone.config.is_encoder_decoder:
+        return language_model_skeleton(backbone)
+    from transformers import AutoModelForSeq2SeqLM  # lazy: import cost
+
+    with readable_errors(backbone.name, None), torch.device("meta"):
+        config = type(backbone.config).from_dict(backbone.config.to_dict())
+        model: PreTrainedModel = AutoModelForSeq2SeqLM.from_config(config)  # type: ignore[no-untyped-call]
+    return model
+
+
+def _refuse_adapter(backbone: LanguageModel) -> None:
+    if backbone.adapter is not None:
+        raise SmolbenchError(
+            f"{backbone.given} is an adapter of an encoder-decoder model; only those of causal "
+            "models can be loaded: merge it into its base model, or test the run that trained it."
+        )
+
+
+# -- losses ---------------------------------------------------------------------------------------
+
+
+def target_losses(
+    model: PreTrainedModel,
+    batch: Batch,
+    smoothing: float = 0.0,
+    encoded: Any = None,  # noqa: ANN401 - transformers has no type for it
+) -> torch.Tensor:
+    """Cross-entropy of every token of the summaries behind the true tokens before it.
+
+    Args:
+        model: From :func:`load_summarizer`.
+        batch: ``input_ids`` and ``attention_mask`` ``(B, T)``, right-padded; ``labels``, the
+            summaries' tokens and -100 elsewhere: ``(B, S)``, or of a causal model ``(B, T)``, at
+            the places where the tokens stand in ``input_ids``.
+        smoothing: Share of the target that is spread evenly over the vocabulary.
+        encoded: The encoder's output, where it is known.
+
+    Returns:
+        Nats, float32, shape of ``labels``; 0 where there is no token.
+    """
+    labels = batch["labels"]
+    known = labels != IGNORE_LABEL
+    if not model.config.is_encoder_decoder:
+        states = last_states(model, {"input_ids": batch["input_ids"]})
+        # what stands before a token says how likely it is
+        found = -token_log_probs(model, states[:, :-1][known[:, 1:]], labels[known], smoothing)
+        return torch.zeros(labels.shape, device=labels.device).masked_scatter(known, found)
+    inputs: dict[str, Any] = {"input_ids": batch["input_ids"]}
+    if encoded is not None:
+        inputs = {"encoder_outputs": encoded}
+    logits = model(
+        **inputs,
+        attention_mask=batch["attention_mask"],
+        decoder_input_ids=_shifted(model, labels),
+        use_cache=False,
+    ).logits
+    losses = F.cross_entropy(
+        logits.float().flatten(0, 1),
+        labels.flatten(),
+        ignore_index=IGNORE_LABEL,
+        reduction="none",
+        label_smoothing=smoothing,
+    )
+    return losses.view(labels.shape)
+
+
+def _shifted(model: PreTrainedModel, labels: torch.Tensor) -> torch.Tensor:
+    """What the decoder reads: its start token, then every token but the last, shape ``(B, S)``."""
+    shifted = labels.roll(1, dims=1)
+    shifted[:, 0] = start_token(model)
+    # causal: what stands in the padding, on the right, is never looked at
+    return shifted.masked_fill(shifted == IGNORE_LABEL, 0)
+
+
+def start_token(model: PreTrainedModel) -> int:
+    """The token that every summary of an encoder-decoder model begins behind.
+
+    Raises:
+        SmolbenchError: If the model's configuration does not say.
+    """
+    for config in (model.generation_config, model.config):
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            if (token := getattr(config, name, None)) is not None:
+                return int(token)
+    raise SmolbenchError(
+        f"{model.config.name_or_path} does not say what its decoder starts with: set "
+        "decoder_start_token_id in its config.json."
+    )
+
+
+# -- texts ----------------------------------------------------------------------------------------
+
+
+def encoder_output(model: PreTrainedModel, batch: Batch) -> Any:  # noqa: ANN401 - see above
+    """What the encoder makes of a batch, for its losses and its summaries; ``None`` without one."""
+    if not model.config.is_encoder_decoder:
+        return None
+    encoder: Any = model.get_encoder()
+    return encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+
+
+def generate_ids(
+    model: PreTrainedModel,
+    batch: Batch,
+    decoding: Decoding,
+    ends: frozenset[int],
+    encoded: Any = None,  # noqa: ANN401 - see above
+) -> torch.Tensor:
+    """Write a summary of every document, as ``model.generate`` does one by one.
+
+    What the model's own generation settings say beside (a language's token in front, say) holds.
+
+    Args:
+        model: From :func:`load_summarizer`, in evaluation mode.
+        batch: Right-padded rows; see :func:`target_losses`. Without ``labels`` a causal model's
+            rows are prompts.
+        decoding: How.
+        ends: Tokens that end a summary.
+        encoded: The encoder's output, where it is known.
+
+    Returns:
+        Tokens with the end token, int64, shape ``(B, max_new_tokens)``, -1 behind the end.
+    """
+    config = _generation_config(model, decoding, ends)
+    if model.config.is_encoder_decoder:
+        if encoded is None:
+            encoded = encoder_output(model, batch)
+        mask = batch["attention_mask"]
+        options: dict[str, Any] = {"encoder_outputs": encoded, "attention_mask": mask}
+        if decoding.num_beams > 1:
+            options["past_key_values"] = _shared_by_beams(model, encoded, mask, decoding.num_beams)
+        begin = 1
+    else:
+        options = left_padded(batch, min(ends))
+        begin = options["input_ids"].shape[1]
+    generated: Any = model.generate(generation_config=config, **options)  # type: ignore[operator]
+    return _until_end(generated[:, begin:], decoding.max_new_tokens, ends)
+
+
+def _generation_config(
+    model: PreTrainedModel, decoding: Decoding, ends: frozenset[int]
+) -> GenerationConfig:
+    from transformers import GenerationConfig  # lazy: import cost
+
+    own = model.generation_config
+    start = {}
+    if model.config.is_encoder_decoder:
+        start = {"decoder_start_token_id": start_token(model)}
+    padding = own.pad_token_id
+    return GenerationConfig(
+        max_new_tokens=decoding.max_new_tokens,
+        min_length=0,
+        num_beams=decoding.num_beams,
+        do_sample=False,
+        use_cache=True,
+        eos_token_id=sorted(ends),
+        pad_token_id=min(ends) if padding is None else padding,
+        **start,
+    )
+
+
+def _shared_by_beams(
+    model: PreTrainedModel,
+    encoded: Any,  # noqa: ANN401 - see above
+    mask: torch.Tensor,
+    beams: int,
+) -> EncoderDecoderCache:
+    """Keys and values of the documents, computed once for all beams of each.
+
+    ``generate`` would compute them for every beam, and copy them at every step to follow the beams
+    that go on; but all beams of a document read the same ones.
+    """
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache  # lazy: import cost
+
+    class SharedByBeams(EncoderDecoderCache):  # type: ignore[no-untyped-call] # untyped there
+        """Of the beams that go on only what they have written themselves is followed."""
+
+        def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+            self.self_attention_cache.reorder_cache(beam_idx)
+
+    own = model.config.get_text_config(decoder=True)
+    filled = EncoderDecoderCache(DynamicCache(config=own), DynamicCache(config=own))  # type: ignore[no-untyped-call]
+    first = torch.full((len(mask), 1), start_token(model), device=mask.device)
+    model(
+        encoder_outputs=encoded,
+        attention_mask=mask,
+        decoder_input_ids=first,
+        past_key_values=filled,
+        use_cache=True,
+    )
+    documents = filled.cross_attention_cache
+    documents.batch_repeat_interleave(beams)
+    return SharedByBeams(DynamicCache(config=own), documents)  # type: ignore[no-untyped-call]
+
+
+def left_padded(batch: Batch, padding: int) -> dict[str, torch.Tensor]:
+    """The prompts of right-padded rows, on the right end: what is written goes on behind them.
+
+    Args:
+        batch: ``input_ids`` and ``attention_mask`` ``(B, T)``; with ``labels`` ``(B, T)`` the
+            prompts end where those begin.
+        padding: Fills what is in front of short prompts.
+
+    Returns:
+        ``input_ids`` and ``attention_mask``, shape ``(B, P)``.
+    """
+    ids, lengths = batch["input_ids"], batch["attention_mask"].sum(dim=1)
+    if "labels" in batch:
+        lengths = lengths - (batch["labels"] != IGNORE_LABEL).sum(dim=1)
+    width = int(lengths.max())
+    places = torch.arange(width, device=ids.device) - (width - lengths)[:, None]
+    mask = places >= 0
+    moved = ids.gather(1, places.clamp(min=0)).masked_fill(~mask, padding)
+    return {"input_ids": moved, "attention_mask": mask.long()}
+
+
+def _until_end(ids: torch.Tensor, width: int, ends: frozenset[int]) -> torch.Tensor:
+    """Tokens up to each row's end token, and -1 behind it, shape ``(B, width)``."""
+    ids = F.pad(ids, (0, width - ids.shape[1]), value=min(ends))
+    is_end = torch.isin(ids, torch.tensor(sorted(ends), device=ids.device))
+    behind = is_end.cumsum(dim=1) - is_end.long() > 0
+    return ids.masked_fill(behind, NO_TOKEN)

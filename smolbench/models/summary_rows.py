@@ -1,0 +1,152 @@
+"""How documents and their summaries become token ids, and rows of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from smolbench.data.batching import IGNORE_LABEL, TokenRows
+from smolbench.data.token_cache import TokenTable
+from smolbench.errors import SmolbenchError
+from smolbench.models.template import TemplateEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ENCODER_DECODER_TEMPLATES = {"t5": "summarize: {text}", "mt5": "summarize: {text}"}
+"""What encoder-decoder models read, by architecture; others read the bare document."""
+BARE = "{text}"
+CAUSAL_TEMPLATE = "Summarize: {text} Summary:"
+
+
+def usual_template(model_type: str, *, causal: bool) -> str:
+    """The template that an architecture is used to."""
+    return CAUSAL_TEMPLATE if causal else ENCODER_DECODER_TEMPLATES.get(model_type, BARE)
+
+
+class SummaryEncoder:
+    """Token ids of documents in their template, and of summaries.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        template: What stands around a document: a text with the slot ``{text}``.
+        max_length: Most tokens of a document with its template; longer ones lose their end.
+        max_summary_length: Most tokens of a summary that is learned from, its end token included.
+        causal: Whether the summary goes on behind the document in one row.
+
+    Raises:
+        SmolbenchError: If the template lacks its slot or leaves no room for a document, or the
+            tokenizer has no token to end a summary with.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str,
+        max_length: int,
+        max_summary_length: int,
+        *,
+        causal: bool,
+    ) -> None:
+        self.documents = TemplateEncoder(tokenizer, template, max_length)
+        self.tokenizer = tokenizer
+        self.max_summary_length = max_summary_length
+        self.causal = causal
+        if tokenizer.eos_token_id is None:
+            raise SmolbenchError(
+                f"The tokenizer of {tokenizer.name_or_path} has no end-of-text token, so that no "
+                "summary would ever end: set eos_token in its tokenizer_config.json, or use "
+                "another model."
+            )
+        self.end = int(tokenizer.eos_token_id)
+
+    def encode(self, examples: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """Token ids of documents, and of their summaries where there are any.
+
+        Returns:
+            ``input_ids``: template and document; ``cut``: whether the document lost its end;
+            ``labels``: the summary with its end token.
+        """
+        documents = examples["document"]
+        encoded = self.documents.encode(documents)
+        shared, budget = self.documents.shared_ids, self.documents.text_budget
+        rows: list[Any] = encoded["input_ids"]
+        # a document that fills its room to the last token may have been longer: look again
+        full = [row for row, length in enumerate(encoded["text_length"]) if length == budget]  # type: ignore[arg-type]
+        cut = np.zeros(len(documents), dtype=bool)
+        for row in full:
+            ids = self.tokenizer(documents[row], add_special_tokens=False, verbose=False)
+            cut[row] = len(ids["input_ids"]) > budget
+        columns: dict[str, list[Any]] = {
+            "input_ids": [[*shared, *row] for row in rows],
+            "cut": cut.tolist(),
+        }
+        if "summary" in examples:
+            columns["labels"] = self.summaries(examples["summary"])
+        return columns
+
+    def summaries(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of summaries, with the end token."""
+        if not self.causal:
+            encoded = self.tokenizer(
+                text_target=list(texts), truncation=True, max_length=self.max_summary_length
+            )
+            rows: list[list[int]] = encoded["input_ids"]
+            # some tokenizers end no row by themselves
+            return [row if self.end in row else [*row, self.end] for row in rows]
+        # a space, as between words: the prompt ends in one
+        spaced = [f" {text.strip()}" for text in texts]
+        bare = self.tokenizer(spaced, add_special_tokens=False, verbose=False)["input_ids"]
+        return [[*row[: self.max_summary_length - 1], self.end] for row in bare]
+
+    def key(self) -> dict[str, Any]:
+        """Everything that decides about the ids, for naming a cache."""
+        return {
+            **self.documents.key(),
+            "summaries": 1,
+            "causal": self.causal,
+            "max_summary_length": self.max_summary_length,
+        }
+
+
+class CausalRows(TokenRows):
+    """Prompts and summaries as rows of one text, for a causal model."""
+
+    def __init__(self, table: TokenTable, pad_token_id: int) -> None:
+        """Take the columns of :class:`SummaryEncoder`; the summaries may be missing."""
+        super().__init__(table, None, pad_token_id)
+        assert self.lengths is not None, "prompts have lengths"
+        if "labels" in table.ragged:
+            self.lengths = self.lengths + table.ragged["labels"].lengths
+
+    def batch(self, rows: npt.NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        """Put prompts and summaries into one batch.
+
+        Args:
+            rows: Row numbers [B].
+
+        Returns:
+            ``input_ids`` [B, T], right-padded: prompt, then summary; ``attention_mask`` [B, T];
+            ``labels`` [B, T]: the summary's tokens where they stand in ``input_ids``, else -100;
+            the other columns, and ``index`` [B].
+        """
+        batch = super().batch(rows)
+        if "labels" not in batch:
+            return batch
+        prompts, summaries = self.table.ragged["input_ids"], self.table.ragged["labels"]
+        assert self.lengths is not None, "see above"
+        shape = (len(rows), int(self.lengths[rows].max()))
+        ids = np.full(shape, self.fill["input_ids"], dtype=np.int64)
+        labels = np.full(shape, IGNORE_LABEL, dtype=np.int64)
+        for line, row in enumerate(rows.tolist()):
+            prompt, summary = prompts[row], summaries[row]
+            end = len(prompt) + len(summary)
+            ids[line, : len(prompt)] = prompt
+            ids[line, len(prompt) : end] = labels[line, len(prompt) : end] = summary
+        mask = np.arange(shape[1]) < self.lengths[rows][:, None]
+        replaced = {"input_ids": ids, "labels": labels, "attention_mask": mask.astype(np.int64)}
+        return {**batch, **{name: torch.from_numpy(array) for name, array in replaced.items()}}

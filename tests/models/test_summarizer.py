@@ -1,0 +1,198 @@
+"""Losses and texts of summarizers, beside those of transformers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.trainer_pt_utils import LabelSmoother
+
+from smolbench.data.batching import IGNORE_LABEL, TokenRows
+from smolbench.data.token_cache import encode_to_cache
+from smolbench.errors import SmolbenchError
+from smolbench.models.causal_lm import LanguageModel
+from smolbench.models.summarizer import (
+    NO_TOKEN,
+    Decoding,
+    encoder_output,
+    generate_ids,
+    load_summarizer,
+    target_losses,
+)
+from smolbench.models.summary_rows import CausalRows, SummaryEncoder, usual_template
+from tests.helpers.tiny import EOS, TEXTS, tiny_summarizer
+
+ENCODER_DECODER = ["t5", "bart"]
+CAUSAL = ["llama", "gpt2", "gpt_neo", "opt"]
+SUMMARIES = ["Warm and funny.", "Dull!", "Too late for anyone.", "Fine", "A waste.", "Twice", "ok"]
+DOCUMENTS = [*TEXTS[:-1], " ".join(TEXTS)]  # of very different lengths
+
+
+class Case:
+    """A tiny model with the examples as a batch."""
+
+    def __init__(self, kind: str, folder, documents=DOCUMENTS) -> None:
+        self.path = tiny_summarizer(kind)
+        self.causal = kind in CAUSAL
+        backbone = LanguageModel(self.path, None, "float32")
+        self.model = load_summarizer(backbone, torch.float32)
+        template = usual_template(backbone.config.model_type, causal=self.causal)
+        self.encoder = SummaryEncoder(backbone.tokenizer, template, 90, 12, causal=self.causal)
+        examples = {"document": documents, "summary": SUMMARIES[: len(documents)]}
+        self.table = encode_to_cache(
+            folder / kind,
+            "key",
+            lambda start, stop: {k: v[start:stop] for k, v in examples.items()},
+            len(documents),
+            self.encoder.encode,
+            "Encoding",
+        )
+        rows = CausalRows(self.table, 1) if self.causal else TokenRows(self.table, None, 1)
+        self.batch = rows.batch(np.arange(len(documents)))
+
+    def plain(self):
+        loader = AutoModelForCausalLM if self.causal else AutoModelForSeq2SeqLM
+        return loader.from_pretrained(self.path).eval()
+
+
+@pytest.mark.parametrize("kind", [*ENCODER_DECODER, *CAUSAL])
+def test_the_loss_is_that_of_transformers(tmp_path, kind):
+    case = Case(kind, tmp_path)
+    inputs = {name: case.batch[name] for name in ("input_ids", "attention_mask", "labels")}
+    with torch.no_grad():
+        outputs = case.plain()(**inputs)
+        losses = target_losses(case.model, case.batch)
+        smooth = target_losses(case.model, case.batch, smoothing=0.1)
+    known = case.batch["labels"] != IGNORE_LABEL
+    torch.testing.assert_close(losses.sum() / known.sum(), outputs.loss, rtol=1e-5, atol=1e-5)
+    assert losses[~known].eq(0).all()
+    expected = LabelSmoother(epsilon=0.1)(
+        outputs, case.batch["labels"].clone(), shift_labels=case.causal
+    )
+    torch.testing.assert_close(smooth.sum() / known.sum(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [*ENCODER_DECODER, *CAUSAL])
+def test_the_gradient_is_that_of_transformers(tmp_path, kind):
+    case = Case(kind, tmp_path)
+    plain = case.plain()
+    plain(**{k: case.batch[k] for k in ("input_ids", "attention_mask", "labels")}).loss.backward()
+    known = case.batch["labels"] != IGNORE_LABEL
+    (target_losses(case.model, case.batch).sum() / known.sum()).backward()
+    expected = {n: p.grad for n, p in plain.named_parameters() if p.grad is not None}
+    found = {n: p.grad for n, p in case.model.named_parameters() if p.grad is not None}
+    assert expected.keys() == found.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize("kind", [*ENCODER_DECODER, *CAUSAL])
+def test_texts_are_those_of_plain_generate_one_by_one(tmp_path, kind, num_beams):
+    case = Case(kind, tmp_path)
+    plain, end = case.plain(), case.encoder.end
+    found = generate_ids(case.model, case.batch, Decoding(9, num_beams), frozenset({end}))
+    assert found.shape == (len(DOCUMENTS), 9)
+    for row, document in enumerate(DOCUMENTS):
+        ids = torch.tensor([case.encoder.encode({"document": [document]})["input_ids"][0]])
+        written = plain.generate(
+            input_ids=ids, max_new_tokens=9, num_beams=num_beams, do_sample=False
+        )[0, ids.shape[1] if case.causal else 1 :].tolist()
+        written = written[: written.index(end) + 1] if end in written else written
+        assert [token for token in found[row].tolist() if token != NO_TOKEN] == written
+    assert len({tuple(row.tolist()) for row in found}) > 2  # the documents make a difference
+
+
+@pytest.mark.parametrize("kind", ENCODER_DECODER)
+def test_the_encoder_is_run_once_for_losses_and_texts(tmp_path, kind):
+    case = Case(kind, tmp_path)
+    with torch.no_grad():
+        encoded = encoder_output(case.model, case.batch)
+        expected = target_losses(case.model, case.batch)
+        decoding = Decoding(6, 3), frozenset({EOS})
+        written = generate_ids(case.model, case.batch, *decoding)
+        case.model.get_encoder().forward = None  # not to be called again
+        torch.testing.assert_close(target_losses(case.model, case.batch, 0.0, encoded), expected)
+        assert torch.equal(generate_ids(case.model, case.batch, *decoding, encoded), written)
+
+
+def test_what_stands_behind_the_end_is_left_out(tmp_path, monkeypatch):
+    case = Case("t5", tmp_path, DOCUMENTS[:2])
+    made = torch.tensor([[1, 7, EOS, 9, EOS], [1, 7, 8, 9, 9]])
+    monkeypatch.setattr(case.model, "generate", lambda **options: made)
+    found = generate_ids(case.model, case.batch, Decoding(5, 1), frozenset({EOS}))
+    assert found.tolist() == [[7, EOS, -1, -1, -1], [7, 8, 9, 9, EOS]]
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+
+def encoder(kind="t5", max_length=90, template=None, **options):
+    backbone = LanguageModel(tiny_summarizer(kind), None, "float32")
+    causal = kind in CAUSAL
+    template = template or usual_template(backbone.config.model_type, causal=causal)
+    options = {"max_summary_length": 12, "causal": causal, **options}
+    return SummaryEncoder(backbone.tokenizer, template, max_length, **options)
+
+
+def test_rows_are_what_the_tokenizer_makes_of_the_whole():
+    made = encoder("t5")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_summarizer("t5"))
+    found = made.encode({"document": TEXTS, "summary": SUMMARIES})
+    assert found["input_ids"] == [tokenizer(f"summarize: {text}")["input_ids"] for text in TEXTS]
+    assert found["labels"] == [tokenizer(text)["input_ids"] for text in SUMMARIES]
+    assert all(row[-1] == EOS for row in [*found["input_ids"], *found["labels"]])
+    assert not any(found["cut"])
+
+
+def test_a_causal_row_goes_on_with_the_summary_and_ends(tmp_path):
+    case = Case("gpt2", tmp_path)
+    tokenizer = case.encoder.tokenizer
+    lengths = case.batch["attention_mask"].sum(dim=1)
+    for row, document in enumerate(DOCUMENTS[:-1]):
+        ids = case.batch["input_ids"][row, : lengths[row]].tolist()
+        assert tokenizer.decode(ids[:-1]) == f"Summarize: {document} Summary: {SUMMARIES[row]}"
+        assert ids[-1] == EOS
+        labels = case.batch["labels"][row]
+        assert labels[labels != IGNORE_LABEL].tolist() == case.table.ragged["labels"][row].tolist()
+        assert (labels[lengths[row] :] == IGNORE_LABEL).all()
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+def test_long_documents_lose_their_end_but_not_the_template(kind):
+    document = " ".join(TEXTS)
+    whole, short = encoder(kind, 1000), encoder(kind, 40)
+    (full,) = whole.encode({"document": [document]})["input_ids"]
+    found = short.encode({"document": [document, TEXTS[0]]})
+    assert found["cut"] == [True, False]
+    assert len(found["input_ids"][0]) == 40
+    tail = len(short.documents.suffix_ids) + len(short.documents.tail_ids)
+    assert found["input_ids"][0] == full[: 40 - tail] + (full[-tail:] if tail else [])
+    exact = encoder(kind, len(full))
+    assert exact.encode({"document": [document]}) == {"input_ids": [full], "cut": [False]}
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "gpt2"])
+def test_long_summaries_are_cut_and_still_end(kind):
+    (row,) = encoder(kind).summaries([" ".join(TEXTS)])
+    assert len(row) == 12
+    assert row[-1] == EOS
+
+
+def test_a_tokenizer_without_an_end_is_refused():
+    made = encoder("gpt2")
+    made.tokenizer.eos_token = None
+    with pytest.raises(SmolbenchError, match="no summary would ever end"):
+        SummaryEncoder(made.tokenizer, "{text}", 90, 12, causal=True)
+
+
+def test_the_key_tells_settings_apart():
+    keys = [
+        encoder("t5").key(),
+        encoder("t5", 40).key(),
+        encoder("t5", max_summary_length=9).key(),
+        encoder("t5", template="{text}").key(),
+        encoder("gpt2").key(),
+    ]
+    assert all(one != other for i, one in enumerate(keys) for other in keys[:i])
