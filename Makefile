@@ -48,6 +48,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/fine_tune_vs_trainer.py
 	$(BIN)/python benchmarks/peft_memory.py
 	$(BIN)/python benchmarks/distillation.py
+	$(BIN)/python benchmarks/summarization.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -413,3 +413,51 @@ def test_ranks_share_a_teachers_pass(job, undisturbed, tmp_path, monkeypatch):
         for run in (job.folder / "distilled", tmp_path / "alone")
     ]
     assert names[0] == names[1]
+
+
+SUMMARIZE = [
+    "--config=samsum_flan-t5-base",
+    "--config=tiny",
+    "--config=configs/trainer/ddp2_cpu.yaml",
+    "--model.dtype=float32",
+    "--model.max_new_tokens=8",
+    "--model.rouge_examples=7",
+    "--data.batch_size=4",
+    "--data.limit_train=16",
+    "--data.limit_val=13",
+    "--data.limit_test=21",
+    "--latency.examples=0",
+    "--trainer.enable_progress_bar=false",
+]
+
+
+def test_summaries_are_those_of_one_process(tmp_path):
+    """Scores with their intervals, texts and samples, whatever the number of processes."""
+    job = Job(tmp_path)
+    found = {}
+    for devices in (1, 2, 4):
+        options = ["--ckpt_path=none", f"--trainer.devices={devices}", f"--run_dir=on{devices}"]
+        done = job.run(*PYTHON, "smolbench", "test", *SUMMARIZE, *options)
+        assert done.returncode == 0, done.stderr
+        run = tmp_path / f"on{devices}"
+        scores = {k: v for k, v in results(run).items() if k.startswith("test/")}
+        table = pyarrow.parquet.read_table(run / "predictions.parquet").to_pydict()
+        samples = json.loads((run / "samples.json").read_text())
+        found[devices] = scores, table, samples
+    assert found[1][0]["test/n"] == 21
+    assert found[1][0]["test/rouge1_high"] > 0
+    assert found[1] == found[2] == found[4]
+
+
+def test_processes_that_learn_to_summarize(tmp_path):
+    """Both write summaries in the validation; the first one writes the sample."""
+    job = Job(tmp_path)
+    done = job.run(
+        *PYTHON, "smolbench", "fit", *SUMMARIZE, "--trainer.max_epochs=1", "--run_dir=run"
+    )
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    assert results(run)["val/rouge_n"] == 7
+    samples = json.loads((run / "samples.json").read_text())
+    assert checkpoint(run, "best")["smolbench"]["samples"] == samples
+    assert len(samples) == 3

@@ -12,7 +12,7 @@ import torch
 
 from smolbench.errors import SmolbenchError
 from smolbench.predict_input import Inputs
-from smolbench.predict_output import Labelled, check_output, write_predictions
+from smolbench.predict_output import Labelled, Summarized, check_output, write_predictions
 
 NAMES = ["neg", "pos"]
 TEXTS = ["first, with comma", 'second "quoted"\tü', "third\nin two lines"]
@@ -57,6 +57,38 @@ def test_lines_with_a_model_before(capsys):
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+SUMMARIES = Summarized.of(
+    [
+        {"index": torch.tensor([2, 0]), "summaries": ["the third", "a\nfirst"]},
+        {"index": torch.tensor([1]), "summaries": ["equal"]},
+    ]
+)
+
+
+def test_summaries_stand_in_the_order_of_the_texts(capsys, tmp_path):
+    write_predictions(INPUTS, SUMMARIES, None, Summarized(["x", "y", "z"]))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "x\ta first\tfirst, with comma"
+    assert lines[2] == "z\tthe third\tthird in two lines"
+    write_predictions(INPUTS, SUMMARIES, tmp_path / "a.jsonl")
+    assert [row["summary"] for row in read_back(tmp_path / "a.jsonl")] == [
+        "a\nfirst",
+        "equal",
+        "the third",
+    ]
+
+
+@pytest.mark.parametrize("before", [None, Summarized(["x", "y", "z"])])
+def test_a_terminal_shows_whole_summaries(monkeypatch, before):
+    monkeypatch.setenv("COLUMNS", "60")
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    write_predictions(INPUTS, SUMMARIES, None, before)
+    shown = terminal.getvalue()
+    assert "the third" in shown
+    assert ("after" in shown) == (before is not None)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def rouge_scorer() -> Callable[[str, str], list[float]]:
     Returns:
         A reference and a summary to their F measures in the order of :data:`ROUGE`.
     """
-    from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]  # lazy: nltk
+    from rouge_score.rouge_scorer import RougeScorer  # lazy: import cost
 
     scorer = RougeScorer(list(ROUGE), use_stemmer=True)
 

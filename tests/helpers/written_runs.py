@@ -72,6 +72,22 @@ MULTIPLE_CHOICE: Results = {
     "test/acc_norm_stderr": 0.005,
     "test/n": 10_042,
 }
+SUMMARIES: Results = {
+    **{key: value for key, value in CLASSIFICATION.items() if not key.startswith("test/")},
+    "recipe": "samsum_flan-t5-base",
+    "task": "SummarizationTask",
+    "method": "full",
+    "convention": "full",
+    "model/id": "google/flan-t5-base",
+    "data/id": "knkarthick/samsum",
+    "data/n_train": 14_731,
+    "data/n_test": 819,
+    "data/test_digest": "cccccccccccccccc",
+    "test/rouge1": 0.36,
+    "test/rouge1_stderr": 0.006,
+    "test/rouge2": 0.16,
+    "test/n": 819,
+}
 
 
 def write_run(folder: Path, base: Results = CLASSIFICATION, **changes: Any) -> Path:

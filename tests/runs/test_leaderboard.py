@@ -6,7 +6,7 @@ import pytest
 
 from smolbench.runs.leaderboard import build_report
 from smolbench.runs.record import find_folders, read_records
-from tests.helpers.written_runs import MULTIPLE_CHOICE, write_run
+from tests.helpers.written_runs import MULTIPLE_CHOICE, SUMMARIES, write_run
 
 
 @pytest.fixture
@@ -116,6 +116,19 @@ def test_other_conventions_are_another_board(tmp_path, runs):
     ((one, two),) = [dataset.boards for dataset in report(tmp_path)]
     assert {one.convention, two.convention} == {"lm_eval", "llm_c"}
     assert one.metric == two.metric == "acc_norm"
+
+
+def test_summaries_are_compared_by_how_they_were_written(tmp_path, runs):
+    runs("full", SUMMARIES)
+    runs("card", SUMMARIES, convention="card", recipe="samsum_card_flan-t5-base")
+    ((one, two),) = [dataset.boards for dataset in report(tmp_path)]
+    found = {board.convention: board for board in (one, two)}
+    assert found["full"].metric == "rouge1"
+    (row,) = ours(found["full"])
+    assert row.difference == pytest.approx(0.36 - 0.3522)
+    (row,) = ours(found["card"])
+    assert row.difference == pytest.approx(0.36 - 0.4724)
+    assert {c.figure.metric for c in found["full"].comparisons} == {"rouge1", "rouge2"}
 
 
 def test_a_prompt_is_ranked_with_trained_models(tmp_path, runs):

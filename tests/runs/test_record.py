@@ -6,7 +6,7 @@ import pytest
 
 from smolbench.errors import SmolbenchError
 from smolbench.runs.record import RunRecord, find_folders, read_records
-from tests.helpers.written_runs import CLASSIFICATION, MULTIPLE_CHOICE, write_run
+from tests.helpers.written_runs import CLASSIFICATION, MULTIPLE_CHOICE, SUMMARIES, write_run
 
 
 def record(tmp_path, base=CLASSIFICATION, **changes):
@@ -19,11 +19,13 @@ def record(tmp_path, base=CLASSIFICATION, **changes):
 def test_the_kind_of_a_run_says_what_it_is_ranked_by(tmp_path):
     assert record(tmp_path).metric == "accuracy"
     assert record(tmp_path, MULTIPLE_CHOICE).metric == "acc_norm"
+    assert record(tmp_path, SUMMARIES).metric == "rouge1"
     assert record(tmp_path, test__accuracy=...).metric is None
 
 
 def test_a_convention_counts_where_it_makes_scores_incomparable(tmp_path):
     assert record(tmp_path, MULTIPLE_CHOICE).convention == "lm_eval"
+    assert record(tmp_path, SUMMARIES, convention="card").convention == "card"
     assert record(tmp_path, method="prompt", convention="top_50").convention is None
 
 

@@ -10,7 +10,7 @@ from smolbench.cli import main
 from smolbench.runs.leaderboard import build_report
 from smolbench.runs.record import find_folders, read_records
 from smolbench.runs.significance import holm, mcnemar, with_significance
-from tests.helpers.written_runs import MULTIPLE_CHOICE, write_run
+from tests.helpers.written_runs import MULTIPLE_CHOICE, SUMMARIES, write_run
 
 N = 200
 LABELS = np.arange(N) % 2
@@ -132,3 +132,11 @@ def test_a_damaged_file_is_named(tmp_path, monkeypatch, capsys):
     assert "McNemar" in (tmp_path / "report.html").read_text()
     assert main(["report"]) == 0
     assert "McNemar" not in capsys.readouterr().out
+
+
+def test_summaries_are_neither_right_nor_wrong(tmp_path):
+    for name, value in (("a", 0.3), ("b", 0.4)):
+        write_run(tmp_path / name, SUMMARIES, test__rouge1=value, series_digest=name)
+        table = pyarrow.table({"index": [0, 1], "summary": ["x", "y"]})
+        pyarrow.parquet.write_table(table, tmp_path / name / "predictions.parquet")
+    assert p_values(tmp_path) == ({"a": None, "b": None}, [])
