@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,21 +33,25 @@ def sentences(text: str) -> str:
     return "\n".join(part for part in _BOUNDARY.split(text.strip()) if part)
 
 
-def rouge_scorer() -> Callable[[str, str], list[float]]:
-    """What scores a summary against its reference.
+def rouge_scores(
+    references: Sequence[str], summaries: Sequence[str], advance: Callable[[int], None]
+) -> Array:
+    """F measures of summaries, in the order of :data:`ROUGE`, shape ``(N, 4)``.
 
-    Returns:
-        A reference and a summary to their F measures in the order of :data:`ROUGE`.
+    Args:
+        references: What people wrote, ``N`` texts.
+        summaries: What is scored.
+        advance: Told that one more is done.
     """
     from rouge_score.rouge_scorer import RougeScorer  # lazy: import cost
 
     scorer = RougeScorer(list(ROUGE), use_stemmer=True)
-
-    def score(reference: str, summary: str) -> list[float]:
+    scores = np.empty((len(summaries), len(ROUGE)))
+    for row, (reference, summary) in enumerate(zip(references, summaries, strict=True)):
         found = scorer.score(sentences(reference), sentences(summary))
-        return [float(found[name].fmeasure) for name in ROUGE]
-
-    return score
+        scores[row] = [found[name].fmeasure for name in ROUGE]
+        advance(1)
+    return scores
 
 
 def rouge_metrics(scores: Array) -> dict[str, float]:
@@ -83,20 +88,47 @@ def _resampled_means(scores: Array) -> Array:
     return means
 
 
-def length_metrics(
-    tokens: Sequence[int] | npt.NDArray[Any], ended: npt.NDArray[Any]
-) -> dict[str, float]:
-    """How long the summaries are.
+@dataclass(frozen=True)
+class Summaries:
+    """Scored summaries of ``N`` documents.
 
-    Args:
-        tokens: Generated tokens of each summary, its end token among them, shape ``(N,)``.
+    Attributes:
+        rows: Numbers of the documents in their split, shape ``(N,)``.
+        texts: The summaries.
+        references: What people wrote.
+        scores: From :func:`rouge_scores`.
+        tokens: Generated tokens of each, its end token among them, shape ``(N,)``.
         ended: Whether it came to an end token, shape ``(N,)``.
-
-    Returns:
-        ``gen_tokens``, their mean number (what model cards call Gen Len), and ``truncated_share``,
-        the share of summaries that the most allowed tokens cut off.
     """
-    return {
-        "gen_tokens": float(np.mean(tokens)),
-        "truncated_share": float(1 - np.mean(ended)),
-    }
+
+    rows: npt.NDArray[np.int64]
+    texts: Sequence[str]
+    references: Sequence[str]
+    scores: Array
+    tokens: npt.NDArray[np.int64]
+    ended: npt.NDArray[np.bool_]
+
+    def metrics(self) -> dict[str, float]:
+        """What is said of them all.
+
+        Returns:
+            What :func:`rouge_metrics` says; ``gen_tokens``, their mean number of tokens (what model
+            cards call Gen Len); ``truncated_share``, the share of summaries that the most allowed
+            tokens cut off.
+        """
+        return {
+            **rouge_metrics(self.scores),
+            "gen_tokens": float(self.tokens.mean()),
+            "truncated_share": float(1 - self.ended.mean()),
+        }
+
+    def columns(self) -> dict[str, Any]:
+        """What is said of each."""
+        return {
+            "index": self.rows,
+            "summary": self.texts,
+            "reference": self.references,
+            **{name: self.scores[:, column] for column, name in enumerate(ROUGE)},
+            "n_tokens": self.tokens,
+            "ended": self.ended,
+        }

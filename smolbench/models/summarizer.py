@@ -227,7 +227,7 @@ def _generation_config(
     if model.config.is_encoder_decoder:
         start = {"decoder_start_token_id": start_token(model)}
     padding = own.pad_token_id
-    return GenerationConfig(
+    return GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=decoding.max_new_tokens,
         min_length=0,
         num_beams=decoding.num_beams,
@@ -252,14 +252,14 @@ def _shared_by_beams(
     """
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache  # lazy: import cost
 
-    class SharedByBeams(EncoderDecoderCache):  # type: ignore[no-untyped-call] # untyped there
+    class SharedByBeams(EncoderDecoderCache):
         """Of the beams that go on only what they have written themselves is followed."""
 
-        def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
             self.self_attention_cache.reorder_cache(beam_idx)
 
     own = model.config.get_text_config(decoder=True)
-    filled = EncoderDecoderCache(DynamicCache(config=own), DynamicCache(config=own))  # type: ignore[no-untyped-call]
+    filled = EncoderDecoderCache(DynamicCache(config=own), DynamicCache(config=own))
     first = torch.full((len(mask), 1), start_token(model), device=mask.device)
     model(
         encoder_outputs=encoded,
@@ -270,7 +270,7 @@ def _shared_by_beams(
     )
     documents = filled.cross_attention_cache
     documents.batch_repeat_interleave(beams)
-    return SharedByBeams(DynamicCache(config=own), documents)  # type: ignore[no-untyped-call]
+    return SharedByBeams(DynamicCache(config=own), documents)
 
 
 def left_padded(batch: Batch, padding: int) -> dict[str, torch.Tensor]:

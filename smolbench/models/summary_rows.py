@@ -76,7 +76,7 @@ class SummaryEncoder:
         shared, budget = self.documents.shared_ids, self.documents.text_budget
         rows: list[Any] = encoded["input_ids"]
         # a document that fills its room to the last token may have been longer: look again
-        full = [row for row, length in enumerate(encoded["text_length"]) if length == budget]  # type: ignore[arg-type]
+        full = [row for row, length in enumerate(encoded["text_length"]) if length == budget]
         cut = np.zeros(len(documents), dtype=bool)
         for row in full:
             ids = self.tokenizer(documents[row], add_special_tokens=False, verbose=False)

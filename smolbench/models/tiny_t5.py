@@ -61,7 +61,7 @@ def _build(folder: Path, texts: Sequence[str]) -> None:
         unk_token=UNKNOWN,
         model_max_length=_MAX_LENGTH,
     ).save_pretrained(folder)
-    config = T5Config(
+    config = T5Config(  # type: ignore[call-arg] # it takes more than it lists
         vocab_size=tokenizer.get_vocab_size(),
         d_model=64,
         d_kv=16,

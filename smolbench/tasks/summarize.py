@@ -3,42 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import FSDPStrategy
 
-from smolbench.data.batching import IGNORE_LABEL, Rows, TokenRows, pad_rows
-from smolbench.data.columns import column_values
+from smolbench.data.batching import Rows, TokenRows
 from smolbench.data.token_cache import TokenTable
 from smolbench.errors import SmolbenchError
-from smolbench.metrics.rouge import (
-    ROUGE,
-    SPLITTER,
-    length_metrics,
-    rouge_metrics,
-    rouge_scorer,
-)
 from smolbench.models.adaptation import Quantize, adapt, describe, hold_frozen_in, parameter_count
 from smolbench.models.backbone import DType
 from smolbench.models.causal_lm import LanguageModel
 from smolbench.models.quantization import in_four_bits
 from smolbench.models.summarizer import (
-    NO_TOKEN,
-    Decoding,
-    encoder_output,
-    generate_ids,
     load_summarizer,
     summarizer_skeleton,
-    target_losses,
 )
 from smolbench.models.summary_rows import CausalRows, SummaryEncoder, usual_template
-from smolbench.progress import progress_bar
 from smolbench.tasks.adapting import (
     ADAPTERS,
     autocast,
@@ -48,8 +34,8 @@ from smolbench.tasks.adapting import (
     lora_signature,
     refuse_unused,
 )
-from smolbench.tasks.pending import PendingRows
-from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask, Schedule
+from smolbench.tasks.task import Schedule
+from smolbench.tasks.writing import Preset, WritingTask
 
 # No `if TYPE_CHECKING:` here, see data/datamodule.py: hence `Any` for transformers' models.
 
@@ -57,21 +43,14 @@ log = logging.getLogger("smolbench")
 
 Batch = dict[str, torch.Tensor]
 Method = Literal["none", "full", "lora", "qlora"]
-Preset = Literal["card", "full"]
 _TRAINING = ("full", *ADAPTERS)
-PRESETS: dict[Preset, Decoding] = {"card": Decoding(20, 1), "full": Decoding(128, 4)}
-"""How a test's summaries are written."""
 _USUAL_LENGTH = 512
 """Tokens of a document that are read if nothing else is said; what T5 was trained on."""
 _OVERFLOWS = ("t5", "mt5", "umt5", "longt5")
 """Architectures whose activations exceed what float16 holds."""
-_OF_SUMMARIES = (*ROUGE, "gen_tokens", "truncated_share", "rouge_n")
-"""What a validation says of the summaries that it has written."""
-_CHOICE_SEED = 0
-"""Of the draw of validation rows that are summarized, and of the sample shown."""
 
 
-class SummarizationTask(BaseTask):
+class SummarizationTask(WritingTask):
     """Write summaries with an encoder-decoder model (T5, BART) or a causal language model.
 
     Training minimises the cross-entropy of the reference's tokens (teacher forcing). That loss is
@@ -126,9 +105,6 @@ class SummarizationTask(BaseTask):
         SmolbenchError: If the settings contradict each other.
     """
 
-    kind: ClassVar[str] = "summarization"
-    monitor: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/loss", "min")
-
     def __init__(
         self,
         *,
@@ -158,7 +134,17 @@ class SummarizationTask(BaseTask):
         schedule: Schedule = "constant",
     ) -> None:
         super().__init__(
-            lr=lr, weight_decay=weight_decay, warmup_steps=warmup_steps, schedule=schedule
+            generation=generation,
+            max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+            rouge_every=rouge_every,
+            rouge_examples=rouge_examples,
+            samples=samples,
+            label_smoothing=label_smoothing,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup_steps=warmup_steps,
+            schedule=schedule,
         )
         self.save_hyperparameters()
         refuse_unused(
@@ -173,34 +159,14 @@ class SummarizationTask(BaseTask):
                 "gradient_checkpointing": (gradient_checkpointing or None, _TRAINING),
             },
         )
-        preset = PRESETS[generation]
-        self.decoding = Decoding(
-            preset.max_new_tokens if max_new_tokens is None else max_new_tokens,
-            preset.num_beams if num_beams is None else num_beams,
-        )
-        for name, value, least in (
-            ("max_new_tokens", self.decoding.max_new_tokens, 1),
-            ("num_beams", self.decoding.num_beams, 1),
-            ("rouge_every", rouge_every, 1),
-            ("rouge_examples", rouge_examples, 0),
-            ("samples", samples, 0),
-            ("max_summary_length", max_summary_length, 2),
-        ):
-            if value < least:
-                raise SmolbenchError(f"model.{name} must be at least {least}, but is {value}.")
-        if not 0 <= label_smoothing < 1:
+        if max_summary_length < 2:
             raise SmolbenchError(
-                f"model.label_smoothing must be in [0, 1), but is {label_smoothing}."
+                f"model.max_summary_length must be at least 2, but is {max_summary_length}."
             )
         self.lora = lora_options(r, lora_alpha, lora_dropout, target_modules)
         self.method: Method = method
-        self.convention: str = _convention(self.decoding)
-        self.rouge_every = rouge_every
-        self.rouge_examples = rouge_examples
-        self.num_samples = samples
         self.max_summary_length = max_summary_length
         self.quantize: Quantize = quantize or "all"
-        self.label_smoothing = label_smoothing
         self.gradient_checkpointing = gradient_checkpointing
         self._max_length = max_length
         self._template = template
@@ -210,13 +176,7 @@ class SummarizationTask(BaseTask):
                 f"{backbone} is an adapter, which weights in 4 bits (method qlora) cannot take in: "
                 "use the method lora or full."
             )
-        self.model: Any = None
         self._compute = torch.float32
-        self._pending = PendingRows()
-        self._written: list[tuple[torch.Tensor, ...]] = []
-        self._chosen: torch.Tensor | None = None
-        self._samples: list[dict[str, str | None]] = []
-        self._test_predictions: dict[str, Any] | None = None
 
     @property
     def scored_untrained(self) -> bool:
@@ -310,11 +270,11 @@ class SummarizationTask(BaseTask):
                 self.max_length,
             )
         if self.causal:
-            return CausalRows(table, self._padding)
-        return TokenRows(table, None, self._padding)
+            return CausalRows(table, self.padding)
+        return TokenRows(table, None, self.padding)
 
     @property
-    def _padding(self) -> int:
+    def padding(self) -> int:
         """The id that fills short rows."""
         return getattr(self.backbone.config, "pad_token_id", None) or 0
 
@@ -369,251 +329,14 @@ class SummarizationTask(BaseTask):
             )
 
     def on_fit_start(self) -> None:
-        """Say in one line what trains, and summarize the sample before anything is learned."""
-        if not self.trainer.is_global_zero:
-            return
-        log.info("%s", describe(self, self.method, parameter_count(self)))
-        if self.trainer.ckpt_path is None:
-            self._samples = self._sample()
-            self._add_to_samples("before")
-
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Cross-entropies of the references' tokens, nats, float32; see :func:`target_losses`."""
-        return self._losses(batch, 0.0)
-
-    def loss(self, batch: Batch) -> torch.Tensor:
-        """Mean cross-entropy of the references' tokens, in nats, with label smoothing."""
-        known = (batch["labels"] != IGNORE_LABEL).sum()
-        return self._losses(batch, self.label_smoothing).sum() / known
-
-    def _losses(self, batch: Batch, smoothing: float, encoded: Any = None) -> torch.Tensor:  # noqa: ANN401
-        assert self.model is not None, "configure_model runs first"
-        with self._precision():
-            return target_losses(self.model, batch, smoothing, encoded)
-
-    def _precision(self) -> Any:  # noqa: ANN401 - a context manager
-        return autocast(self.device, torch.float32 if self.method == "none" else self._compute)
-
-    # -- evaluation -------------------------------------------------------------------------------
-
-    def on_validation_epoch_start(self) -> None:
-        """Choose the rows that are summarized; see the base class."""
-        super().on_validation_epoch_start()
-        self._pending.clear()
-        self._written = []
-        self._chosen = self._rows_to_summarize()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep a batch's losses; what is to be summarized waits until it fills a batch."""
-        self._keep_losses(batch, self(batch))
-        if self._chosen is not None:
-            self._pending.add(batch, torch.isin(batch["index"], self._chosen.to(self.device)))
-            while (full := self._pending.take(len(batch["index"]))) is not None:
-                self._write(full, self._greedy)
-
-    def on_validation_epoch_end(self) -> None:
-        """Score the whole validation split, and the summaries of a part of it."""
-        while (rest := self._pending.take(1)) is not None:
-            self._write(rest, self._greedy)
-        for name, value in self._gathered_losses().items():
-            self.log(f"val/{name}", value, prog_bar=name == "loss")
-        if self._chosen is None:
-            # Lightning keeps what an earlier epoch has logged, as if it were this one's
-            for name in _OF_SUMMARIES:
-                self.trainer.callback_metrics.pop(f"val/{name}", None)
-            return
-        rows, summaries, tokens, ended = self._gathered_summaries()
-        references = self._data().split("val").examples.select(rows)["summary"]
-        metrics, _ = self._scored(references, summaries, tokens, ended)
-        metrics["rouge_n"] = float(len(rows))
-        for name in _OF_SUMMARIES:
-            self.log(f"val/{name}", metrics[name], prog_bar=name == "rouge1")
-
-    def on_test_epoch_start(self) -> None:
-        """Forget what an interrupted evaluation has left."""
-        super().on_test_epoch_start()
-        self._written = []
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep a batch's losses and summaries; its documents are read once for both."""
-        with self._precision():
-            encoded = encoder_output(self.model, batch)
-        self._keep_losses(batch, self._losses(batch, 0.0, encoded))
-        self._write(batch, self.decoding, encoded)
-
-    def on_test_epoch_end(self) -> None:
-        """Score the whole test split and keep the summaries for their file."""
-        losses = self._gathered_losses()
-        rows, summaries, tokens, ended = self._gathered_summaries()
-        references = list(column_values(self._data().split("test").examples, "summary"))
-        metrics, scores = self._scored(references, summaries, tokens, ended)
-        self.log_dict({f"test/{name}": value for name, value in {**metrics, **losses}.items()})
-        self._test_predictions = {
-            "index": rows,
-            "summary": summaries,
-            "reference": references,
-            **{name: scores[:, column] for column, name in enumerate(ROUGE)},
-            "n_tokens": tokens,
-            "ended": ended,
-        }
+        """Say in one line what trains; see the base class."""
         if self.trainer.is_global_zero:
-            trained = self.trainer.ckpt_path is not None
-            self._samples = self._samples or self._sample()
-            self._add_to_samples("after" if trained else "before")
+            log.info("%s", describe(self, self.method, parameter_count(self)))
+        super().on_fit_start()
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Summaries, ``B`` texts, and row numbers, shape ``(B,)``."""
-        ids = self._generated(batch, self.decoding)
-        return {"index": batch["index"].cpu(), "summaries": self._texts(ids)}
-
-    @property
-    def _greedy(self) -> Decoding:
-        return Decoding(self.decoding.max_new_tokens, 1)
-
-    def _rows_to_summarize(self) -> torch.Tensor | None:
-        """Numbers of the validation rows that are summarized now, ``None`` for none."""
-        due = (self.trainer.current_epoch + 1) % self.rouge_every == 0
-        due = due or self.trainer.state.fn == "validate"
-        if self.trainer.sanity_checking or not self.rouge_examples or not due:
-            return None
-        n = len(self._data().split("val"))
-        order = np.random.default_rng(_CHOICE_SEED).permutation(n)
-        return torch.from_numpy(np.sort(order[: self.rouge_examples]))
-
-    def _keep_losses(self, batch: Batch, losses: torch.Tensor) -> None:
-        tokens = (batch["labels"] != IGNORE_LABEL).sum(dim=1)
-        self._keep(batch["index"], losses.double().sum(dim=1), tokens, batch["cut"])
-
-    def _gathered_losses(self) -> dict[str, float]:
-        """Mean cross-entropy per token of the split, and what else is known of its rows."""
-        rows, losses, tokens, cut = self._gather()
-        return {
-            "loss": float(losses.sum() / tokens.sum()),
-            "n": float(len(rows)),
-            "n_truncated": float(cut.sum()),
-        }
-
-    def _write(self, batch: Batch, decoding: Decoding, encoded: Any = None) -> None:  # noqa: ANN401
-        ids = self._generated(batch, decoding, encoded)
-        self._written.append((batch["index"].cpu(), ids))
-
-    def _generated(self, batch: Batch, decoding: Decoding, encoded: Any = None) -> torch.Tensor:  # noqa: ANN401
-        """Tokens of the summaries on the host, shape ``(B, max_new_tokens)``."""
-        with self._precision():
-            return generate_ids(self.model, batch, decoding, self._ends, encoded).cpu()
-
-    @cached_property
-    def _ends(self) -> frozenset[int]:
-        """Tokens that end a summary: the one that is learned, and those the model came with."""
-        own = self.model.generation_config.eos_token_id
-        known = [] if own is None else own if isinstance(own, list) else [own]
-        return frozenset({self.encoder.end, *map(int, known)})
-
-    def _gathered_summaries(self) -> tuple[np.ndarray, list[str], np.ndarray, np.ndarray]:
-        """All ranks' row numbers, summaries, their tokens, and whether they came to an end."""
-        collected, self._written = self._written, []
-        rows, ids = self._merged(collected)
-        tokens = (ids != NO_TOKEN).sum(dim=1)
-        ended = torch.isin(ids, torch.tensor(sorted(self._ends))).any(dim=1)
-        if getattr(self.model.generation_config, "forced_eos_token_id", None) is not None:
-            ended &= tokens < self.decoding.max_new_tokens  # the last one is always an end
-        return rows.numpy(), self._texts(ids), tokens.numpy(), ended.numpy()
-
-    def _texts(self, ids: torch.Tensor) -> list[str]:
-        """Generated tokens ``(B, T)`` as texts."""
-        tokenizer = self.encoder.tokenizer
-        known = [[token for token in row if token != NO_TOKEN] for row in ids.tolist()]
-        return [str(tokenizer.decode(row, skip_special_tokens=True)).strip() for row in known]
-
-    def _scored(
-        self,
-        references: Sequence[str],
-        summaries: Sequence[str],
-        tokens: np.ndarray,
-        ended: np.ndarray,
-    ) -> tuple[dict[str, float], np.ndarray]:
-        """Metrics of summaries, and their ROUGE scores one by one, shape ``(N, 4)``."""
-        score = rouge_scorer()
-        scores = []
-        with progress_bar("Scoring", len(summaries), unit="summaries") as advance:
-            for reference, summary in zip(references, summaries, strict=True):
-                scores.append(score(reference, summary))
-                advance(1)
-        table = np.array(scores)
-        return {**rouge_metrics(table), **length_metrics(tokens, ended)}, table
-
-    def _data(self) -> Any:  # noqa: ANN401 - a DataModule of smolbench
-        data: Any = getattr(self._trainer, "datamodule", None)
-        if not callable(getattr(data, "split", None)):
-            raise SmolbenchError(
-                "SummarizationTask needs a DataModule of smolbench, whose texts the summaries are "
-                "compared with."
-            )
-        return data
-
-    # -- single texts -----------------------------------------------------------------------------
-
-    def _sample(self) -> list[dict[str, str | None]]:
-        """Documents of the test split that are shown, with nothing written of them yet."""
-        if not self.num_samples:
-            return []
-        test = self._data().split("test").examples
-        order = np.random.default_rng(_CHOICE_SEED).permutation(len(test))
-        return [
-            {
-                "document": row["document"],
-                "reference": row["summary"],
-                "before": None,
-                "after": None,
-            }
-            for row in (test[int(number)] for number in order[: self.num_samples])
-        ]
-
-    def _add_to_samples(self, moment: Literal["before", "after"]) -> None:
-        """Write the sample's summaries with the weights as they are now."""
-        if not self._samples:
-            return
-        documents = [str(sample["document"]) for sample in self._samples]
-        with (
-            self._evaluating(),
-            progress_bar(f"Sample {moment} training", len(documents), unit="summaries") as advance,
-        ):
-            answer = self.start_answering()
-            for sample, document in zip(self._samples, documents, strict=True):
-                sample[moment] = self._texts(answer([document]))[0]
-                advance(1)
-
-    @contextmanager
-    def _evaluating(self) -> Generator[None, None, None]:
-        """Without dropout and gradients."""
-        training = self.model.training
-        self.model.eval()
-        with torch.no_grad():
-            yield
-        self.model.train(training)
-
-    def start_answering(self) -> Callable[[Sequence[str]], torch.Tensor]:
-        """What summarizes documents that come one by one, or a few at a time.
-
-        Returns:
-            Documents, ``B`` of them, to the tokens of their summaries on the host, int64, shape
-            ``(B, max_new_tokens)``: the whole way, from tokenisation on.
-        """
-
-        def answer(texts: Sequence[str]) -> torch.Tensor:
-            batch = pad_rows(self.encode({"document": texts})["input_ids"], self._padding)
-            there = {name: value.to(self.device) for name, value in batch.items()}
-            return self._generated(there, self.decoding)
-
-        return answer
-
-    def samples(self) -> list[dict[str, str | None]]:
-        """The sample's ``document``, ``reference``, and summaries ``before`` and ``after``."""
-        return self._samples
-
-    def predictions(self) -> dict[str, Any] | None:
-        """Columns of ``predictions.parquet`` after a test, in the order of the test split."""
-        return self._test_predictions
+    def precision(self) -> AbstractContextManager[Any]:
+        """Mixed precision, unless the weights are held in what is computed in."""
+        return autocast(self.device, torch.float32 if self.method == "none" else self._compute)
 
     # -- what results and checkpoints say ---------------------------------------------------------
 
@@ -630,36 +353,18 @@ class SummarizationTask(BaseTask):
             **lora_signature(self.method, self.lora, self.quantize),
         }
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also what was written before the training; see the base class."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint[CHECKPOINT_KEY]["samples"] = self._samples
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See the base class; without a trainer nobody else builds the network."""
         self.configure_model()
         super().on_load_checkpoint(checkpoint)
-        known = checkpoint[CHECKPOINT_KEY].get("samples", [])
-        self._samples = [{**sample, "after": None} for sample in known]
 
     def facts(self) -> dict[str, Any]:
-        """Model, and how summaries are written and scored; see the base class."""
+        """The model; see the base class."""
         return {
             **super().facts(),
-            "generation/max_new_tokens": self.decoding.max_new_tokens,
-            "generation/num_beams": self.decoding.num_beams,
-            "rouge/splitter": SPLITTER,
             "model/id": self.backbone.given,
             "model/base": self.backbone.name if self.backbone.adapter else None,
             "model/revision": self.backbone.revision,
             "model/total_params": parameter_count(self),
             "model/dtype": str(self._compute).removeprefix("torch."),
         }
-
-
-def _convention(decoding: Decoding) -> str:
-    """Name of a way to write summaries: a preset's, else what it is."""
-    for name, preset in PRESETS.items():
-        if decoding == preset:
-            return name
-    return f"{decoding.max_new_tokens} tokens, {decoding.num_beams} beams"

@@ -159,11 +159,17 @@ class BaseTask(LightningModule):
         return self._merged(collected)
 
     def _merged(self, collected: list[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
-        """All ranks' rows in the order of the split; each batch is its numbers and columns."""
+        """All ranks' rows in the order of the split; nothing if there are none.
+
+        Args:
+            collected: This rank's batches, each the numbers of its rows and their columns.
+        """
         if self.trainer.world_size > 1:
             parts: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(parts, collected)
             collected = [batch for part in parts for batch in part]
+        if not collected:
+            return ()
         columns = [torch.cat(column) for column in zip(*collected, strict=True)]
         order = columns[0].argsort()
         return tuple(column[order] for column in columns)

@@ -12,9 +12,9 @@ from rouge_score.rouge_scorer import RougeScorer
 from smolbench.data.sample_samsum import samsum_sample
 from smolbench.metrics.rouge import (
     ROUGE,
-    length_metrics,
+    Summaries,
     rouge_metrics,
-    rouge_scorer,
+    rouge_scores,
     sentences,
 )
 
@@ -22,10 +22,13 @@ REFERENCES = samsum_sample("test")["summary"]
 SUMMARIES = [*REFERENCES[1:], "Running late! They're at the cafes. Nobody came."]
 
 
+def scored(references, summaries):
+    return rouge_scores(references, summaries, lambda count: None)
+
+
 @pytest.fixture(scope="module")
 def scores():
-    score = rouge_scorer()
-    return np.array([score(*pair) for pair in zip(REFERENCES, SUMMARIES, strict=True)])
+    return scored(REFERENCES, SUMMARIES)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +56,7 @@ def test_scores_are_those_of_rouge_score(scores):
 
 
 def test_the_stemmer_is_on():
-    assert rouge_scorer()("they were running", "he runs")[0] == pytest.approx(2 / 5)
+    assert scored(["they were running"], ["he runs"])[0, 0] == pytest.approx(2 / 5)
 
 
 def test_metrics_are_means_with_intervals(scores):
@@ -77,6 +80,14 @@ def test_a_single_example_has_no_interval(scores):
     assert all(math.isnan(found[f"rouge1_{end}"]) for end in ("stderr", "low", "high"))
 
 
-def test_lengths():
-    found = length_metrics(np.array([3, 5, 4]), np.array([True, False, True]))
-    assert found == {"gen_tokens": 4.0, "truncated_share": pytest.approx(1 / 3)}
+def test_summaries_are_summed_up_and_kept_one_by_one(scores):
+    lengths, ended = np.array([3, 5, 4]), np.array([True, False, True])
+    made = Summaries(np.array([4, 7, 9]), SUMMARIES[:3], REFERENCES[:3], scores[:3], lengths, ended)
+    found = made.metrics()
+    assert found["gen_tokens"] == 4
+    assert found["truncated_share"] == pytest.approx(1 / 3)
+    assert found["rougeL"] == pytest.approx(scores[:3, 2].mean())
+    columns = made.columns()
+    assert columns["index"].tolist() == [4, 7, 9]
+    assert columns["rougeLsum"].tolist() == scores[:3, 3].tolist()
+    assert columns["summary"] == SUMMARIES[:3]

@@ -1,0 +1,377 @@
+"""What tasks share that write summaries: losses and texts over whole splits, scores, samples."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+
+from smolbench.data.batching import IGNORE_LABEL, pad_rows
+from smolbench.errors import SmolbenchError
+from smolbench.metrics.rouge import ROUGE, SPLITTER, Summaries, rouge_scores
+from smolbench.models.summarizer import (
+    NO_TOKEN,
+    Decoding,
+    encoder_output,
+    generate_ids,
+    target_losses,
+)
+from smolbench.models.summary_rows import SummaryEncoder
+from smolbench.progress import progress_bar
+from smolbench.tasks.pending import PendingRows
+from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask
+
+# No `if TYPE_CHECKING:` here, see data/datamodule.py: hence `Any` for transformers' models.
+
+Batch = dict[str, torch.Tensor]
+Preset = Literal["card", "full"]
+PRESETS: dict[Preset, Decoding] = {"card": Decoding(20, 1), "full": Decoding(128, 4)}
+"""How a test's summaries are written."""
+_OF_SUMMARIES = (*ROUGE, "gen_tokens", "truncated_share", "rouge_n")
+"""What a validation says of the summaries that it has written."""
+_CHOICE_SEED = 0
+"""Of the draw of validation rows that are summarized, and of the sample shown."""
+
+
+class WritingTask(BaseTask):
+    """A task whose model writes a summary of every document.
+
+    The teacher-forced loss is taken of whole splits. Summaries are written greedily of a part of
+    the validation rows, and in the way of ``decoding`` of all test rows; tokens are gathered over
+    all batches and ranks, put into the order of the split, and scored once.
+
+    Args:
+        generation: Preset of a test's summaries.
+        max_new_tokens: Most tokens of a summary, instead of the preset's.
+        num_beams: Beams of a test, instead of the preset's.
+        rouge_every: Epochs between two validations that write summaries.
+        rouge_examples: Validation rows that are summarized then; 0 for none.
+        samples: Test documents that are summarized before and after training.
+        label_smoothing: Share of each target that is spread evenly over the vocabulary.
+        **options: See :class:`~smolbench.tasks.task.BaseTask`.
+
+    Raises:
+        SmolbenchError: If an option is out of range.
+    """
+
+    kind: ClassVar[str] = "summarization"
+    monitor: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/loss", "min")
+
+    def __init__(
+        self,
+        *,
+        generation: Preset,
+        max_new_tokens: int | None,
+        num_beams: int | None,
+        rouge_every: int,
+        rouge_examples: int,
+        samples: int,
+        label_smoothing: float,
+        **options: Any,  # noqa: ANN401 - those of the base class
+    ) -> None:
+        super().__init__(**options)
+        preset = PRESETS[generation]
+        self.decoding = Decoding(
+            preset.max_new_tokens if max_new_tokens is None else max_new_tokens,
+            preset.num_beams if num_beams is None else num_beams,
+        )
+        for name, value, least in (
+            ("max_new_tokens", self.decoding.max_new_tokens, 1),
+            ("num_beams", self.decoding.num_beams, 1),
+            ("rouge_every", rouge_every, 1),
+            ("rouge_examples", rouge_examples, 0),
+            ("samples", samples, 0),
+        ):
+            if value < least:
+                raise SmolbenchError(f"model.{name} must be at least {least}, but is {value}.")
+        if not 0 <= label_smoothing < 1:
+            raise SmolbenchError(
+                f"model.label_smoothing must be in [0, 1), but is {label_smoothing}."
+            )
+        self.convention: str = _convention(self.decoding)
+        self.rouge_every = rouge_every
+        self.rouge_examples = rouge_examples
+        self.num_samples = samples
+        self.label_smoothing = label_smoothing
+        self.model: Any = None
+        self._pending = PendingRows()
+        self._written: list[tuple[torch.Tensor, ...]] = []
+        self._chosen: torch.Tensor | None = None
+        self._samples: list[dict[str, str | None]] = []
+        self._has_learned = False
+        self._test_predictions: dict[str, Any] | None = None
+
+    # -- what a task says -------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def encoder(self) -> SummaryEncoder:
+        """What turns documents and summaries into token ids."""
+
+    @property
+    @abstractmethod
+    def padding(self) -> int:
+        """The id that fills short rows."""
+
+    @abstractmethod
+    def precision(self) -> AbstractContextManager[Any]:
+        """What the network is run in."""
+
+    # -- losses -----------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Cross-entropies of the references' tokens, nats, float32; see :func:`target_losses`."""
+        return self._losses(batch, 0.0)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Mean cross-entropy of the references' tokens, in nats, with label smoothing."""
+        known = (batch["labels"] != IGNORE_LABEL).sum()
+        return self._losses(batch, self.label_smoothing).sum() / known
+
+    def _losses(self, batch: Batch, smoothing: float, encoded: Any = None) -> torch.Tensor:  # noqa: ANN401
+        assert self.model is not None, "configure_model runs first"
+        with self.precision():
+            return target_losses(self.model, batch, smoothing, encoded)
+
+    # -- evaluation -------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Choose the rows that are summarized; see the base class."""
+        super().on_validation_epoch_start()
+        self._pending.clear()
+        self._written = []
+        self._chosen = self._rows_to_summarize()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep a batch's losses; what is to be summarized waits until it fills a batch."""
+        self._keep_losses(batch, self(batch))
+        if self._chosen is not None:
+            self._pending.add(batch, torch.isin(batch["index"], self._chosen.to(self.device)))
+            while (full := self._pending.take(len(batch["index"]))) is not None:
+                self._write(full, self._greedy)
+
+    def on_validation_epoch_end(self) -> None:
+        """Score the whole validation split, and the summaries of a part of it."""
+        while (rest := self._pending.take(1)) is not None:
+            self._write(rest, self._greedy)
+        for name, value in self._gathered_losses().items():
+            self.log(f"val/{name}", value, prog_bar=name == "loss")
+        written = self._gathered_summaries("val") if self._chosen is not None else None
+        if written is None:
+            # Lightning keeps what an earlier epoch has logged, as if it were this one's
+            for name in _OF_SUMMARIES:
+                self.trainer.callback_metrics.pop(f"val/{name}", None)
+            return
+        metrics = {**written.metrics(), "rouge_n": float(len(written.rows))}
+        for name in _OF_SUMMARIES:
+            self.log(f"val/{name}", metrics[name], prog_bar=name == "rouge1")
+
+    def on_test_epoch_start(self) -> None:
+        """Forget what an interrupted evaluation has left."""
+        super().on_test_epoch_start()
+        self._written = []
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Keep a batch's losses and summaries; its documents are read once for both."""
+        with self.precision():
+            encoded = encoder_output(self.model, batch)
+        self._keep_losses(batch, self._losses(batch, 0.0, encoded))
+        self._write(batch, self.decoding, encoded)
+
+    def on_test_epoch_end(self) -> None:
+        """Score the whole test split and keep the summaries for their file."""
+        losses = self._gathered_losses()
+        written = self._gathered_summaries("test")
+        assert written is not None, "there is no test without a row"
+        metrics = {**written.metrics(), **losses}
+        self.log_dict({f"test/{name}": value for name, value in metrics.items()})
+        self._test_predictions = written.columns()
+        if self.trainer.is_global_zero:
+            self._samples = self._samples or self._sample()
+            self._add_to_samples("after" if self._has_learned else "before")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Summaries, ``B`` texts, and row numbers, shape ``(B,)``."""
+        ids = self._generated(batch, self.decoding)
+        return {"index": batch["index"].cpu(), "summaries": self._texts(ids)}
+
+    @property
+    def _greedy(self) -> Decoding:
+        return Decoding(self.decoding.max_new_tokens, 1)
+
+    def _rows_to_summarize(self) -> torch.Tensor | None:
+        """Numbers of the validation rows that are summarized now, ``None`` for none."""
+        due = (self.trainer.current_epoch + 1) % self.rouge_every == 0
+        due = due or self.trainer.state.fn == "validate"
+        if self.trainer.sanity_checking or not self.rouge_examples or not due:
+            return None
+        n = len(self._data().split("val"))
+        order = np.random.default_rng(_CHOICE_SEED).permutation(n)
+        return torch.from_numpy(np.sort(order[: self.rouge_examples]))
+
+    def _keep_losses(self, batch: Batch, losses: torch.Tensor) -> None:
+        tokens = (batch["labels"] != IGNORE_LABEL).sum(dim=1)
+        self._keep(batch["index"], losses.cpu().double().sum(dim=1), tokens, batch["cut"])
+
+    def _gathered_losses(self) -> dict[str, float]:
+        """Mean cross-entropy per token of the split, and what else is known of its rows."""
+        rows, losses, tokens, cut = self._gather()
+        return {
+            "loss": float(losses.sum() / tokens.sum()),
+            "n": float(len(rows)),
+            "n_truncated": float(cut.sum()),
+        }
+
+    def _write(self, batch: Batch, decoding: Decoding, encoded: Any = None) -> None:  # noqa: ANN401
+        ids = self._generated(batch, decoding, encoded)
+        self._written.append((batch["index"].cpu(), ids))
+
+    def _generated(self, batch: Batch, decoding: Decoding, encoded: Any = None) -> torch.Tensor:  # noqa: ANN401
+        """Tokens of the summaries on the host, shape ``(B, max_new_tokens)``."""
+        with self.precision():
+            return generate_ids(self.model, batch, decoding, self._ends, encoded).cpu()
+
+    @cached_property
+    def _ends(self) -> frozenset[int]:
+        """Tokens that end a summary: the one that is learned, and those the model came with."""
+        own = self.model.generation_config.eos_token_id
+        known = [] if own is None else own if isinstance(own, list) else [own]
+        return frozenset({self.encoder.end, *map(int, known)})
+
+    def _gathered_summaries(self, split: Literal["val", "test"]) -> Summaries | None:
+        """All ranks' summaries of a split, scored; ``None`` if none was written."""
+        collected, self._written = self._written, []
+        if not (merged := self._merged(collected)):
+            return None
+        rows, ids = merged
+        tokens = (ids != NO_TOKEN).sum(dim=1)
+        ended = torch.isin(ids, torch.tensor(sorted(self._ends))).any(dim=1)
+        if getattr(self.model.generation_config, "forced_eos_token_id", None) is not None:
+            ended &= tokens < self.decoding.max_new_tokens  # the last one is always an end
+        references = list(self._data().split(split).examples.select(rows.tolist())["summary"])
+        texts = self._texts(ids)
+        with progress_bar("Scoring", len(texts), unit="summaries") as advance:
+            scores = rouge_scores(references, texts, advance)
+        return Summaries(rows.numpy(), texts, references, scores, tokens.numpy(), ended.numpy())
+
+    def _texts(self, ids: torch.Tensor) -> list[str]:
+        """Generated tokens ``(B, T)`` as texts."""
+        tokenizer = self.encoder.tokenizer
+        known = [[token for token in row if token != NO_TOKEN] for row in ids.tolist()]
+        return [str(tokenizer.decode(row, skip_special_tokens=True)).strip() for row in known]
+
+    def _data(self) -> Any:  # noqa: ANN401 - a DataModule of smolbench
+        data: Any = getattr(self._trainer, "datamodule", None)
+        if not callable(getattr(data, "split", None)):
+            raise SmolbenchError(
+                "SummarizationTask needs a DataModule of smolbench, whose texts the summaries are "
+                "compared with."
+            )
+        return data
+
+    # -- single texts -----------------------------------------------------------------------------
+
+    def _sample(self) -> list[dict[str, str | None]]:
+        """Documents of the test split that are shown, with nothing written of them yet."""
+        if not self.num_samples:
+            return []
+        test = self._data().split("test").examples
+        order = np.random.default_rng(_CHOICE_SEED).permutation(len(test))
+        return [
+            {
+                "document": row["document"],
+                "reference": row["summary"],
+                "before": None,
+                "after": None,
+            }
+            for row in (test[int(number)] for number in order[: self.num_samples])
+        ]
+
+    def _add_to_samples(self, moment: Literal["before", "after"]) -> None:
+        """Write the sample's summaries with the weights as they are now."""
+        if not self._samples:
+            return
+        documents = [str(sample["document"]) for sample in self._samples]
+        with (
+            self._evaluating(),
+            progress_bar(f"Sample {moment} training", len(documents), unit="summaries") as advance,
+        ):
+            answer = self.start_answering()
+            for sample, document in zip(self._samples, documents, strict=True):
+                sample[moment] = self._texts(answer([document]))[0]
+                advance(1)
+
+    @contextmanager
+    def _evaluating(self) -> Generator[None, None, None]:
+        """Without dropout and gradients."""
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            yield
+        self.model.train(training)
+
+    def start_answering(self) -> Callable[[Sequence[str]], torch.Tensor]:
+        """What summarizes documents that come one by one, or a few at a time.
+
+        Returns:
+            Documents, ``B`` of them, to the tokens of their summaries on the host, int64, shape
+            ``(B, max_new_tokens)``: the whole way, from tokenisation on.
+        """
+
+        def answer(texts: Sequence[str]) -> torch.Tensor:
+            batch = pad_rows(self.encode({"document": texts})["input_ids"], self.padding)
+            there = {name: value.to(self.device) for name, value in batch.items()}
+            return self._generated(there, self.decoding)
+
+        return answer
+
+    def samples(self) -> list[dict[str, str | None]]:
+        """The sample's ``document``, ``reference``, and summaries ``before`` and ``after``."""
+        return self._samples
+
+    def predictions(self) -> dict[str, Any] | None:
+        """Columns of ``predictions.parquet`` after a test, in the order of the test split."""
+        return self._test_predictions
+
+    # -- what results and checkpoints say ---------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Summarize the sample before anything is learned."""
+        self._has_learned = True
+        if self.trainer.is_global_zero and self.trainer.ckpt_path is None:
+            self._samples = self._sample()
+            self._add_to_samples("before")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also what was written before the training; see the base class."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[CHECKPOINT_KEY]["samples"] = self._samples
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See the base class."""
+        super().on_load_checkpoint(checkpoint)
+        known = checkpoint[CHECKPOINT_KEY].get("samples", [])
+        self._samples = [{**sample, "after": None} for sample in known]
+        self._has_learned = True
+
+    def facts(self) -> dict[str, Any]:
+        """How summaries are written and scored; see the base class."""
+        return {
+            **super().facts(),
+            "generation/max_new_tokens": self.decoding.max_new_tokens,
+            "generation/num_beams": self.decoding.num_beams,
+            "rouge/splitter": SPLITTER,
+        }
+
+
+def _convention(decoding: Decoding) -> str:
+    """Name of a way to write summaries: a preset's, else what it is."""
+    for name, preset in PRESETS.items():
+        if decoding == preset:
+            return name
+    return f"{decoding.max_new_tokens} tokens, {decoding.num_beams} beams"
