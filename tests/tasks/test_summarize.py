@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.strategies import FSDPStrategy
 from rouge_score.rouge_scorer import RougeScorer
 
 from smolbench.cli import main
@@ -251,6 +253,13 @@ def test_half_precision_that_overflows_is_refused(tmp_path):
         made.configure_model()
 
 
+def test_weights_spread_over_processes_are_refused():
+    made = task("t5")
+    made._trainer = SimpleNamespace(strategy=FSDPStrategy())
+    with pytest.raises(SmolbenchError, match="use the strategy ddp instead of fsdp"):
+        made.configure_callbacks()
+
+
 def test_data_of_another_kind_is_refused(tmp_path):
     with pytest.raises(SmolbenchError, match="summarization examples, but IMDbDataModule has"):
         plain_trainer(tmp_path).test(
@@ -262,7 +271,6 @@ def test_data_of_another_kind_is_refused(tmp_path):
     ("command", "words"),
     [
         (["fit", *FIT, "--model.method=none"], "there is nothing to train"),
-        (["fit", *FIT, "--trainer.strategy=fsdp"], "use the strategy ddp instead of fsdp"),
         (["test", *TEST], "There is no run with a best checkpoint"),
     ],
 )
@@ -323,10 +331,13 @@ def test_texts_are_summarized(capsys, folder_here):
     summary, said = first.split("\t")
     assert said == text.replace("\n", " ")
     assert second.endswith("\tAnn: Hi")
-    assert main([*run, f"--text={text}", "--output=a.jsonl", "--before=none"]) == 0
+    assert main(["fit", *FIT, "--run_dir=run"]) == 0
+    beside = ["predict", "--run_dir=run", "--before=none"]
+    assert main([*beside, f"--text={text}", "--output=a.jsonl"]) == 0
     (row,) = (json.loads(line) for line in Path("a.jsonl").read_text().splitlines())
-    assert " ".join(row["summary"].split()) == summary
-    assert row == {"text": text, "summary_before": row["summary"], "summary": row["summary"]}
+    assert list(row) == ["text", "summary_before", "summary"]
+    assert " ".join(row["summary_before"].split()) == summary
+    assert row["summary"] != row["summary_before"]
 
 
 @pytest.mark.parametrize(
