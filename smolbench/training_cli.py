@@ -159,6 +159,11 @@ def _predict(call: Invocation, stop: GracefulStop, watch: BatchWatch) -> None:
         said.append(SmolCLI(one, stop, watch, inputs.texts, labels).said)
         gc.collect()  # memory holds one model at a time; trainer and model refer to each other
     assert said[-1] is not None, "predict has run"
+    if type(said[0]) is not type(said[-1]):
+        raise SmolbenchError(
+            "One of the two models labels texts and the other summarizes them: name two of one "
+            "kind."
+        )
     write_predictions(inputs, said[-1], call.output, said[0] if call.before else None)
 
 

@@ -20,7 +20,7 @@ from smolbench.errors import SmolbenchError
 from smolbench.metrics.rouge import sentences
 from smolbench.tasks import SummarizationTask
 from smolbench.tasks.pending import PendingRows
-from tests.helpers.command import assert_equal_runs, results, rows, weights
+from tests.helpers.command import FEW, ONE_EPOCH, assert_equal_runs, results, rows, weights
 from tests.helpers.kill import die
 from tests.helpers.tiny import tiny_summarizer
 from tests.helpers.training import plain_trainer
@@ -338,6 +338,12 @@ def test_texts_are_summarized(capsys, folder_here):
     assert list(row) == ["text", "summary_before", "summary"]
     assert " ".join(row["summary_before"].split()) == summary
     assert row["summary"] != row["summary_before"]
+
+
+def test_a_label_and_a_summary_do_not_stand_side_by_side(capsys, folder_here):
+    assert main(["fit", *FEW, ONE_EPOCH, "--run_dir=probe"]) == 0
+    assert main(["predict", *TEST, "--ckpt_path=none", "--before=probe", "--text=Ann: Hi"]) == 2
+    assert "labels texts and the other summarizes them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
