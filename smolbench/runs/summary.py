@@ -132,7 +132,8 @@ def _print_samples(console: Console, folder: Path) -> None:
         table.add_column(overflow="fold")
         for key, label in SAMPLE_LABELS:
             if (text := sample.get(key)) is not None:
-                table.add_row(label, Text(text.replace("\r\n", "\n").strip()))
+                shown = text.replace("\r\n", "\n").strip()
+                table.add_row(label, Text(shown or "(nothing)"))
         console.print(table)
 
 
