@@ -1,4 +1,4 @@
-"""The command line: ``smolbench fit | validate | test | predict | runs | report | recipes``.
+"""The command line: ``smolbench fit | validate | test | predict | sweep | runs | report | ...``.
 
 Only routing happens here; what a subcommand needs is imported when it is called, so that ``--help``
 and ``--version`` answer at once.
@@ -28,6 +28,7 @@ smolbench {__version__}: probe and score small language models, and say what it 
   smolbench validate [--config RECIPE] [--ckpt_path best|last|none|PATH]        score on validation
   smolbench predict  --text "..." | --input FILE [--output FILE] [--before none|RUN]
                                                                                 label your own texts
+  smolbench sweep    --config RECIPE --grid KEY=VALUE,VALUE [...]              try settings
   smolbench runs     [--runs_dir DIR] [--json]                                  list the runs
   smolbench report   [RUNS...] [--output FILE] [--price_per_hour X] [...]       compare runs
   smolbench recipes                                                             list the recipes
@@ -46,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, 1 if runs were passed over that cannot be read, 2 for a user's mistake,
-        130 or 143 for a run that a signal ended.
+        130 or 143 for what a signal ended.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     _set_up_logging()
@@ -83,6 +84,10 @@ def _dispatch(arguments: list[str]) -> int:
         from smolbench.runs.commands import report
 
         return report(arguments[1:])
+    if command == "sweep":
+        from smolbench.sweep.command import sweep
+
+        return sweep(arguments[1:])
     if command == "recipes":
         return _list_recipes(arguments[1:])
     if command.startswith("-"):
@@ -91,8 +96,8 @@ def _dispatch(arguments: list[str]) -> int:
             f"{command} ... fit."
         )
     raise SmolbenchError(
-        f"There is no subcommand {command!r}; there are {', '.join(SUBCOMMANDS)}, runs, report "
-        "and recipes."
+        f"There is no subcommand {command!r}; there are {', '.join(SUBCOMMANDS)}, sweep, runs, "
+        "report and recipes."
     )
 
 

@@ -83,7 +83,7 @@ def leaderboard_table(board: Board) -> Table:
                 Cell(marks(row)),
             ]
         )
-    return _without_empty(headings, lines)
+    return without_empty(headings, lines)
 
 
 def comparison_table(board: Board) -> Table:
@@ -111,7 +111,7 @@ def comparison_table(board: Board) -> Table:
                 Cell(figure.note),
             ]
         )
-    return _without_empty(headings, lines)
+    return without_empty(headings, lines)
 
 
 def unscored_table(rows: Sequence[Row]) -> Table:
@@ -133,10 +133,10 @@ def unscored_table(rows: Sequence[Row]) -> Table:
         ]
         for row in rows
     ]
-    return _without_empty(headings, lines)
+    return without_empty(headings, lines)
 
 
-def _without_empty(headings: Sequence[Heading], lines: Sequence[Sequence[Cell]]) -> Table:
+def without_empty(headings: Sequence[Heading], lines: Sequence[Sequence[Cell]]) -> Table:
     """A table without the columns in which nothing is shown."""
     kept = [i for i in range(len(headings)) if any(line[i].shown for line in lines)]
     return Table(

@@ -22,16 +22,16 @@ def render(report: Sequence[DatasetReport]) -> str:
     for dataset in report:
         parts.append(f"## {escape(dataset.dataset)}\n")
         for board in dataset.boards:
-            parts += [f"### {escape(title(board))}\n", _markdown(leaderboard_table(board))]
+            parts += [f"### {escape(title(board))}\n", table_text(leaderboard_table(board))]
             if board.comparisons:
                 parts.append("Published figures that these runs reproduce:\n")
-                parts.append(_markdown(comparison_table(board)))
+                parts.append(table_text(comparison_table(board)))
         if dataset.unscored:
-            parts += ["### Without a score\n", _markdown(unscored_table(dataset.unscored))]
+            parts += ["### Without a score\n", table_text(unscored_table(dataset.unscored))]
     return "\n".join(parts)
 
 
-def _markdown(table: Table) -> str:
+def table_text(table: Table) -> str:
     """A table whose columns are of even width."""
     left = [heading.is_text for heading in table.headings]
     cells = [[escape(heading.label) for heading in table.headings]]

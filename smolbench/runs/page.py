@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smolbench.runs.board import Board, DatasetReport, Row
 from smolbench.runs.cells import (
@@ -22,20 +22,28 @@ from smolbench.runs.cells import (
 )
 from smolbench.runs.details import details_of
 
+if TYPE_CHECKING:
+    import jinja2
+
 PARTS = Path(__file__).with_name("page_parts")
 
 
-def render(report: Sequence[DatasetReport]) -> str:
-    """Write a report as a page."""
+def environment() -> jinja2.Environment:
+    """Reads the templates of pages; what they are given is escaped."""
     import jinja2  # lazy: takes longer than everything else here
-    import markupsafe
 
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(PARTS),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=False,
     )
+
+
+def render(report: Sequence[DatasetReport]) -> str:
+    """Write a report as a page."""
+    import markupsafe  # lazy: comes with jinja2
+
     datasets: list[dict[str, Any]] = []
     plots: dict[str, Any] = {}
     for dataset in report:
@@ -64,19 +72,24 @@ def render(report: Sequence[DatasetReport]) -> str:
     ids = {id(record): f"run-{number}" for number, record in enumerate(records, start=1)}
     # `<` could end the script that the data stands in
     data = json.dumps(plots, ensure_ascii=True, allow_nan=False).replace("<", "\\u003c")
-    return environment.get_template("report.html.jinja").render(
-        legend=legend(report),
-        n_runs=len(records),
-        runs=[(ids[id(record)], record.name, details_of(record)) for record in records],
-        id_of=lambda record: ids[id(record)],
-        datasets=datasets,
-        css=markupsafe.Markup(_part("report.css")),
-        script=markupsafe.Markup(_part("report.js")),
-        data=markupsafe.Markup(data),
+    return (
+        environment()
+        .get_template("report.html.jinja")
+        .render(
+            legend=legend(report),
+            n_runs=len(records),
+            runs=[(ids[id(record)], record.name, details_of(record)) for record in records],
+            id_of=lambda record: ids[id(record)],
+            datasets=datasets,
+            css=markupsafe.Markup(part("report.css")),
+            script=markupsafe.Markup(part("report.js")),
+            data=markupsafe.Markup(data),
+        )
     )
 
 
-def _part(name: str) -> str:
+def part(name: str) -> str:
+    """Style or script of a page."""
     return (PARTS / name).read_text(encoding="utf-8").rstrip()
 
 

@@ -1,8 +1,10 @@
 "use strict";
-// Sorting, filtering, and the plots of cost against quality. All text goes in as text, never as HTML.
+// Sorting, filtering, and the plots of quality over costs and, of a sweep, over settings. All text
+// goes in as text, never as HTML.
 (() => {
   const plots = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
+  const kinds = ["published", "unranked"].filter(byId); // a sweep has runs only
 
   // -- tables: sort by a column, filter by words and kind ----------------------------------------
 
@@ -45,8 +47,7 @@
     for (const row of document.querySelectorAll(".board > .scroll tr[id]")) {
       const text = row.textContent.toLowerCase();
       let fits = words.every((word) => text.includes(word));
-      fits &&= byId("published").checked || !row.classList.contains("published");
-      fits &&= byId("unranked").checked || !row.classList.contains("unranked");
+      for (const kind of kinds) fits &&= byId(kind).checked || !row.classList.contains(kind);
       row.hidden = !fits;
       shown += fits;
       all += 1;
@@ -129,7 +130,9 @@
       figure.querySelector(".legend").append(entry);
     }
     const explained = document.createElement("span");
-    explained.textContent = "hollow: without a rank · ◆ at the right: published · dashes: Pareto front";
+    explained.textContent = kinds.length
+      ? "hollow: without a rank · ◆ at the right: published · dashes: Pareto front"
+      : "dashes: over a cost the Pareto front, over a setting trials that share all others";
     figure.querySelector(".legend").append(explained);
     figure.hidden = false;
 
@@ -169,7 +172,8 @@
       name.setAttribute("transform", `rotate(-90 14 ${(top + bottom) / 2})`);
       name.textContent = board.metric;
 
-      const front = paretoFront(known.filter((row) => row.kind === "run"), cost);
+      const ranked = known.filter((row) => row.kind === "run");
+      const front = cost.setting ? [] : paretoFront(ranked, cost);
       const at = (row) => [x.place(row.costs[cost.key].value), y(row.value)];
       let path = "";
       front.forEach((row, i) => {
@@ -177,6 +181,12 @@
         path += i ? `H${px}V${py}` : `M${px} ${py}`;
       });
       if (front.length > 1) element("path", { class: "front", d: path }, svg);
+      for (const series of cost.setting ? new Set(ranked.map((row) => row.lines[cost.key])) : []) {
+        const along = ranked.filter((row) => row.lines[cost.key] === series);
+        along.sort((a, b) => a.costs[cost.key].value - b.costs[cost.key].value);
+        const points = along.map((row) => at(row).join(" ")).join("L");
+        if (along.length > 1) element("path", { class: "front", d: `M${points}` }, svg);
+      }
       said.textContent = front.length ? `Pareto front: ${front.map((row) => row.name).join(", ")}` : "";
 
       for (const row of board.rows.filter((r) => r.kind === "published" && visible(r))) {
@@ -232,8 +242,7 @@
   const drawings = [...document.querySelectorAll(".plot")].map(plot).filter(Boolean);
   byId("controls").hidden = false;
   byId("filter").addEventListener("input", filter);
-  byId("published").addEventListener("change", filter);
-  byId("unranked").addEventListener("change", filter);
+  for (const kind of kinds) byId(kind).addEventListener("change", filter);
   const openNamed = () => {
     const named = byId(location.hash.slice(1));
     if (named instanceof HTMLDetailsElement) named.open = true;

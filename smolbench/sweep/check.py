@@ -1,0 +1,125 @@
+"""Whether ``smolbench fit`` would take some settings; called in a process of its own.
+
+It imports what training imports, which the sweep itself keeps out of its memory and of its start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from smolbench.errors import SmolbenchError
+from smolbench.sweep.process import last_words_of
+
+_TELLING = re.compile(r"Option .* is not accepted|Expected an? .*|[Uu]nrecognized arguments.*")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is known of settings that ``smolbench fit`` takes.
+
+    Attributes:
+        monitor: Metric that decides about a run's best checkpoint.
+        mode: Whether it should rise (``max``) or fall (``min``).
+        validates: Whether there is a validation split.
+    """
+
+    monitor: str | None
+    mode: str
+    validates: bool
+
+
+def check(settings: Sequence[Sequence[str]]) -> list[Checked | str]:
+    """Try settings.
+
+    Args:
+        settings: For each of them the arguments behind ``smolbench fit``.
+
+    Returns:
+        For each of them what is known, or the sentence that it is refused with; ends at the first
+        that is refused.
+
+    Raises:
+        SmolbenchError: If they cannot be tried.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "smolbench.sweep.check"],
+        input=json.dumps([list(arguments) for arguments in settings]),
+        capture_output=True,
+        text=True,
+    )
+    try:
+        found = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        raise SmolbenchError(
+            f"The settings of the sweep cannot be checked: {last_words_of(done.stderr)}"
+        ) from None
+    return [one if isinstance(one, str) else Checked(**one) for one in found]
+
+
+def _check_here(settings: Sequence[Sequence[str]]) -> list[dict[str, Any] | str]:
+    from smolbench.callbacks import BatchWatch, GracefulStop  # lazy: torch, and what it brings
+    from smolbench.invocation import read_invocation
+    from smolbench.tasks.task import BaseTask
+    from smolbench.training_cli import SmolCLI
+
+    class Settings(SmolCLI):
+        """Reads settings, builds model and data of them, and stops there."""
+
+        def before_instantiate_classes(self) -> None:
+            self._refuse_misplaced()
+
+        def instantiate_classes(self) -> None:
+            super().instantiate_classes()
+            self.model.runs_dir = self.call.runs_dir
+            self.model.check_inputs()
+
+        def instantiate_trainer(self, **kwargs: Any) -> Any:  # noqa: ANN401 - as Lightning has it
+            return None
+
+        def _run_subcommand(self, subcommand: str) -> None:
+            pass
+
+    found: list[dict[str, Any] | str] = []
+    for arguments in settings:
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                call = read_invocation("fit", list(arguments))
+                cli = Settings(call, GracefulStop(), BatchWatch())
+        except SmolbenchError as error:
+            found.append(str(error))
+            break
+        except SystemExit:
+            found.append(_short(said.getvalue()))
+            break
+        model: BaseTask = cli.model
+        chosen = cli.config["fit"]["checkpoint"]
+        monitor, mode = getattr(model, "monitor", (None, "max"))
+        fraction = getattr(cli.datamodule, "val_fraction", None)
+        found.append(
+            {
+                "monitor": chosen["monitor"] or monitor,
+                "mode": chosen["mode"] or mode,
+                "validates": fraction != 0,
+            }
+        )
+    return found
+
+
+def _short(said: str) -> str:
+    """What matters of the option parser's words."""
+    error = said.rpartition("error: ")[2]
+    telling = [found for found in _TELLING.findall(error) if "NoneType" not in found]
+    return "; ".join(dict.fromkeys(telling)) or " ".join(error.split())
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_check_here(json.load(sys.stdin))) + "\n")

@@ -1,0 +1,128 @@
+"""What a sweep is, and stays, whoever goes on with it: its ``sweep.json``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from smolbench.digest import file_digest
+from smolbench.errors import SmolbenchError
+from smolbench.files import write_atomically
+from smolbench.sweep.check import Checked, check
+from smolbench.sweep.ledger import check_definition
+from smolbench.sweep.space import Space
+
+FILE_NAME = "sweep.json"
+
+
+def define(
+    options: argparse.Namespace,
+    fit: list[str],
+    configs: Sequence[Path],
+    space: Space,
+    name: str,
+    folder: Path,
+) -> dict[str, Any]:
+    """The definition of a sweep that begins, or goes on if it is the one in the folder.
+
+    Args:
+        options: The options of the sweep.
+        fit: Those of its trials.
+        configs: The configurations among them.
+        space: What is swept.
+        name: The sweep's name.
+        folder: Its folder, which is made.
+
+    Raises:
+        SmolbenchError: If the folder holds another sweep or cannot be written, or settings are
+            refused.
+    """
+    definition: dict[str, Any] = {
+        "arguments": fit,
+        "configurations_digest": file_digest(configs),
+        "grid": options.grid,
+        "range": options.range,
+        "sampler": options.sampler,
+        "sampler_seed": options.sampler_seed,
+        "metric": options.metric,
+        "mode": options.mode,
+        "prune": options.prune,
+    }
+    if known := _known(folder):
+        definition["compared_by"] = known.get("compared_by")
+        check_definition(name, known, definition)
+    else:
+        definition["compared_by"] = list(_compared_by(options, fit, space))
+        _make(folder, definition)
+    return definition
+
+
+def _known(folder: Path) -> dict[str, Any]:
+    """The definition of the sweep that a folder holds; empty if it holds none."""
+    path = folder / FILE_NAME
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise SmolbenchError(f"{path} cannot be read ({error}).") from None
+    if not isinstance(known, dict):
+        raise SmolbenchError(f"{path} does not hold a sweep's definition.")
+    return known
+
+
+def _make(folder: Path, definition: Mapping[str, Any]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            if not (folder / FILE_NAME).is_file():
+                text = json.dumps(definition, indent=2, ensure_ascii=False) + "\n"
+                write_atomically(folder / FILE_NAME, text)
+    except OSError as error:
+        raise SmolbenchError(
+            f"The sweep's folder {folder} cannot be written ({error.strerror}); name another place "
+            "with --runs_dir."
+        ) from error
+
+
+def _compared_by(options: argparse.Namespace, fit: list[str], space: Space) -> tuple[str, str]:
+    """The metric that trials are compared by, and its mode.
+
+    Raises:
+        SmolbenchError: If a key or value is refused, or there is nothing to compare by.
+    """
+    checked = _checked([*fit, f"--runs_dir={options.runs_dir}"], space)
+    metric = options.metric or checked.monitor
+    if metric is None:
+        raise SmolbenchError("This task monitors nothing: say with --metric what to compare by.")
+    mode = options.mode or (checked.mode if metric == checked.monitor else None)
+    return metric, mode or ("min" if metric.endswith("loss") else "max")
+
+
+def _checked(fit: list[str], space: Space) -> Checked:
+    """Try every value of every key."""
+    probes = space.probes()
+    found = check([[*fit, *(f"--{k}={v}" for k, v in point.items())] for _, point in probes])
+    for (option, _), one in zip(probes, found, strict=False):
+        if isinstance(one, str):
+            # what the recipe is refused for without any of them is not their fault
+            alone = check([fit])[0] if one is found[0] else None
+            culprit = option if alone != one else "This recipe"
+            raise SmolbenchError(f"{culprit} is refused by `smolbench fit`: {_sentence(one)}")
+        if not one.validates:
+            raise SmolbenchError(
+                "There are no validation rows to compare trials by, data.val_fraction is 0: add "
+                "--data.val_fraction 0.1."
+            )
+    checked = found[0]
+    assert isinstance(checked, Checked), "refusals are raised above"
+    return checked
+
+
+def _sentence(said_: str) -> str:
+    return said_ if said_.endswith(".") else f"{said_}."
