@@ -420,6 +420,8 @@ class SmolCLI(LightningCLI):
             while cause is not None and not isinstance(cause, SmolbenchError):
                 cause = cause.__cause__ or cause.__context__
             raise cause or error from error
+        if self.call.checkpoint is not None:
+            self.model.before_data(read_checkpoint(self.call.checkpoint))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: ANN401 - as Lightning types it
         """A Trainer that writes into the run folder, with the callbacks every run has."""

@@ -115,6 +115,17 @@ def test_a_fine_tuning_killed_and_resumed_is_equal(folder_here, method):
         assert_equal(folder_here / "whole", folder_here / hook)
 
 
+@pytest.mark.parametrize("network", ["cnn", "lstm"])
+def test_a_network_on_words_killed_and_resumed_is_equal(folder_here, network):
+    recipe = ["fit", f"--config=imdb_{network}", *FINE_TUNE[1:]]
+    assert main([*recipe, "--run_dir=whole"]) == 0
+    for hook, n in (("on_train_batch_end", 3), ("on_validation_end", 2)):
+        run = [*recipe, f"--run_dir={hook}"]
+        die(run, hook, n)
+        assert main([*run, "--ckpt_path=last"]) == 0
+        assert_equal(folder_here / "whole", folder_here / hook)
+
+
 CHOOSE = [
     *FINE_TUNE[2:],
     "--model.max_length=150",

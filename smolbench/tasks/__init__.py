@@ -5,6 +5,7 @@ from smolbench.tasks.classification import ClassificationTask
 from smolbench.tasks.distill import DistillationTask
 from smolbench.tasks.fine_tune import FineTuneTask
 from smolbench.tasks.multiple_choice import MultipleChoiceTask
+from smolbench.tasks.neural import NeuralBaselineTask
 from smolbench.tasks.probe import ProbeTask
 from smolbench.tasks.prompt import PromptTask
 from smolbench.tasks.summarize import SummarizationTask
@@ -17,6 +18,7 @@ __all__ = [
     "DistillationTask",
     "FineTuneTask",
     "MultipleChoiceTask",
+    "NeuralBaselineTask",
     "ProbeTask",
     "PromptTask",
     "SummarizationTask",

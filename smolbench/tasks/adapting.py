@@ -22,12 +22,15 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 """Trainer precisions that leave trained weights in float32."""
 
 
-def refuse_unused(method: str, options: Mapping[str, tuple[Any, tuple[str, ...]]]) -> None:
+def refuse_unused(
+    method: str, options: Mapping[str, tuple[Any, tuple[str, ...]]], chosen_by: str = "method"
+) -> None:
     """Refuse options that a method would pass over.
 
     Args:
         method: The method chosen.
         options: For each option its value, ``None`` if not given, and the methods that use it.
+        chosen_by: The option that chooses the method.
 
     Raises:
         SmolbenchError: Naming the first such option.
@@ -35,8 +38,8 @@ def refuse_unused(method: str, options: Mapping[str, tuple[Any, tuple[str, ...]]
     for name, (value, methods) in options.items():
         if value is not None and method not in methods:
             raise SmolbenchError(
-                f"model.{name} is for the method {' or '.join(methods)}, and model.method is "
-                f"{method!r}: leave it out."
+                f"model.{name} is for the {chosen_by} {' or '.join(methods)}, and "
+                f"model.{chosen_by} is {method!r}: leave it out."
             )
 
 

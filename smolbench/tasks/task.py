@@ -101,6 +101,18 @@ class BaseTask(LightningModule):
             SmolbenchError: Saying what is wrong.
         """
 
+    def before_data(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take from the checkpoint of this command what encoding needs: a vocabulary, for example.
+
+        The command line calls it before any data is read; weights are loaded later.
+
+        Args:
+            checkpoint: As it was saved.
+
+        Raises:
+            SmolbenchError: If it does not belong to this task.
+        """
+
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """What a training step minimises, a scalar."""
         raise NotImplementedError(f"{type(self).__name__} has no loss of a single batch.")

@@ -1,0 +1,94 @@
+"""Words and their numbers, for networks that start from no pretrained tokenizer."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+
+from smolbench.digest import text_digest
+from smolbench.errors import SmolbenchError
+
+PAD_ID, UNKNOWN_ID = 0, 1
+"""Numbers of padding and of words that the vocabulary lacks; words follow."""
+VERSION = 1
+"""Of what a word is; it is in the key of everything that is kept on disk."""
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[!?]")
+
+
+def split_words(text: str) -> list[str]:
+    """Words of a text, in lower case.
+
+    A word is a run of letters and digits of any script, with apostrophes inside (``don't``, also
+    with a typographic one); ``!`` and ``?`` are words, too. Everything else separates words: of
+    ``<br />`` remains ``br``.
+    """
+    return _WORD.findall(text.lower().replace("\u2019", "'"))
+
+
+class Vocabulary:
+    """Words in a fixed order; the first one has the number 2.
+
+    Args:
+        words: Each once; none may hold a line break.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = list(words)
+
+    @classmethod
+    def of_texts(cls, texts: Iterable[str], most_words: int, min_count: int) -> Vocabulary:
+        """The most frequent words of texts; of equally frequent ones the alphabet's first.
+
+        Args:
+            texts: What is counted.
+            most_words: How many words are kept at most.
+            min_count: How often a word must occur.
+
+        Raises:
+            SmolbenchError: If no word is left.
+        """
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(split_words(text))
+        ranked = sorted((-count, word) for word, count in counts.items() if count >= min_count)
+        if not ranked:
+            raise SmolbenchError(
+                "The vocabulary is empty: the training texts have "
+                f"{f'{len(counts):,} different words' if counts else 'no words'}"
+                + (
+                    f", and none occurs {min_count} times: lower model.min_count."
+                    if counts
+                    else "."
+                )
+            )
+        return cls([word for _, word in ranked[:most_words]])
+
+    @classmethod
+    def of_lines(cls, lines: str) -> Vocabulary:
+        """Read what :attr:`lines` gave."""
+        return cls(lines.split("\n"))
+
+    @property
+    def lines(self) -> str:
+        """All words, one a line."""
+        return "\n".join(self.words)
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the words in their order."""
+        return text_digest(self.words)
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {word: number for number, word in enumerate(self.words, start=UNKNOWN_ID + 1)}
+
+    def __len__(self) -> int:
+        """Return how many numbers there are, ``V``: the words, padding and the unknown word."""
+        return len(self.words) + UNKNOWN_ID + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Numbers of a text's words; the unknown word where there is none, so never empty."""
+        known = self._numbers
+        return [known.get(word, UNKNOWN_ID) for word in split_words(text)] or [UNKNOWN_ID]
