@@ -1,4 +1,4 @@
-"""The command line: ``smolbench fit | validate | test | predict | sweep | runs | report | ...``.
+"""The command line: ``smolbench fit | validate | test | predict | sweep | report | ...``.
 
 Only routing happens here; what a subcommand needs is imported when it is called, so that ``--help``
 and ``--version`` answer at once.
@@ -10,14 +10,23 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 
 from smolbench import __version__
 from smolbench.errors import SmolbenchError
 from smolbench.invocation import SUBCOMMANDS
 
 _HANDLER = logging.StreamHandler()
+_OTHERS = {
+    "sweep": ("smolbench.sweep.command", "sweep"),
+    "runs": ("smolbench.runs.commands", "list_runs"),
+    "report": ("smolbench.runs.commands", "report"),
+    "footprint": ("smolbench.footprint", "footprint"),
+    "recipes": ("smolbench.cli", "_list_recipes"),
+}
+"""Subcommands that need no Lightning: module and function that carry them out."""
 
 USAGE = f"""\
 smolbench {__version__}: probe and score small language models, and say what it costs.
@@ -31,6 +40,7 @@ smolbench {__version__}: probe and score small language models, and say what it 
   smolbench sweep    --config RECIPE --grid KEY=VALUE,VALUE [...]              try settings
   smolbench runs     [--runs_dir DIR] [--json]                                  list the runs
   smolbench report   [RUNS...] [--output FILE] [--price_per_hour X] [...]       compare runs
+  smolbench footprint MODEL... [--batch_size B] [--length T] [--json]           what a model takes
   smolbench recipes                                                             list the recipes
 
 RECIPE is a file or the name of a shipped recipe, such as imdb_probe. Overrides go last: a --config
@@ -76,28 +86,17 @@ def _dispatch(arguments: list[str]) -> int:
             with _without_collections():
                 from smolbench.training_cli import run  # lazy: lightning takes seconds
             return run(subcommand, arguments[1:])
-    if command == "runs":
-        from smolbench.runs.commands import list_runs
-
-        return list_runs(arguments[1:])
-    if command == "report":
-        from smolbench.runs.commands import report
-
-        return report(arguments[1:])
-    if command == "sweep":
-        from smolbench.sweep.command import sweep
-
-        return sweep(arguments[1:])
-    if command == "recipes":
-        return _list_recipes(arguments[1:])
+    if command in _OTHERS:
+        module, function = _OTHERS[command]
+        act: Callable[[list[str]], int] = getattr(import_module(module), function)
+        return act(arguments[1:])
     if command.startswith("-"):
         raise SmolbenchError(
             f"Options stand behind the subcommand: smolbench fit {command} ..., not smolbench "
             f"{command} ... fit."
         )
     raise SmolbenchError(
-        f"There is no subcommand {command!r}; there are {', '.join(SUBCOMMANDS)}, sweep, runs, "
-        "report and recipes."
+        f"There is no subcommand {command!r}; there are {', '.join([*SUBCOMMANDS, *_OTHERS])}."
     )
 
 

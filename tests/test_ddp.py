@@ -338,6 +338,50 @@ def test_processes_that_learn_to_choose(tmp_path):
     assert scored[0] == scored[1]
 
 
+WORDS = [
+    "--config=imdb_lstm",
+    "--config=tiny",
+    "--config=configs/trainer/ddp2_cpu.yaml",
+    "--data.limit_train=48",
+    "--data.limit_val=10",
+    "--data.limit_test=21",
+    "--data.batch_size=6",
+    "--trainer.max_epochs=2",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.enable_progress_bar=false",
+    "--checkpoint.every_minutes=1e-6",
+    "--trainer.callbacks+=tests.test_ddp.Killer",
+]
+
+
+def test_processes_that_learn_from_words(tmp_path):
+    """They share one vocabulary, and a kill changes nothing; scores are those of one process."""
+    job = Job(tmp_path)
+    fit = [*PYTHON, "smolbench", "fit", *WORDS]
+    done = job.run(*fit, "--run_dir=whole")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "cache" / "vocabularies").iterdir())) == 1
+    killed = job.run(*fit, "--run_dir=killed", intruder="kill")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = job.run(*fit, "--run_dir=killed", "--ckpt_path=last")
+    assert resumed.returncode == 0, resumed.stderr
+    whole, again = (checkpoint(tmp_path / name, "last") for name in ("whole", "killed"))
+    assert whole["smolbench"] == again["smolbench"]
+    for key, value in whole["state_dict"].items():
+        assert torch.equal(value, again["state_dict"][key]), key
+
+    best = f"--ckpt_path={tmp_path / 'whole' / 'checkpoints' / 'best.ckpt'}"
+    scored = []
+    for devices in (1, 2):
+        run = tmp_path / f"tested{devices}"
+        options = [best, f"--trainer.devices={devices}", f"--run_dir={run}"]
+        done = job.run(*PYTHON, "smolbench", "test", *WORDS, *options)
+        assert done.returncode == 0, done.stderr
+        assert results(run)["test/n"] == 21
+        scored.append(pyarrow.parquet.read_table(run / "predictions.parquet").to_pydict())
+    assert scored[0] == scored[1]
+
+
 def test_error_on_one_rank_ends_both(job):
     failed = job.run(*PYTHON, "smolbench", "fit", *FIT, "--run_dir=failed", intruder="error")
     # the first rank finds the connection closed, or Lightning's observer ends it

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from pathlib import Path
 
 from smolbench.digest import text_digest
 from smolbench.errors import SmolbenchError
+from smolbench.files import write_atomically
+
+log = logging.getLogger("smolbench")
 
 PAD_ID, UNKNOWN_ID = 0, 1
 """Numbers of padding and of words that the vocabulary lacks; words follow."""
@@ -92,3 +98,29 @@ class Vocabulary:
         """Numbers of a text's words; the unknown word where there is none, so never empty."""
         known = self._numbers
         return [known.get(word, UNKNOWN_ID) for word in split_words(text)] or [UNKNOWN_ID]
+
+
+def remembered(path: Path, count: Callable[[], Vocabulary]) -> Vocabulary:
+    """A vocabulary that is kept on disk, counted where it is missing or damaged.
+
+    Args:
+        path: Its file, named after everything the words depend on.
+        count: Finds the words.
+    """
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        vocabulary = Vocabulary.of_lines(kept["words"])
+        if vocabulary.digest == kept["digest"]:
+            return vocabulary
+        log.warning("%s is damaged and is made anew.", path)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        log.warning("%s is damaged and is made anew.", path)
+    vocabulary = count()
+    kept = {"digest": vocabulary.digest, "words": vocabulary.lines}
+    try:
+        write_atomically(path, json.dumps(kept, ensure_ascii=False))
+    except OSError as error:
+        log.warning("%s cannot be written (%s); the next run counts again.", path, error)
+    return vocabulary

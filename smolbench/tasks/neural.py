@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +17,10 @@ from smolbench.data.columns import column_digest, column_values
 from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
-from smolbench.files import write_atomically
 from smolbench.models.cnn import TextCNN
 from smolbench.models.embedding import put_vectors, random_embedding
 from smolbench.models.lstm import TextLSTM
-from smolbench.models.vocabulary import PAD_ID, VERSION, Vocabulary
+from smolbench.models.vocabulary import PAD_ID, VERSION, Vocabulary, remembered
 from smolbench.models.word_vectors import check_vectors
 from smolbench.tasks.adapting import refuse_unused
 from smolbench.tasks.classification import Batch, ClassificationTask
@@ -178,25 +176,10 @@ class NeuralBaselineTask(ClassificationTask):
             "texts": column_digest(texts, "text"),
         }
         path = data.cache_dir / "vocabularies" / f"{digest(key)}.json"
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-            vocabulary = Vocabulary.of_lines(known["words"])
-            if vocabulary.digest == known["digest"]:
-                return vocabulary
-            log.warning("%s is damaged and is made anew.", path)
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            log.warning("%s is damaged and is made anew.", path)
-        vocabulary = Vocabulary.of_texts(
-            column_values(texts, "text"), self.vocabulary_size, self.min_count
+        words = column_values(texts, "text")
+        return remembered(
+            path, lambda: Vocabulary.of_texts(words, self.vocabulary_size, self.min_count)
         )
-        kept = {"digest": vocabulary.digest, "words": vocabulary.lines}
-        try:
-            write_atomically(path, json.dumps(kept, ensure_ascii=False))
-        except OSError as error:
-            log.warning("%s cannot be written (%s); the next run counts again.", path, error)
-        return vocabulary
 
     def encode(self, examples: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
         """Numbers of the texts' words, at least one each."""

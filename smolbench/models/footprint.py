@@ -1,0 +1,261 @@
+"""What a model takes: weights by format, key-value cache and training memory, from its shape alone.
+
+Nothing is downloaded but the configuration, and no weight is allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from smolbench.errors import SmolbenchError
+from smolbench.models.adaptation import (
+    Adaptation,
+    LoRAOptions,
+    adapt,
+    hold_frozen_in,
+    linear_layers,
+)
+from smolbench.models.backbone import Backbone, readable_errors
+from smolbench.models.classifier import classify, skeleton
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NF4_BLOCK, NF4_NESTED_BLOCK = 64, 256
+"""Weights that share a scale, and scales that share one in turn (double quantisation)."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Numbers of parameters by part, each counted once however often it is used.
+
+    Attributes:
+        embeddings: Tables of tokens and positions; with tied weights also the language-model head.
+        linear: Matrices of linear layers, which quantisation is for.
+        head: A language-model head of its own, which quantisation leaves as it is.
+        other: Norms, biases, and everything else.
+        quantised: Elements of each of the ``linear`` matrices.
+    """
+
+    embeddings: int
+    linear: int
+    head: int
+    other: int
+    quantised: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return self.embeddings + self.linear + self.head + self.other
+
+    def size(self, bits: float) -> float:
+        """Bytes with linear layers in so many bits per weight and the rest in bfloat16."""
+        return self.linear * bits / 8 + 2 * (self.total - self.linear)
+
+    @property
+    def nf4(self) -> int:
+        """Bytes with linear layers as bitsandbytes holds them: 4 bits, and the scales.
+
+        NF4 with double quantisation (Dettmers et al. 2023): a scale of 8 bits per 64 weights, one
+        of 32 bits per 256 scales, and per matrix the offset of its scales. The two tables that all
+        matrices share are left out.
+        """
+        stored = 0
+        for elements in self.quantised:
+            scales = -(-elements // NF4_BLOCK)
+            stored += -(-elements // 2) + scales + 4 * -(-scales // NF4_NESTED_BLOCK) + 4
+        return stored + 2 * (self.total - self.linear)
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """What a training step over one batch holds, in bytes.
+
+    Attributes:
+        method: What trains.
+        trainable: Parameters that train.
+        weights: Trained ones in float32, frozen matrices in the compute format or 4 bits.
+        gradients: Of what trains, float32.
+        optimizer: AdamW's two averages of what trains, float32.
+        activations: What the forward pass keeps for the backward pass, copies of trained weights in
+            the compute format included.
+    """
+
+    method: str
+    trainable: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it; a little more than the peak, because gradients come as activations go."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def weights_of(backbone: Backbone) -> Weights:
+    """Count a model's parameters by part.
+
+    Raises:
+        SmolbenchError: If its configuration cannot be read, or no model can be made of it.
+    """
+    model = _shape(backbone)
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head_ids = {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set()
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    linear = {id(m.weight) for m in linear_layers(model).values()} - head_ids
+    counts = dict.fromkeys(("embeddings", "linear", "head", "other"), 0)
+    quantised = []
+    for parameter in model.parameters():  # a tied one comes once
+        part = "other"
+        if id(parameter) in tables:
+            part = "embeddings"
+        elif id(parameter) in head_ids:
+            part = "head"
+        elif id(parameter) in linear:
+            part = "linear"
+            quantised.append(parameter.numel())
+        counts[part] += parameter.numel()
+    return Weights(**counts, quantised=tuple(quantised))
+
+
+def cache_bytes_per_token(backbone: Backbone) -> int | None:
+    """Bytes in bfloat16 that a token adds to a decoder's key-value cache; ``None`` for an encoder.
+
+    Measured on the model without weights, by how much the cache grows from a row to a longer one;
+    what does not grow with the text (Mamba's states) does not count.
+
+    Raises:
+        SmolbenchError: If its configuration cannot be read, or no model can be made of it.
+    """
+    model = _shape(backbone)
+    if model.get_output_embeddings() is None:  # type: ignore[no-untyped-call]
+        return None
+    model.config.pad_token_id = None  # else some look for padding, in a row that has no content
+    sizes = []
+    for length in (4, 5):
+        row: dict[str, Any] = {"input_ids": _ids(1, length)}
+        if backbone.config.is_encoder_decoder:
+            row = {"input_ids": _ids(1, 4), "decoder_input_ids": _ids(1, length)}
+        with readable_errors(backbone.name, None), torch.no_grad():
+            cache = getattr(model(**row, use_cache=True), "past_key_values", None)
+        cache = getattr(cache, "self_attention_cache", cache)
+        sizes.append(sum(_kept(layer) for layer in getattr(cache, "layers", [])))
+    return 2 * (sizes[1] - sizes[0])
+
+
+def _kept(layer: Any) -> int:  # noqa: ANN401 - any of transformers' kinds of cached layers
+    tensors = (getattr(layer, "keys", None), getattr(layer, "values", None))
+    return sum(tensor.numel() for tensor in tensors if tensor is not None)
+
+
+def training_memory(
+    backbone: Backbone,
+    method: Adaptation,
+    batch_size: int,
+    length: int,
+    compute: torch.dtype = torch.bfloat16,
+    lora: LoRAOptions | None = None,
+) -> TrainingMemory:
+    """What fine-tuning to classify takes by a method, as ``FineTuneTask`` does it.
+
+    Activations are those that autograd keeps of a forward pass without data, on a CPU's kernels: an
+    estimate, because transformers writes out masks there that it leaves out where there is data,
+    and other devices' kernels keep somewhat more or less. What single operations need for a moment
+    is not counted.
+
+    Args:
+        backbone: The model.
+        method: What trains, beside the head.
+        batch_size: Rows, ``B``.
+        length: Tokens per row, ``T``.
+        compute: What the network computes in.
+        lora: The adapters, for ``lora`` and ``qlora``.
+
+    Raises:
+        SmolbenchError: If the method finds nothing to train in the network, it does not classify,
+            or its positions end before ``length``.
+    """
+    limit = backbone.max_positions
+    if limit is not None and length > limit:
+        raise SmolbenchError(
+            f"--length is {length}, but {backbone.name} has positions for {limit} tokens only."
+        )
+    model = skeleton(backbone, classes=2)
+    adapt(model, method, lora or LoRAOptions(), seed=0)
+    hold_frozen_in(model, compute)
+    stored = sum(p.numel() * p.element_size() for p in model.parameters())
+    if method == "qlora":
+        linear: list[Any] = [module.weight for module in linear_layers(model).values()]
+        frozen = [weight for weight in linear if not weight.requires_grad]
+        in_full = sum(p.numel() * p.element_size() for p in frozen)
+        sizes = tuple(p.numel() for p in frozen)
+        stored += Weights(0, sum(sizes), 0, 0, sizes).nf4 - in_full
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return TrainingMemory(
+        method=method,
+        trainable=trainable,
+        weights=stored,
+        gradients=4 * trainable,
+        optimizer=8 * trainable,
+        activations=_kept_for_backward(model, backbone.name, batch_size, length, compute),
+    )
+
+
+def _kept_for_backward(
+    model: PreTrainedModel, name: str, batch_size: int, length: int, compute: torch.dtype
+) -> int:
+    from torch._subclasses.fake_tensor import FakeTensorMode  # lazy: import cost
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu").train()
+        own = {p.untyped_storage()._cdata for p in model.parameters()}
+        kept: dict[int, torch.UntypedStorage] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                kept[storage._cdata] = storage
+            return tensor
+
+        rows = torch.zeros(batch_size, length, dtype=torch.long)
+        with (
+            readable_errors(name, None),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", dtype=compute, enabled=compute != torch.float32),
+        ):
+            loss = classify(model, rows, torch.ones_like(rows)).logsumexp(dim=1).sum()
+        total = sum(storage.nbytes() for storage in kept.values())
+        del loss
+    return total
+
+
+def _ids(rows: int, length: int) -> torch.Tensor:
+    return torch.zeros(rows, length, dtype=torch.long, device="meta")
+
+
+def _shape(backbone: Backbone) -> PreTrainedModel:
+    """The model on the meta device, with its language-model head where it has one."""
+    from transformers import (  # lazy: import cost
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+    )
+
+    kinds: Sequence[str] = backbone.config.architectures or []
+    loader: Any = AutoModel
+    if backbone.config.is_encoder_decoder:
+        loader = AutoModelForSeq2SeqLM
+    elif any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
+        loader = AutoModelForCausalLM
+    with readable_errors(backbone.name, None), torch.device("meta"):
+        model: PreTrainedModel = loader.from_config(backbone.config)
+    shape: nn.Module = model  # transformers' own methods are untyped
+    shape.eval()
+    return model

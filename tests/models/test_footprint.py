@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from smolbench.errors import SmolbenchError
+from smolbench.models.adaptation import LoRAOptions, adapt, hold_frozen_in
+from smolbench.models.backbone import Backbone
+from smolbench.models.classifier import classify, load_classifier
+from smolbench.models.footprint import cache_bytes_per_token, training_memory, weights_of
+from tests.helpers.tiny import tiny_backbone, tiny_language_model
+
+SMOLLM2 = {
+    "135M": ((30, 9, 3, 576, 1536), 134_515_008, (269.03, 162.87, 109.78)),
+    "360M": ((32, 15, 5, 960, 2560), 361_821_120, (723.65, 409.07, 251.79)),
+    "1.7B": ((24, 32, 32, 2048, 8192), 1_711_376_384, (3422.76, 1812.14, 1006.84)),
+}
+"""Zwicker et al. (2024): the shapes of figure 2, the megabytes of figure 1."""
+
+
+def smollm2(folder, size):
+    layers, heads, kv_heads, width, hidden = SMOLLM2[size][0]
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=width,
+        intermediate_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        tie_word_embeddings=True,
+        max_position_embeddings=8192,
+        architectures=["LlamaForCausalLM"],
+    )
+    config.save_pretrained(folder)  # and no weights
+    return Backbone(str(folder), None, "bfloat16")
+
+
+@pytest.mark.parametrize("size", SMOLLM2)
+def test_the_published_footprints(tmp_path, size):
+    _, parameters, published = SMOLLM2[size]
+    weights = weights_of(smollm2(tmp_path, size))
+    assert weights.total == parameters
+    assert weights.head == 0  # tied to the embeddings
+    for bits, megabytes in zip((16, 8, 4), published, strict=True):
+        assert weights.size(bits) / 1e6 == pytest.approx(megabytes, abs=0.02)
+    # a scale of a byte per 64 weights, and little more
+    assert weights.nf4 - weights.size(4) == pytest.approx(weights.linear / 64, rel=0.02)
+
+
+def test_a_cached_token_of_smollm2(tmp_path):
+    assert cache_bytes_per_token(smollm2(tmp_path, "135M")) == 2 * 30 * 3 * 64 * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    # keys and values of two layers in bfloat16; of llama one head of two; of T5 its own width
+    [("llama", 2 * 2 * 8 * 2), ("gpt2", 2 * 2 * 16 * 2), ("opt", 2 * 2 * 16 * 2), ("mamba", 0)],
+)
+def test_a_cached_token(kind, expected):
+    backbone = Backbone(tiny_language_model(kind), None, "float32")
+    assert cache_bytes_per_token(backbone) == expected
+
+
+def test_an_encoder_caches_nothing():
+    assert cache_bytes_per_token(Backbone(tiny_backbone("bert"), None, "float32")) is None
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "opt_350m", "gpt_neo"])
+def test_parts_are_those_of_the_loaded_model(kind):
+    from transformers import AutoModelForCausalLM
+
+    name = tiny_language_model(kind)
+    weights = weights_of(Backbone(name, None, "float32"))
+    model = AutoModelForCausalLM.from_pretrained(name)
+    assert weights.total == sum(p.numel() for p in model.parameters())
+    assert weights.other == sum(p.numel() for p in model.parameters() if p.ndim < 2)
+    tied = model.config.tie_word_embeddings
+    assert (weights.head == 0) == tied
+    assert sum(weights.quantised) == weights.linear
+
+
+def test_4_bit_sizes_are_those_of_bitsandbytes():
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    from smolbench.models.footprint import Weights
+
+    for shape in ((7, 9), (64, 64), (300, 577)):
+        elements = shape[0] * shape[1]
+        data, state = bitsandbytes.functional.quantize_4bit(
+            torch.randn(shape), quant_type="nf4", compress_statistics=True
+        )
+        held = (data, state.absmax, state.state2.absmax, state.offset)
+        measured = sum(tensor.numel() * tensor.element_size() for tensor in held)
+        assert Weights(0, elements, 0, 0, (elements,)).nf4 == measured
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "bert"])
+@pytest.mark.parametrize("method", ["full", "lora", "biases"])
+def test_training_memory_is_that_of_a_real_step(kind, method):
+    if method == "biases":
+        method = "bitfit_added" if kind == "llama" else "bitfit"
+    backbone = Backbone(tiny_backbone(kind), None, "bfloat16")
+    found = training_memory(backbone, method, 3, 20)
+
+    model = load_classifier(backbone, 2, seed=0)
+    adapt(model, method, LoRAOptions(), seed=0)
+    hold_frozen_in(model, torch.bfloat16)
+    kept: dict[int, torch.UntypedStorage] = {}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    rows = torch.ones(3, 20, dtype=torch.long)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+    ):
+        loss = classify(model, rows, torch.ones_like(rows)).logsumexp(dim=1).sum()
+    activations = sum(storage.nbytes() for storage in kept.values())
+    loss.backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained)
+    optimizer.step()
+    averages = [v for s in optimizer.state.values() for k, v in s.items() if k != "step"]
+    assert found.trainable == sum(p.numel() for p in trained)
+    assert found.weights == sum(p.numel() * p.element_size() for p in model.parameters())
+    assert found.gradients == sum(p.grad.numel() * p.grad.element_size() for p in trained)
+    assert found.optimizer == sum(v.numel() * v.element_size() for v in averages)
+    # what differs at this size: masks that are written out, and the format of norms' statistics
+    assert found.activations == pytest.approx(activations, rel=0.1)
+
+
+def test_memory_grows_with_the_batch_and_falls_with_the_method():
+    backbone = Backbone(tiny_backbone("llama"), None, "bfloat16")
+    full, lora, qlora = (training_memory(backbone, m, 4, 32) for m in ("full", "lora", "qlora"))
+    assert full.total > lora.total > qlora.total
+    assert qlora.activations == lora.activations
+    twice = training_memory(backbone, "lora", 8, 32)
+    assert twice.activations > 1.8 * lora.activations
+    assert twice.weights == lora.weights
+
+
+def test_rows_longer_than_the_model_reads_are_refused():
+    with pytest.raises(SmolbenchError, match="positions for 128 tokens only"):
+        training_memory(Backbone(tiny_backbone("gpt2"), None, "bfloat16"), "full", 1, 129)
