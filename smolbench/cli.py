@@ -24,7 +24,7 @@ _OTHERS = {
     "runs": ("smolbench.runs.commands", "list_runs"),
     "report": ("smolbench.runs.commands", "report"),
     "footprint": ("smolbench.footprint", "footprint"),
-    "recipes": ("smolbench.cli", "_list_recipes"),
+    "recipes": ("smolbench.recipes", "list_recipes"),
 }
 """Subcommands that need no Lightning: module and function that carry them out."""
 
@@ -37,7 +37,7 @@ smolbench {__version__}: probe and score small language models, and say what it 
   smolbench validate [--config RECIPE] [--ckpt_path best|last|none|PATH]        score on validation
   smolbench predict  --text "..." | --input FILE [--output FILE] [--before none|RUN]
                                                                                 label your own texts
-  smolbench sweep    --config RECIPE --grid KEY=VALUE,VALUE [...]              try settings
+  smolbench sweep    --config RECIPE --grid KEY=VALUE,VALUE [...]               try settings
   smolbench runs     [--runs_dir DIR] [--json]                                  list the runs
   smolbench report   [RUNS...] [--output FILE] [--price_per_hour X] [...]       compare runs
   smolbench footprint MODEL... [--batch_size B] [--length T] [--json]           what a model takes
@@ -110,18 +110,6 @@ def _without_collections() -> Generator[None, None, None]:
     finally:
         if collects:
             gc.enable()
-
-
-def _list_recipes(arguments: list[str]) -> int:
-    from smolbench.recipes import describe, recipe_names
-
-    if arguments:
-        raise SmolbenchError(f"smolbench recipes takes no arguments, but got {arguments[0]!r}.")
-    names = recipe_names()
-    width = max(map(len, names))
-    for name in names:
-        sys.stdout.write(f"{name:<{width}}  {describe(name)}\n")
-    return 0
 
 
 def _set_up_logging() -> None:

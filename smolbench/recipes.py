@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,3 +90,21 @@ def describe(name: str) -> str:
     """First line of a recipe's header comment."""
     first = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[:1]
     return first[0].lstrip("# ") if first and first[0].startswith("#") else ""
+
+
+def list_recipes(arguments: Sequence[str]) -> int:
+    """``smolbench recipes``: all shipped recipes and overlays, a line each.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        SmolbenchError: If there are arguments.
+    """
+    if arguments:
+        raise SmolbenchError(f"smolbench recipes takes no arguments, but got {arguments[0]!r}.")
+    names = recipe_names()
+    width = max(map(len, names))
+    for name in names:
+        sys.stdout.write(f"{name:<{width}}  {describe(name)}\n")
+    return 0
