@@ -86,6 +86,18 @@ class Backbone:
             return str(tiny_t5(cache_root() / "models"))
         return self.name
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the files lie in a folder, not on the Hub."""
+        return Path(self.location).is_dir()
+
+    @property
+    def origin(self) -> tuple[str, str | None]:
+        """What others load it by: id and commit on the Hub, or the folder's whole path."""
+        if self.is_local:
+            return str(Path(self.location).resolve()), None
+        return self.location, self.revision
+
     @cached_property
     def config(self) -> PreTrainedConfig:
         """The model's configuration.

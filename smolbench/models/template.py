@@ -55,8 +55,8 @@ class TemplateEncoder:
         self.truncation_side = truncation_side
         prefix, suffix = template.split(SLOT)
         # in most vocabularies a space is the beginning of the word behind it
-        self._space = prefix[len(prefix.rstrip(" ")) :]
-        prefix = prefix.removesuffix(self._space)
+        self.space = prefix[len(prefix.rstrip(" ")) :]
+        prefix = prefix.removesuffix(self.space)
         self.head_ids, self.tail_ids = _special_tokens(tokenizer)
         self.shared_ids = self.head_ids + self._ids([prefix])[0]
         self.suffix_ids = self._ids([suffix])[0]
@@ -82,7 +82,7 @@ class TemplateEncoder:
         """
         rows: list[list[int]] = []
         lengths: list[int] = []
-        for ids in self._ids([self._space + text for text in texts]):
+        for ids in self._ids([self.space + text for text in texts]):
             if len(ids) > self.text_budget:
                 keep_end = self.truncation_side == "left"
                 ids = ids[-self.text_budget :] if keep_end else ids[: self.text_budget]
@@ -122,7 +122,7 @@ class TemplateEncoder:
     def key(self) -> dict[str, str | int]:
         """Everything that decides about the ids, for naming a cache."""
         return {
-            "encoder": "template-2" if self._space else "template-1",
+            "encoder": "template-2" if self.space else "template-1",
             "tokenizer": digest({"json": self.tokenizer.backend_tokenizer.to_str()}),
             "template": self.template,
             "max_length": self.max_length,

@@ -79,21 +79,37 @@ def print_summary(results: Results, folder: Path, *, splits: tuple[str, ...]) ->
     if (convention := results.get("convention")) is not None:
         table.add_row("scored as in", str(convention))
     for split in splits:
-        for key, label in _QUALITY:
-            if (value := results.get(f"{split}/{key}")) is not None:
-                error = results.get(f"{split}/{key}_stderr")
-                spread = f"± {error:.4f}" if isinstance(error, float) else ""
-                table.add_row(f"{split} {label}", _number(value), spread)
-    for key, label, unit in _COSTS:
-        if (value := results.get(key)) is not None:
-            note = " (reused)" if key == "cost/cache_s" and results.get("cost/cache_reused") else ""
-            table.add_row(label, _number(value), unit + note)
+        for label, value, spread in quality_lines(results, split):
+            table.add_row(f"{split} {label}", value, spread and f"± {spread}")
+    for line in cost_lines(results):
+        table.add_row(*line)
     console = Console()
     console.print(table)
     if "test" in splits:
         _print_classes(console, results)
         _print_samples(console, folder)
     console.print(f"Run folder: {folder}", soft_wrap=True, highlight=False)
+
+
+def quality_lines(results: Results, split: str) -> list[tuple[str, str, str]]:
+    """What a split was scored: name, value and standard error (empty if there is none)."""
+    lines = []
+    for key, label in _QUALITY:
+        if (value := results.get(f"{split}/{key}")) is not None:
+            error = results.get(f"{split}/{key}_stderr")
+            spread = f"{error:.4f}" if isinstance(error, float) else ""
+            lines.append((label, _number(value), spread))
+    return lines
+
+
+def cost_lines(results: Results) -> list[tuple[str, str, str]]:
+    """What a run has cost: name, value and unit."""
+    lines = []
+    for key, label, unit in _COSTS:
+        if (value := results.get(key)) is not None:
+            note = " (reused)" if key == "cost/cache_s" and results.get("cost/cache_reused") else ""
+            lines.append((label, _number(value), unit + note))
+    return lines
 
 
 def _print_classes(console: Console, results: Results) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,6 +27,9 @@ from smolbench.models.classical import (
     pipeline_from_bytes,
     pipeline_to_bytes,
 )
+from smolbench.models.export.adapter import require_adapters
+from smolbench.models.export.exported import Exported
+from smolbench.models.export.pipeline import write_pipeline
 from smolbench.tasks.classification import Batch, ClassificationTask
 
 if TYPE_CHECKING:
@@ -204,6 +208,14 @@ class ClassicalTask(ClassificationTask):
             raise NotImplementedError("There is nothing to wait for before it is fitted.")
         classes = len(self.label_names)
         return lambda texts: torch.from_numpy(class_scores(self.pipeline, texts, classes))
+
+    def export(self, folder: Path, *, adapter: bool = False) -> Exported:
+        """Write the fitted pipeline; see the base class."""
+        if adapter:
+            require_adapters(None)
+        return write_pipeline(
+            self.pipeline, self.label_names, probabilistic=self.probabilistic, folder=folder
+        )
 
     # -- what results and checkpoints say ---------------------------------------------------------
 

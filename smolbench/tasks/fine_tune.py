@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +28,14 @@ from smolbench.models.adaptation import (
 )
 from smolbench.models.backbone import Backbone, DType
 from smolbench.models.classifier import classify, load_classifier, skeleton
+from smolbench.models.export.adapter import require_adapters
+from smolbench.models.export.classifier import (
+    Trained,
+    write_classifier,
+    write_classifier_adapter,
+)
+from smolbench.models.export.exported import SAMPLES, Exported
+from smolbench.models.export.probe import write_probe
 from smolbench.models.features import FrozenFeatures
 from smolbench.models.heads import build_head
 from smolbench.models.quantization import in_four_bits, keep_gradients
@@ -155,6 +164,7 @@ class FineTuneTask(ClassificationTask):
         self.model: Any = None
         self.head: torch.nn.Module | None = None
         self._compute = torch.float32
+        self._in_four_bits: dict[str, Any] = {}
 
     # -- text to batches --------------------------------------------------------------------------
 
@@ -261,12 +271,13 @@ class FineTuneTask(ClassificationTask):
             self.head = build_head("linear", width, classes, 0, 0.0, self.seed)
             return
         self._compute = compute_dtype(self.backbone, self._trainer, device)
-        options: dict[str, Any] = {}
         if self.method == "qlora":
             bare = skeleton(self.backbone, classes)
-            options = in_four_bits(bare, self.quantize, self.lora.targets, self._compute, device)
+            self._in_four_bits = in_four_bits(
+                bare, self.quantize, self.lora.targets, self._compute, device
+            )
         with torch.device("cpu"):  # whatever device Lightning has made the default
-            model = load_classifier(self.backbone, classes, self.seed, **options)
+            model = load_classifier(self.backbone, classes, self.seed, **self._in_four_bits)
             adapt(model, self.method, self.lora, self.seed)
         hold_frozen_in(model, self._compute)
         keep_gradients(model)
@@ -290,6 +301,33 @@ class FineTuneTask(ClassificationTask):
         assert self.model is not None, "configure_model runs first"
         with autocast(self.device, self._compute):
             return classify(self.model, batch["input_ids"], batch["attention_mask"])
+
+    def export(self, folder: Path, *, adapter: bool = False) -> Exported:
+        """Write a classifier of transformers, or adapters of peft; see the base class.
+
+        With ``head``: a head and a script that runs it, as its bias has no place in transformers'.
+        """
+        if self.head is not None:
+            if adapter:
+                require_adapters(None)
+            return write_probe(self.frozen, self.head, "linear", self.label_names, folder)
+        if not self._in_four_bits:
+            self.model.float()  # what is frozen stays rounded as it was in training
+        self.model.eval()
+        trained = Trained(
+            model=self.model,
+            backbone=self.backbone,
+            encoder=self.encoder,
+            labels=self.label_names,
+            lora=self.lora if self.method in ADAPTERS else None,
+            in_four_bits=self._in_four_bits,
+        )
+        rows = pad_rows(self.encode({"text": SAMPLES})["input_ids"], self._padding)
+        with torch.inference_mode():
+            expected = classify(self.model, rows["input_ids"], rows["attention_mask"])
+        write = write_classifier_adapter if adapter else write_classifier
+        self.model = None  # it is taken apart
+        return write(trained, expected, folder)
 
     # -- what results and checkpoints say ---------------------------------------------------------
 

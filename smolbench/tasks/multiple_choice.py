@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -24,6 +25,11 @@ from smolbench.models.causal_lm import (
 )
 from smolbench.models.choice_rows import ChoiceRows
 from smolbench.models.conventions import ChoiceEncoder, Convention
+from smolbench.models.export.exported import Exported
+from smolbench.models.export.language_model import (
+    write_language_model,
+    write_language_model_adapter,
+)
 from smolbench.models.quantization import in_four_bits
 from smolbench.models.scoring import can_branch, log_likelihoods
 from smolbench.tasks.adapting import (
@@ -166,6 +172,7 @@ class MultipleChoiceTask(BaseTask):
             )
         self.model: PreTrainedModel | None = None
         self._compute = torch.float32
+        self._in_four_bits: dict[str, Any] = {}
         self._prefix_ids: list[int] = []
         self._prefix: Cache | None = None
         self._test_predictions: dict[str, np.ndarray] | None = None
@@ -291,12 +298,12 @@ class MultipleChoiceTask(BaseTask):
                 self.model = model
                 return
             self._compute = compute_dtype(self.backbone, self._trainer, device)
-            options: dict[str, Any] = {}
             if self.method == "qlora":
                 bare = language_model_skeleton(self.backbone)
-                targets = self.lora.targets
-                options = in_four_bits(bare, self.quantize, targets, self._compute, device)
-            model = load_language_model(self.backbone, torch.float32, **options)
+                self._in_four_bits = in_four_bits(
+                    bare, self.quantize, self.lora.targets, self._compute, device
+                )
+            model = load_language_model(self.backbone, torch.float32, **self._in_four_bits)
             adapt(model, self.method, self.lora, self.seed)
         hold_frozen_in(model, self._compute)
         if self.gradient_checkpointing:
@@ -378,6 +385,27 @@ class MultipleChoiceTask(BaseTask):
     def predictions(self) -> dict[str, np.ndarray] | None:
         """Columns of ``predictions.parquet`` after a test, in the order of the test split."""
         return self._test_predictions
+
+    def export(self, folder: Path, *, adapter: bool = False) -> Exported:
+        """Write a causal language model of transformers, or adapters of peft; see the base class.
+
+        Raises:
+            SmolbenchError: If nothing was trained, or it cannot be exported honestly.
+        """
+        if self.method == "none":
+            return super().export(folder, adapter=adapter)
+        model, self.model = self.model, None  # it is taken apart
+        reads = [
+            f"A context and an ending, worded as the convention `{self.convention}` has it; the "
+            "score of an ending is the sum of its tokens' log-probabilities.",
+            f"At most {self.max_length:,} tokens are read; a longer context lost its beginning.",
+        ]
+        if adapter:
+            lora = self.lora if self.method in ADAPTERS else None
+            return write_language_model_adapter(
+                model, self.backbone, lora, self._in_four_bits, reads, folder
+            )
+        return write_language_model(model, self.backbone, self._in_four_bits, reads, folder)
 
     # -- what results and checkpoints say ---------------------------------------------------------
 

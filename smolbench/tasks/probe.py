@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,9 @@ from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
 from smolbench.models.backbone import Backbone, DType, Facts
+from smolbench.models.export.adapter import require_adapters
+from smolbench.models.export.exported import Exported
+from smolbench.models.export.probe import write_probe
 from smolbench.models.features import FrozenFeatures, Layers, Pooling
 from smolbench.models.heads import HeadName, build_head
 from smolbench.models.template import TemplateEncoder
@@ -218,6 +222,13 @@ class ProbeTask(ClassificationTask):
         assert self.head is not None, "configure_model runs first"
         logits: torch.Tensor = self.head(batch["features"])
         return logits
+
+    def export(self, folder: Path, *, adapter: bool = False) -> Exported:
+        """Write the head and a script that runs it; see the base class."""
+        if adapter:
+            require_adapters(None)
+        assert self.head is not None, "configure_model runs first"
+        return write_probe(self.frozen, self.head, self.head_name, self.label_names, folder)
 
     # -- what results and checkpoints say ---------------------------------------------------------
 

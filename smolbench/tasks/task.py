@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from smolbench.data.batching import Rows
 from smolbench.errors import SmolbenchError
+from smolbench.models.export.exported import Exported
 from smolbench.ranks import TrainerRanks
 from smolbench.tasks.batch_size import largest_batch
 
@@ -294,6 +295,24 @@ class BaseTask(LightningModule):
                 f"{sorted(expected - found) or 'none'}, unexpected are "
                 f"{sorted(found - expected) or 'none'}."
             )
+
+    def export(self, folder: Path, *, adapter: bool = False) -> Exported:
+        """Write the trained model so that others load it without smolbench.
+
+        Args:
+            folder: An existing, empty folder.
+            adapter: Whether only the adapters are written, not the network they belong to.
+
+        Returns:
+            What was written, for its model card.
+
+        Raises:
+            SmolbenchError: If there is nothing to export, or it cannot be exported honestly.
+        """
+        raise SmolbenchError(
+            f"A {type(self).__name__} trains nothing that could be exported: it uses its model as "
+            "it comes."
+        )
 
     def facts(self) -> dict[str, Any]:
         """What results say about the model."""

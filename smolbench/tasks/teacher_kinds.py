@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,13 +19,13 @@ from smolbench.errors import SmolbenchError
 from smolbench.models.backbone import TINY, Backbone, DType
 from smolbench.models.classifier import load_trained_classifier
 from smolbench.runs.run_dir import Run
-from smolbench.runs.settings import read_settings
+from smolbench.runs.settings import Settings, read_settings
 from smolbench.tasks.adapting import compute_dtype
 from smolbench.tasks.classification import ClassificationTask
 from smolbench.tasks.fine_tune import FineTuneTask
 from smolbench.tasks.probe import ProbeTask
-from smolbench.tasks.task import CHECKPOINT_KEY
 from smolbench.tasks.teacher import Teacher, pass_blocks
+from smolbench.tasks.trained import pinned_options, signature_of, task_class_of
 
 _SPLIT_OPTIONS = ("revision", "split_seed", "val_fraction", "test_fraction", "downsample", "clean")
 """Data options that decide which rows are trained on; limits only leave some of them out."""
@@ -79,7 +78,7 @@ class RunTeacher(Teacher):
                 "anew, or name another."
             )
         self._settings = read_settings(run.config)
-        self._task = _task_class(self._settings.get("model"), self.name)
+        self._task = _task_class(self._settings, run.path)
 
     @cached_property
     def identity(self) -> str:
@@ -89,11 +88,7 @@ class RunTeacher(Teacher):
 
     @cached_property
     def _signature(self) -> Mapping[str, Any]:
-        origin = read_checkpoint(self.checkpoint).get(CHECKPOINT_KEY)
-        if not isinstance(origin, Mapping):
-            raise SmolbenchError(f"{self.checkpoint} was not written by smolbench.")
-        signature: Mapping[str, Any] = origin.get("signature", {})
-        return signature
+        return signature_of(read_checkpoint(self.checkpoint), self.checkpoint)
 
     def check(self, label_names: Sequence[str], data: TextDataModule) -> None:
         """See the base class; remarks if the teacher may have seen rows that are scored."""
@@ -128,11 +123,7 @@ class RunTeacher(Teacher):
 
     def build(self, label_names: Sequence[str]) -> ClassificationTask:
         """See the base class; the pretrained weights are those of the commit it was trained on."""
-        options = dict(self._settings["model"].get("init_args") or {})
-        backbone = str(options.get("backbone"))
-        if backbone != TINY and not Path(backbone).is_dir():
-            options["revision"] = self._signature.get("revision")
-        task: ClassificationTask = self._task(**options)
+        task = self._task(**pinned_options(self._settings, self._signature))
         task.label_names = list(label_names)
         return task
 
@@ -156,17 +147,12 @@ class RunTeacher(Teacher):
         }
 
 
-def _task_class(model: Any, run: str) -> type[ClassificationTask]:  # noqa: ANN401 - from YAML
-    path = str(model.get("class_path") if isinstance(model, dict) else model)
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SmolbenchError(f"The task {path} of the teacher {run} cannot be found.") from error
-    if not isinstance(found, type) or not issubclass(found, (ProbeTask, FineTuneTask)):
+def _task_class(settings: Settings, run: Path) -> type[ClassificationTask]:
+    found = task_class_of(settings, run)
+    if not issubclass(found, (ProbeTask, FineTuneTask)):
         raise SmolbenchError(
-            f"The teacher {run} is of a {name}, which cannot teach: name the run of a ProbeTask, "
-            "FineTuneTask or DistillationTask."
+            f"The teacher {run} is of a {found.__name__}, which cannot teach: name the run of a "
+            "ProbeTask, FineTuneTask or DistillationTask."
         )
     return found
 

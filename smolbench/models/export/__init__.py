@@ -1,0 +1,1 @@
+"""Writing trained models as folders that others load without smolbench; no Lightning here."""

@@ -1,0 +1,66 @@
+"""A fitted scikit-learn pipeline as a file of skops, which holds data and no code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smolbench.models.classical import pipeline_from_bytes, pipeline_to_bytes
+from smolbench.models.export.exported import HERE, SAMPLES, Exported
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+FILE = "pipeline.skops"
+_USAGE = f"""\
+import json
+from pathlib import Path
+
+import skops.io
+
+folder = Path("{HERE}")
+# skops asks for every type beside scikit-learn's own; none of these runs code
+trusted = %s
+pipeline = skops.io.load(folder / "{FILE}", trusted=trusted)
+labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+for number in pipeline.predict(["Two hours I will never get back.", "A gem."]):
+    print(labels[number])
+"""
+
+
+def write_pipeline(
+    pipeline: Pipeline, labels: Sequence[str], *, probabilistic: bool, folder: Path
+) -> Exported:
+    """Write a fitted pipeline and the names of its classes.
+
+    Args:
+        pipeline: A fitted one.
+        labels: Names of the ``C`` classes; the pipeline predicts their numbers.
+        probabilistic: Whether it has probabilities.
+        folder: An existing folder.
+
+    Raises:
+        SmolbenchError: If what was written cannot be read again.
+    """
+    import skops.io  # lazy: only classical tasks need it
+
+    saved = pipeline_to_bytes(pipeline)
+    again = pipeline_from_bytes(saved)
+    assert again.predict(SAMPLES).tolist() == pipeline.predict(SAMPLES).tolist(), "the same data"
+    (folder / FILE).write_bytes(saved)
+    names = json.dumps(list(labels), ensure_ascii=False)
+    (folder / "labels.json").write_text(names + "\n", encoding="utf-8")
+    trusted = sorted(skops.io.get_untrusted_types(data=saved))
+    limits = ["skops loads it with the version of scikit-learn that it was fitted with; see below."]
+    if not probabilistic:
+        limits.append("It has no probabilities: its scores are margins.")
+    return Exported(
+        library="sklearn",
+        what="a TF-IDF vectoriser and a classifier of scikit-learn",
+        usage=_USAGE % trusted,
+        reads=["The text as it is: words, and sequences of them, are counted."],
+        limits=limits,
+        pipeline="text-classification",
+    )

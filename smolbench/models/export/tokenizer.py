@@ -1,0 +1,131 @@
+"""A tokenizer that puts texts into their template by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smolbench.errors import SmolbenchError
+from smolbench.models.export.exported import SAMPLES
+from smolbench.models.template import SLOT, TemplateEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+
+def write_tokenizer(encoder: TemplateEncoder, config: PreTrainedConfig, folder: Path) -> int:
+    """Write a tokenizer that turns a text into the very ids that the model was trained on.
+
+    With ``truncation=True`` rows are cut to the length and from the end that the run had; the
+    template and special tokens are never cut. A template becomes part of the tokenizer's
+    post-processing, so that every tool that loads the folder uses it.
+
+    Args:
+        encoder: What made the run's token ids.
+        config: The model's configuration.
+        folder: An existing folder.
+
+    Returns:
+        The id that short rows are filled with.
+
+    Raises:
+        SmolbenchError: If no tokenizer of transformers gives these ids.
+    """
+    from transformers import AutoTokenizer  # lazy: import cost
+
+    tokenizer = encoder.tokenizer
+    if encoder.template != SLOT:
+        tokenizer = _with_template(encoder)
+    tokenizer.model_max_length = encoder.max_length
+    sides = {"truncation_side": encoder.truncation_side, "padding_side": "right"}
+    for name, side in sides.items():
+        setattr(tokenizer, name, side)
+    tokenizer.init_kwargs |= sides  # transformers saves attributes that are named here
+    last = [*encoder.suffix_ids, *encoder.tail_ids][-1:]
+    pad = padding_id(tokenizer, config, last)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    tokenizer.save_pretrained(folder)
+    texts = [*SAMPLES, " ".join([*SAMPLES] * (encoder.max_length // 8 + 1)), " A  b "]
+    found = AutoTokenizer.from_pretrained(folder)(texts, truncation=True)["input_ids"]
+    rows: list[list[int]] = encoder.encode(texts)["input_ids"]  # type: ignore[assignment] # rows
+    if found != [[*encoder.shared_ids, *row] for row in rows]:
+        raise SmolbenchError(
+            f"The tokenizer of {tokenizer.name_or_path or 'the model'} cannot be saved so that it "
+            "gives the token ids this run was trained on: with model.template '{text}' it may be."
+        )
+    return pad
+
+
+def _with_template(encoder: TemplateEncoder) -> PreTrainedTokenizerBase:
+    """A tokenizer whose rows are the template's, of a class that leaves its parts as they are."""
+    from tokenizers import Tokenizer, normalizers, processors  # lazy: import cost
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = encoder.tokenizer
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    parts = {
+        "template_start": encoder.shared_ids,
+        "template_end": [*encoder.suffix_ids, *encoder.tail_ids],
+    }
+    row = ("template_start", "$A", "template_end")
+    backend.post_processor = processors.TemplateProcessing(
+        single=[name for name in row if name == "$A" or parts[name]],
+        special_tokens=[
+            {"id": name, "ids": ids, "tokens": [backend.id_to_token(i) for i in ids]}
+            for name, ids in parts.items()
+            if ids
+        ],
+    )
+    if encoder.space:
+        space = normalizers.Prepend(encoder.space)
+        others = [backend.normalizer] if backend.normalizer is not None else []
+        backend.normalizer = normalizers.Sequence([space, *others])
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call] # untyped in transformers
+        tokenizer_object=backend,
+        clean_up_tokenization_spaces=tokenizer.clean_up_tokenization_spaces,
+        **tokenizer.special_tokens_map,
+    )
+
+
+def padding_id(
+    tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, last: Sequence[int] = ()
+) -> int:
+    """The token that fills short rows: the model's own, if it has one.
+
+    Args:
+        tokenizer: Its tokenizer.
+        config: Its configuration.
+        last: The id that every row ends in, if all end in the same; transformers finds the end of a
+            row by its padding, so it must be another one.
+    """
+    named = (
+        getattr(config, "pad_token_id", None),
+        tokenizer.pad_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.unk_token_id,
+        tokenizer.bos_token_id,
+    )
+    found = (int(i) for i in named if i is not None and i >= 0 and i not in last)
+    return next(found, 0)
+
+
+def describe_reading(encoder: TemplateEncoder) -> list[str]:
+    """What a model card says of how texts are read."""
+    end = "end" if encoder.truncation_side == "right" else "beginning"
+    said = [
+        f"At most {encoder.max_length:,} tokens are read; a longer text loses its {end} (give the "
+        "tokenizer `truncation=True`)."
+    ]
+    if encoder.template == SLOT:
+        return ["The text as it is, with no prompt around it.", *said]
+    first = (
+        f"The text is put into a template, where `{SLOT}` stands: `{encoder.template!r}`. The "
+        "tokenizer in this folder does so by itself: give it the bare text."
+    )
+    if encoder.space:
+        first += (
+            " (A text that is empty, or spells out one of the tokenizer's special tokens, gets "
+            "other spaces than in training.)"
+        )
+    return [first, *said]

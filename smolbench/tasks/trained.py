@@ -1,0 +1,121 @@
+"""A finished run's model, rebuilt from the settings and a checkpoint in the run's folder."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from smolbench.callbacks.checkpoint import read_checkpoint
+from smolbench.errors import SmolbenchError
+from smolbench.models.backbone import TINY
+from smolbench.runs.run_dir import Run
+from smolbench.runs.settings import Settings, read_settings
+from smolbench.tasks.classification import ClassificationTask
+from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask
+
+
+class TrainedRun:
+    """A finished training and one of its checkpoints.
+
+    Args:
+        run: Its folder.
+        checkpoint: A checkpoint of it.
+
+    Raises:
+        SmolbenchError: If the run is no finished training, has no such checkpoint or settings, or
+            is of a task that does not exist here.
+    """
+
+    def __init__(self, run: Run, checkpoint: Path) -> None:
+        self.run = run
+        self.checkpoint = checkpoint
+        self.results = run.results()
+        if "attempts" not in self.results:
+            raise SmolbenchError(
+                f"The run {run.path} is no training, it has only scored a model: name the run that "
+                "trained it."
+            )
+        if (status := self.results.get("status")) != "finished":
+            raise SmolbenchError(
+                f"The run {run.path} is not finished (it is {status}): go on with it by `smolbench "
+                f"fit --run_dir {run.path} --ckpt_path last`, or name another."
+            )
+        if not checkpoint.is_file():
+            raise SmolbenchError(
+                f"The run {run.path} has no checkpoint {checkpoint.name}: train it anew, or name "
+                "another."
+            )
+        self.settings = read_settings(run.config)
+        found = task_class_of(self.settings, run.path)
+        if not issubclass(found, BaseTask):
+            raise SmolbenchError(f"The run {run.path} is of a {found.__name__}, no task here.")
+        self.task_class: type[BaseTask] = found
+
+    def task(self, **options: Any) -> BaseTask:  # noqa: ANN401 - as the task types them
+        """The model as it was trained, on the CPU.
+
+        Args:
+            **options: Settings of the model that stand in for the run's own, where it has them.
+
+        Raises:
+            SmolbenchError: If it cannot be rebuilt.
+        """
+        state = read_checkpoint(self.checkpoint)
+        signature = signature_of(state, self.checkpoint)
+        given = pinned_options(self.settings, signature)
+        given |= {name: value for name, value in options.items() if name in given}
+        try:
+            task = self.task_class(**given)
+            if isinstance(task, ClassificationTask):
+                task.label_names = list(signature.get("labels") or [])
+            task.configure_model()
+            task.on_load_checkpoint(state)
+        except (SmolbenchError, TypeError) as error:  # TypeError: options of another version
+            raise SmolbenchError(
+                f"The model of the run {self.run.path} cannot be rebuilt. {error}"
+            ) from error
+        task.load_state_dict(state["state_dict"], strict=False)
+        task.eval()
+        return task
+
+
+def task_class_of(settings: Settings, run: Path) -> type[Any]:
+    """The class that a run's settings name as its model's.
+
+    Raises:
+        SmolbenchError: If there is none.
+    """
+    model = settings.get("model")
+    path = str(model.get("class_path") if isinstance(model, dict) else model)
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SmolbenchError(f"The task {path} of the run {run} cannot be found.") from error
+    if not isinstance(found, type):
+        raise SmolbenchError(f"The task {path} of the run {run} is no class.")
+    return found
+
+
+def signature_of(state: Mapping[str, Any], checkpoint: Path) -> Mapping[str, Any]:
+    """Settings that a checkpoint's state is only valid with.
+
+    Raises:
+        SmolbenchError: If it is from another program.
+    """
+    origin = state.get(CHECKPOINT_KEY)
+    if not isinstance(origin, Mapping):
+        raise SmolbenchError(f"{checkpoint} was not written by smolbench.")
+    signature: Mapping[str, Any] = origin.get("signature", {})
+    return signature
+
+
+def pinned_options(settings: Settings, signature: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's options of its model, with the commit of the pretrained weights it started from."""
+    options = dict((settings.get("model") or {}).get("init_args") or {})
+    backbone = str(options.get("backbone"))
+    if "backbone" in options and backbone != TINY and not Path(backbone).is_dir():
+        options["revision"] = signature.get("revision")
+    return options

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    pipeline,
+)
+from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
+
+from smolbench.data.batching import pad_rows
+from smolbench.errors import SmolbenchError
+from smolbench.models.quantization import keep_gradients
+from smolbench.tasks import FineTuneTask
+from tests.helpers.tiny import PAD, TEXTS, tiny_backbone
+
+LABELS = ["neg", "it's so-so", "pos"]
+TEMPLATE = "Review: {text}\nIs it good?"
+
+
+def trained(kind, **options):
+    """A classifier whose trained weights are far from what they were drawn as."""
+    options = {"dtype": "float32", "max_length": 60, **options}
+    task = FineTuneTask(backbone=tiny_backbone(kind), **options)
+    task.label_names = LABELS
+    task.configure_model()
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in task.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=draw))
+    return task.eval()
+
+
+def own_logits(task, texts=TEXTS):
+    rows = pad_rows(task.encode({"text": texts})["input_ids"], task._padding)
+    with torch.inference_mode():
+        return task(rows)
+
+
+def exported(task, folder, **options):
+    """The export, and what the task's model says of the texts."""
+    expected = own_logits(task)
+    folder.mkdir(exist_ok=True)
+    return task.export(folder, **options), expected
+
+
+def plain_logits(model, folder, texts=TEXTS, **options):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = tokenizer(texts, truncation=True, padding=True, return_tensors="pt", **options)
+    with torch.inference_mode():
+        return model.eval()(**rows).logits
+
+
+def assert_same(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (expected.std(dim=0) > 1e-2).all(), "the texts are told apart"
+
+
+# -- merged ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", ["{text}", TEMPLATE])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        ("gpt2", "full"),
+        ("opt", "full"),
+        ("opt_350m", "full"),
+        ("llama", "full"),
+        ("gpt_neo", "full"),
+        ("bert", "full"),
+        ("roberta", "full"),
+        ("gpt2", "lora"),
+        ("llama", "lora"),
+        ("bert", "lora"),
+        ("gpt2", "bitfit"),
+        ("opt", "bitfit"),
+        ("llama", "bitfit_added"),
+    ],
+)
+def test_plain_transformers_says_the_same_of_padded_texts(tmp_path, kind, method, template):
+    made, expected = exported(trained(kind, method=method, template=template), tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert_same(plain_logits(model, tmp_path), expected)
+    alone = torch.cat([plain_logits(model, tmp_path, [text]) for text in TEXTS])
+    assert_same(alone, expected)
+    assert model.config.id2label == dict(enumerate(LABELS))
+    assert model.config.label2id["pos"] == 2
+    assert made.library == "transformers"
+    assert (template == TEMPLATE) == (TEMPLATE.split("\n")[0] in made.reads[0])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_long_texts_are_cut_and_the_template_is_not(tmp_path, side):
+    task = trained("gpt2", template=TEMPLATE, max_length=32, truncation_side=side)
+    long = [" ".join(TEXTS), *TEXTS]
+    expected = own_logits(task, long)
+    exported(task, tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert_same(plain_logits(model, tmp_path, long), expected)
+
+
+def test_a_row_ends_at_its_last_token_that_is_no_padding(tmp_path):
+    task = trained("gpt2")
+    texts = ["It was fine", "It was fine<pad>"]
+    expected = own_logits(task, texts)
+    made, _ = exported(task, tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    found = plain_logits(model, tmp_path, texts)
+    torch.testing.assert_close(found[:1], expected[:1], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found[1], expected[1], atol=1e-3), "as the card warns"
+    assert any("<pad>" in limit and f"id {PAD}" in limit for limit in made.limits)
+    assert model.config.pad_token_id == PAD
+
+
+def test_the_pipeline_of_transformers_takes_it(tmp_path):
+    _, expected = exported(trained("llama", template=TEMPLATE), tmp_path)
+    label = pipeline("text-classification", model=str(tmp_path), device="cpu")
+    found = label(TEXTS, truncation=True, padding=True, batch_size=4)
+    assert [one["label"] for one in found] == [LABELS[n] for n in expected.argmax(dim=1)]
+
+
+def test_the_code_on_the_card_runs(tmp_path, capsys):
+    made, _ = exported(trained("llama"), tmp_path)
+    exec(made.usage.replace("FOLDER", str(tmp_path)), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(line.rpartition(" ")[0] in LABELS for line in lines)
+
+
+def test_nothing_of_what_is_done_for_speed_is_exported(tmp_path):
+    exported(trained("gpt_neo"), tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    attention = [m for m in model.modules() if isinstance(m, GPTNeoSelfAttention)]
+    assert len(attention) == 2
+    assert all(type(module) is GPTNeoSelfAttention for module in attention)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == ["GPTNeoForSequenceClassification"]
+    assert config["use_cache"] is True
+    assert "auto_map" not in config
+
+
+def test_weights_rounded_in_training_are_exported_as_they_were_scored(tmp_path):
+    made, _ = exported(trained("gpt2", method="lora", dtype="bfloat16"), tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    embeddings = model.transformer.wte.weight.data
+    assert embeddings.dtype == torch.float32
+    assert torch.equal(embeddings, embeddings.bfloat16().float())
+    assert "merged" in made.what
+
+
+@pytest.mark.parametrize("kind", ["gpt_neo", "mistral"])
+def test_biases_that_have_no_place_are_refused(tmp_path, kind):
+    with pytest.raises(SmolbenchError, match=r"has no place for .*bias"):
+        exported(trained(kind, method="bitfit_added"), tmp_path)
+
+
+def test_what_says_something_else_is_refused(tmp_path, monkeypatch):
+    task = trained("gpt2")
+    monkeypatch.setattr("smolbench.models.export.classifier.name_labels", spoil)
+    with pytest.raises(SmolbenchError, match="says something else than the run's model"):
+        exported(task, tmp_path)
+
+
+def spoil(model, labels):
+    with torch.no_grad():
+        model.score.weight.add_(1.0)
+        model.score.weight[0] += 1.0
+
+
+def test_what_cannot_be_loaded_is_refused(tmp_path, monkeypatch):
+    task = trained("gpt2")
+    monkeypatch.setattr("smolbench.models.export.classifier.write_network", lambda *a: None)
+    with pytest.raises(SmolbenchError, match="cannot be loaded again"):
+        exported(task, tmp_path)
+
+
+# -- adapters -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "opt", "gpt_neo", "bert"])
+def test_an_adapter_goes_onto_its_base_model(tmp_path, kind):
+    made, expected = exported(trained(kind, method="lora"), tmp_path, adapter=True)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        tiny_backbone(kind), num_labels=3, pad_token_id=PAD
+    )
+    assert_same(plain_logits(PeftModel.from_pretrained(base, tmp_path), tmp_path), expected)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tiny_backbone(kind))
+    assert config["task_type"] == "SEQ_CLS"
+    assert made.library == "peft"
+    assert made.base_is_local
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_the_code_on_an_adapters_card_runs(tmp_path, capsys):
+    made, _ = exported(trained("gpt2", method="lora"), tmp_path, adapter=True)
+    exec(made.usage.replace("FOLDER", str(tmp_path)), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(line.rpartition(" ")[0] in LABELS for line in lines)
+
+
+@pytest.mark.parametrize("quantize", ["all", "adapted"])
+def test_an_adapter_goes_onto_four_bits(tmp_path, quantize):
+    task = trained("llama", method="qlora", quantize=quantize)
+    made, expected = exported(task, tmp_path, adapter=True)
+    # the card's own code, in float32
+    code = made.usage.partition("rows = ")[0].replace("FOLDER", str(tmp_path))
+    names: dict = {}
+    exec(code.replace("torch.bfloat16", "torch.float32"), names)
+    keep_gradients(names["model"])
+    assert_same(plain_logits(names["model"], tmp_path), expected)
+    held = {n for n, p in names["base"].named_parameters() if type(p).__name__ == "Params4bit"}
+    assert any("q_proj" in name for name in held)
+    assert any("up_proj" in name for name in held) == (quantize == "all")
+    assert "score.weight" not in held
+    assert isinstance(names["base"].config.quantization_config, BitsAndBytesConfig)
+    assert not re.search(r"layers\\?\.[01]", made.usage), "layers are not named one by one"
+
+
+def test_four_bits_are_not_merged(tmp_path):
+    with pytest.raises(SmolbenchError, match=r"cannot be merged .* --adapter"):
+        exported(trained("llama", method="qlora"), tmp_path)
+
+
+def test_a_run_without_adapters_has_none_to_export(tmp_path):
+    with pytest.raises(SmolbenchError, match="--adapter is for runs of the methods lora and qlora"):
+        exported(trained("gpt2"), tmp_path, adapter=True)

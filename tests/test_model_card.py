@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from smolbench.model_card import Origin, model_card
+from smolbench.models.export.exported import Exported
+from smolbench.runs.record import find_folders, read_records
+from tests.helpers.written_runs import write_run
+
+EXPORTED = Exported(
+    library="transformers",
+    what="a classifier",
+    usage='load("FOLDER")',
+    reads=["It reads."],
+    limits=["It has a limit."],
+    pipeline="text-classification",
+    base=("HuggingFaceTB/SmolLM2-135M", "abc123"),
+)
+SETTINGS = {
+    "seed_everything": 3,
+    "trainer": {"max_epochs": 2, "accelerator": "auto"},
+    "model": {
+        "class_path": "x.Y",
+        "init_args": {"lr": 0.1, "template": "a\n{text}", "anchor": None},
+    },
+    "data": {"class_path": "x.Z", "init_args": {"batch_size": 4, "cache_dir": "/secret"}},
+}
+
+
+def card(folder, exported=EXPORTED, name="me/model", scored=True, **changes):
+    write_run(folder / "run", **changes)
+    record = read_records(find_folders([folder]))[0][0]
+    return model_card(
+        name, exported, Origin(record, SETTINGS, ["neg", "p|s"], "best.ckpt", scored, "9")
+    )
+
+
+def metadata(text):
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_what_the_hub_reads(tmp_path):
+    found = metadata(card(tmp_path))
+    assert found["library_name"] == "transformers"
+    assert found["base_model"] == "HuggingFaceTB/SmolLM2-135M"
+    assert found["base_model_relation"] == "finetune"
+    assert found["datasets"] == ["stanfordnlp/imdb"]
+    result = found["model-index"][0]["results"][0]
+    assert {"type": "accuracy", "value": 0.89} in result["metrics"]
+    assert result["task"] == {"type": "text-classification"}
+
+
+def test_what_people_read(tmp_path):
+    text = card(tmp_path, data__overlap=7, data__limit_test=100)
+    assert "# model\n" in text
+    assert 'load("me/model")' in text
+    assert "| accuracy | 0.8900 | 0.0020 |" in text
+    assert "| training | 100 | s |" in text
+    assert "| 1 | p\\|s |" in text
+    assert "| model.lr | 0.1 |" in text
+    assert "'a\\\\n{text}'" in text
+    assert "anchor" not in text
+    assert "/secret" not in text
+    assert "| its revision | abc123 |" in text
+    assert "7 test texts also stand in the training set" in text
+    assert "a part of the test set: 100 examples" in text
+    assert "It has a limit." in text
+
+
+def test_scores_of_another_checkpoint_are_not_claimed(tmp_path):
+    text = card(tmp_path, scored=False)
+    assert "0.89" not in text
+    assert "was not scored" in text
+    assert "model-index" not in metadata(text)
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_a_run_that_was_not_tested_says_so(tmp_path, validated):
+    changes = {"val__accuracy": 0.77} if validated else {}
+    gone = {
+        "test__accuracy": ...,
+        "test__accuracy_stderr": ...,
+        "test__f1_macro": ...,
+        "test__n": ...,
+    }
+    text = card(tmp_path, **gone, **changes)
+    assert "not scored on the test split" in text
+    assert ("| accuracy | 0.7700 |" in text) == validated
+    assert "model-index" not in metadata(text)
+
+
+def test_a_base_model_of_this_machine_is_no_metadata(tmp_path):
+    local = Exported(
+        library="peft",
+        what="adapters",
+        usage="",
+        reads=[],
+        limits=[],
+        base=("/home/me/model", None),
+        base_is_local=True,
+    )
+    found = metadata(card(tmp_path, local, data__id="my.csv"))
+    assert "base_model" not in found
+    assert "datasets" not in found
