@@ -112,12 +112,7 @@ def _scores(origin: Origin) -> list[str]:
     return [
         said,
         _scored(tested),
-        *(
-            part
-            for title, table in tables
-            if table
-            for part in (title, table_text(table).rstrip())
-        ),
+        *(part for title, table in tables if table for part in (title, table_text(table).rstrip())),
     ]
 
 

@@ -9,10 +9,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from smolbench.errors import SmolbenchError
 from smolbench.files import write_atomically
 from smolbench.runs.record import RunRecord, find_folders, read_records
+
+if TYPE_CHECKING:
+    from smolbench.runs.board import DatasetReport
+    from smolbench.runs.details import Details
 
 log = logging.getLogger("smolbench")
 
@@ -80,6 +85,15 @@ def report(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--markdown", type=_path, metavar="FILE", help="write the Markdown here, too"
     )
+    parser.add_argument(
+        "--details",
+        action="store_true",
+        help="put learning curves, sample predictions and the environment of every run into the "
+        "page (reads all metrics.csv and predictions.parquet)",
+    )
+    parser.add_argument(
+        "--csv", type=_path, metavar="DIR", help="write every table into this folder as CSV"
+    )
     options = parser.parse_args(arguments)
     records, status = _read(options.runs or [options.runs_dir])
     datasets = build_report(records, options.price_per_hour)
@@ -91,11 +105,39 @@ def report(arguments: Sequence[str]) -> int:
             log.warning("%s It is not tested.", sentence)
         status = 1 if refused else status
     text = render_markdown(datasets)
-    _write(options.output, render_page(datasets))
+    if options.details:
+        from smolbench.runs.details import full_details_of
+
+        unread: list[str] = []
+
+        def describe(record: RunRecord) -> Details:
+            details, sentences = full_details_of(record)
+            unread.extend(sentences)
+            return details
+
+        page = render_page(datasets, describe)
+        for sentence in unread:
+            log.warning("%s It is left out.", sentence)
+        status = 1 if unread else status
+    else:
+        page = render_page(datasets)
+    _write(options.output, page)
+    if options.csv is not None:
+        _write_tables(datasets, options.csv)
     if options.markdown is not None:
         _write(options.markdown, text)
     _say(text)
     return status
+
+
+def _write_tables(datasets: Sequence[DatasetReport], folder: Path) -> None:
+    from smolbench.runs.tables_csv import write_tables
+
+    try:
+        written = write_tables(datasets, folder)
+    except OSError as error:
+        raise SmolbenchError(f"{folder} cannot be written ({error.strerror}).") from error
+    log.info("Written: %d tables in %s", len(written), folder)
 
 
 def _say(text: str) -> None:

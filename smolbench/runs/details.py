@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from smolbench.errors import SmolbenchError
 from smolbench.runs.cells import Cell, Heading, Table
 from smolbench.runs.record import RunRecord, finite
 
@@ -56,11 +60,51 @@ class Details:
         facts: What it was and where it ran, with names; only what is known.
         classes: Precision, recall and more of each class; ``None`` where there are no classes.
         confusion: How many of each true class (lines) were called what; ``None`` likewise.
+        curves: Its learning curves, as SVG.
+        predictions: Some of its test's predictions; ``None`` if there are none.
     """
 
     facts: tuple[tuple[str, str], ...]
     classes: Table | None
     confusion: Table | None
+    curves: tuple[str, ...] = ()
+    predictions: Table | None = None
+
+
+def full_details_of(record: RunRecord) -> tuple[Details, list[str]]:
+    """What :func:`details_of` says, and what else lies in the run's folder.
+
+    Returns:
+        The details, and a sentence for every file that cannot be read.
+    """
+    from smolbench.runs.curves import draw, read_curves  # lazy: only asked for by an option
+    from smolbench.runs.mistakes import sample_table
+
+    details, refused = details_of(record), []
+    try:
+        curves = tuple(draw(curve) for curve in read_curves(record.path))
+        details = replace(details, curves=curves)
+    except SmolbenchError as error:
+        refused.append(str(error))
+    try:
+        details = replace(details, predictions=sample_table(record.path))
+    except SmolbenchError as error:
+        refused.append(str(error))
+    return replace(details, facts=(*details.facts, *_environment(record.path))), refused
+
+
+def _environment(run: Path) -> list[tuple[str, str]]:
+    """What ``environment.json`` says; nothing where it is missing or damaged."""
+    try:
+        known = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    if not isinstance(known, dict):
+        return []
+    facts = [(name, str(known[name])) for name in ("python", "platform") if known.get(name)]
+    if isinstance(command := known.get("command"), list):
+        facts.append(("command", shlex.join(map(str, command))))
+    return facts
 
 
 def details_of(record: RunRecord) -> Details:

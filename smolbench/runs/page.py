@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,8 @@ from smolbench.runs.cells import (
     title,
     unscored_table,
 )
-from smolbench.runs.details import details_of
+from smolbench.runs.details import Details, details_of
+from smolbench.runs.record import RunRecord
 
 if TYPE_CHECKING:
     import jinja2
@@ -40,8 +41,16 @@ def environment() -> jinja2.Environment:
     )
 
 
-def render(report: Sequence[DatasetReport]) -> str:
-    """Write a report as a page."""
+def render(
+    report: Sequence[DatasetReport],
+    describe: Callable[[RunRecord], Details] = details_of,
+) -> str:
+    """Write a report as a page.
+
+    Args:
+        report: The report.
+        describe: What is said of a single run.
+    """
     import markupsafe  # lazy: comes with jinja2
 
     datasets: list[dict[str, Any]] = []
@@ -78,7 +87,8 @@ def render(report: Sequence[DatasetReport]) -> str:
         .render(
             legend=legend(report),
             n_runs=len(records),
-            runs=[(ids[id(record)], record.name, details_of(record)) for record in records],
+            runs=[(ids[id(record)], record.name, describe(record)) for record in records],
+            drawn=markupsafe.Markup,  # made here, its texts escaped
             id_of=lambda record: ids[id(record)],
             datasets=datasets,
             css=markupsafe.Markup(part("report.css")),

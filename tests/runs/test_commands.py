@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from smolbench.cli import main
@@ -95,3 +98,39 @@ def test_no_value_of_any_key_breaks_it(two, capsys, value):
     assert main(["runs", "--runs_dir=odd"]) == 0
     assert main(["runs", "--runs_dir=odd", "--json"]) == 0
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_details_of_every_run_are_on_the_page_if_asked_for(two, capsys):
+    run = two / "runs" / "imdb_probe" / "1"
+    (run / "metrics.csv").write_text("step,train/loss\n1,0.5\n2,0.25\n")
+    columns = {"index": [0], "label": [0], "prediction": [1], "score_a": [0.3], "score_b": [0.7]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), run / "predictions.parquet")
+    (run / "environment.json").write_text('{"python": "3.11.9", "command": ["a b", "<c>"]}')
+    assert main(["report"]) == 0
+    assert "polyline" not in (two / "report.html").read_text()
+    assert main(["report", "--details"]) == 0
+    page = (two / "report.html").read_text()
+    assert page.count("<polyline") == 1
+    assert "0.7000" in page
+    assert "3.11.9" in page
+    assert "&lt;c&gt;" in page
+    (run / "metrics.csv").write_bytes(b"\xff")
+    capsys.readouterr()
+    assert main(["report", "--details"]) == 1
+    assert "metrics.csv cannot be read" in capsys.readouterr().err
+    assert "0.7000" in (two / "report.html").read_text()
+
+
+def test_tables_as_csv(two, capsys):
+    tables = {"test__labels": ["neg", "pos"], "test__confusion": [[8, 2], [1, 9]]}
+    write_run(two / "runs" / "imdb_probe" / "2", series_digest="other", **tables)
+    assert main(["report", "--csv", "tables"]) == 0
+    with (two / "tables" / "stanfordnlp_imdb-1-leaderboard.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["accuracy"] for row in rows if row["run"].startswith("imdb_probe/")] == ["0.89"] * 2
+    confusion = (two / "tables" / "run-imdb_probe_2-confusion.csv").read_text().splitlines()
+    assert confusion == ["is \\ was called,neg,pos", "neg,8.0,2.0", "pos,1.0,9.0"]
+    assert (two / "tables" / "Rowan_hellaswag-1-leaderboard.csv").exists()
+    (two / "file").touch()
+    assert main(["report", "--csv", "file"]) == 2
+    assert "file cannot be written" in capsys.readouterr().err

@@ -1,0 +1,68 @@
+"""Every table of a report as a CSV file, for papers and spreadsheets."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from smolbench.files import write_atomically
+from smolbench.runs.board import DatasetReport
+from smolbench.runs.cells import Table, comparison_table, leaderboard_table, unscored_table
+from smolbench.runs.details import details_of
+
+
+def write_tables(report: Sequence[DatasetReport], folder: Path) -> list[Path]:
+    """Write the tables of a report, numbers in full.
+
+    The names of the files say what they hold: ``stanfordnlp_imdb-1-leaderboard.csv``.
+
+    Returns:
+        The files.
+
+    Raises:
+        OSError: If one cannot be written.
+    """
+    tables: list[tuple[str, Table]] = []
+    for dataset in report:
+        name = _plain(dataset.dataset)
+        for number, board in enumerate(dataset.boards, start=1):
+            tables.append((f"{name}-{number}-leaderboard", leaderboard_table(board)))
+            tables.append((f"{name}-{number}-published", comparison_table(board)))
+        tables.append((f"{name}-unscored", unscored_table(dataset.unscored)))
+        rows = [*(row for board in dataset.boards for row in board.rows), *dataset.unscored]
+        for record in (record for row in rows for record in row.records):
+            details = details_of(record)
+            run = _plain(record.name)
+            tables += [
+                (f"run-{run}-{kind}", table)
+                for kind, table in (("classes", details.classes), ("confusion", details.confusion))
+                if table is not None
+            ]
+    written: list[Path] = []
+    for name, table in tables:
+        if not table.lines:
+            continue
+        path = folder / f"{name}.csv"
+        number = 1
+        while path in written:  # two folders may hold runs of the same name
+            number += 1
+            path = folder / f"{name}-{number}.csv"
+        write_atomically(path, _csv(table))
+        written.append(path)
+    return written
+
+
+def _csv(table: Table) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(heading.label for heading in table.headings)
+    for line in table.lines:
+        writer.writerow(cell.shown if cell.value is None else cell.value for cell in line)
+    return text.getvalue()
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", name)
