@@ -27,6 +27,7 @@ from smolbench.models.choice_rows import ChoiceRows
 from smolbench.models.conventions import ChoiceEncoder, Convention
 from smolbench.models.export.exported import Exported
 from smolbench.models.export.language_model import (
+    TrainedWriter,
     write_language_model,
     write_language_model_adapter,
 )
@@ -394,18 +395,19 @@ class MultipleChoiceTask(BaseTask):
         """
         if self.method == "none":
             return super().export(folder, adapter=adapter)
-        model, self.model = self.model, None  # it is taken apart
-        reads = [
-            f"A context and an ending, worded as the convention `{self.convention}` has it; the "
-            "score of an ending is the sum of its tokens' log-probabilities.",
-            f"At most {self.max_length:,} tokens are read; a longer context lost its beginning.",
-        ]
-        if adapter:
-            lora = self.lora if self.method in ADAPTERS else None
-            return write_language_model_adapter(
-                model, self.backbone, lora, self._in_four_bits, reads, folder
-            )
-        return write_language_model(model, self.backbone, self._in_four_bits, reads, folder)
+        trained = TrainedWriter(
+            model=self.model,
+            backbone=self.backbone,
+            lora=self.lora if self.method in ADAPTERS else None,
+            in_four_bits=self._in_four_bits,
+            reads=[
+                f"A context and an ending, worded as the convention `{self.convention}` has it; "
+                "the score of an ending is the sum of its tokens' log-probabilities.",
+                f"At most {self.max_length:,} tokens are read; longer contexts lost their beginning.",
+            ],
+        )
+        self.model = None  # it is taken apart
+        return (write_language_model_adapter if adapter else write_language_model)(trained, folder)
 
     # -- what results and checkpoints say ---------------------------------------------------------
 

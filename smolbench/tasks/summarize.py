@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,12 @@ from smolbench.errors import SmolbenchError
 from smolbench.models.adaptation import Quantize, adapt, describe, hold_frozen_in, parameter_count
 from smolbench.models.backbone import DType
 from smolbench.models.causal_lm import LanguageModel
+from smolbench.models.export.exported import Exported
+from smolbench.models.export.language_model import (
+    TrainedWriter,
+    write_language_model,
+    write_language_model_adapter,
+)
 from smolbench.models.quantization import in_four_bits
 from smolbench.models.summarizer import (
     load_summarizer,
@@ -177,6 +184,7 @@ class SummarizationTask(WritingTask):
                 "use the method lora or full."
             )
         self._compute = torch.float32
+        self._in_four_bits: dict[str, Any] = {}
 
     @property
     def scored_untrained(self) -> bool:
@@ -307,12 +315,12 @@ class SummarizationTask(WritingTask):
                 self.model = model
                 return
             self._compute = compute_dtype(self.backbone, self._trainer, device)
-            options: dict[str, Any] = {}
             if self.method == "qlora":
                 bare = summarizer_skeleton(self.backbone)
-                targets = self.lora.targets
-                options = in_four_bits(bare, self.quantize, targets, self._compute, device)
-            model = load_summarizer(self.backbone, torch.float32, **options)
+                self._in_four_bits = in_four_bits(
+                    bare, self.quantize, self.lora.targets, self._compute, device
+                )
+            model = load_summarizer(self.backbone, torch.float32, **self._in_four_bits)
             adapt(model, self.method, self.lora, self.seed)
         hold_frozen_in(model, self._compute)
         if self.gradient_checkpointing:
@@ -337,6 +345,25 @@ class SummarizationTask(WritingTask):
     def precision(self) -> AbstractContextManager[Any]:
         """Mixed precision, unless the weights are held in what is computed in."""
         return autocast(self.device, torch.float32 if self.method == "none" else self._compute)
+
+    def export(self, folder: Path, *, adapter: bool = False) -> Exported:
+        """Write a model of transformers, or adapters of peft; see the base class.
+
+        Raises:
+            SmolbenchError: If nothing was trained, or it cannot be exported honestly.
+        """
+        if self.method == "none":
+            return super().export(folder, adapter=adapter)
+        trained = TrainedWriter(
+            model=self.model,
+            backbone=self.backbone,
+            lora=self.lora if self.method in ADAPTERS else None,
+            in_four_bits=self._in_four_bits,
+            encoder=self.encoder.documents,
+            decoding=self.decoding,
+        )
+        self.model = None  # it is taken apart
+        return (write_language_model_adapter if adapter else write_language_model)(trained, folder)
 
     # -- what results and checkpoints say ---------------------------------------------------------
 

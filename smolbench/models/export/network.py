@@ -106,11 +106,18 @@ def classifier_logits(
 def language_model_logits(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> torch.Tensor:
-    """Logits ``(N, V)`` of what follows behind texts, each read alone."""
+    """Logits ``(N, V)`` of the first token behind texts, each read alone.
+
+    Of an encoder-decoder model: of the first token that it writes.
+    """
     model.eval()
+    config: Any = model.config
     found = []
     with torch.inference_mode():
         for text in texts:
-            rows: Any = tokenizer(text, return_tensors="pt")
+            rows: Any = tokenizer(text, truncation=True, return_tensors="pt")
+            rows.pop("token_type_ids", None)
+            if config.is_encoder_decoder:
+                rows["decoder_input_ids"] = torch.tensor([[config.decoder_start_token_id]])
             found.append(model(**rows).logits[:, -1])
     return torch.cat(found)

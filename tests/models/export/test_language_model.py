@@ -7,14 +7,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from smolbench.errors import SmolbenchError
 from smolbench.models.quantization import keep_gradients
-from smolbench.tasks import MultipleChoiceTask
-from tests.helpers.tiny import TEXTS, tiny_language_model
+from smolbench.tasks import MultipleChoiceTask, SummarizationTask
+from tests.helpers.tiny import TEXTS, tiny_language_model, tiny_summarizer
 
 
 def trained(kind, **options):
     task = MultipleChoiceTask(
         **{"backbone": tiny_language_model(kind), "dtype": "float32", "method": "full", **options}
     )
+    return perturbed(task)
+
+
+def perturbed(task):
     task.configure_model()
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -95,3 +99,56 @@ def test_four_bits_are_not_merged(tmp_path):
 def test_what_is_not_trained_is_not_exported(tmp_path):
     with pytest.raises(SmolbenchError, match="trains nothing that could be exported"):
         trained("llama", method="none").export(tmp_path)
+
+
+# -- summaries ------------------------------------------------------------------------------------
+
+
+def summarizer(kind, **options):
+    return perturbed(
+        SummarizationTask(
+            **{
+                "backbone": tiny_summarizer(kind),
+                "dtype": "float32",
+                "method": "full",
+                "max_length": 60,
+                "max_summary_length": 16,
+                "max_new_tokens": 8,
+                **options,
+            }
+        )
+    )
+
+
+def first_token_logits(model, task, texts=TEXTS):
+    """Of the task's own rows."""
+    found = []
+    with torch.inference_mode():
+        for row in task.encode({"document": texts})["input_ids"]:
+            rows = {"input_ids": torch.tensor([row])}
+            if not task.causal:
+                rows["decoder_input_ids"] = torch.tensor([[model.config.decoder_start_token_id]])
+            found.append(model.eval()(**rows).logits[:, -1])
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "llama"])
+@pytest.mark.parametrize(("method", "adapter"), [("full", False), ("lora", False), ("lora", True)])
+def test_a_summarizer_reads_its_template_and_writes(tmp_path, capsys, kind, method, adapter):
+    task = summarizer(kind, method=method)
+    expected = first_token_logits(task.model, task)
+    made = task.export(tmp_path, adapter=adapter)
+    names: dict = {}
+    exec(made.usage.replace("FOLDER", str(tmp_path)), names)
+    assert capsys.readouterr().out
+    found = []
+    with torch.inference_mode():
+        for text in TEXTS:
+            rows = names["tokenizer"](text, truncation=True, return_tensors="pt")
+            if not task.causal:
+                start = names["model"].config.decoder_start_token_id
+                rows["decoder_input_ids"] = torch.tensor([[start]])
+            found.append(names["model"].eval()(**rows).logits[:, -1])
+    assert_same(torch.cat(found), expected)
+    assert made.pipeline == "summarization"
+    assert "num_beams=4" in made.usage
