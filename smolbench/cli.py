@@ -42,7 +42,7 @@ smolbench {__version__}: probe and score small language models, and say what it 
   smolbench runs     [--runs_dir DIR] [--json]                                  list the runs
   smolbench report   [RUNS...] [--output FILE] [--price_per_hour X] [...]       compare runs
   smolbench footprint MODEL... [--batch_size B] [--length T] [--json]           what a model takes
-  smolbench export   RUN DIR [--adapter] [--push REPO_ID]                       a run's model, for others
+  smolbench export   RUN DIR [--adapter] [--push REPO_ID]                       a model for others
   smolbench recipes                                                             list the recipes
 
 RECIPE is a file or the name of a shipped recipe, such as imdb_probe. Overrides go last: a --config

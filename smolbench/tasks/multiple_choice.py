@@ -403,7 +403,7 @@ class MultipleChoiceTask(BaseTask):
             reads=[
                 f"A context and an ending, worded as the convention `{self.convention}` has it; "
                 "the score of an ending is the sum of its tokens' log-probabilities.",
-                f"At most {self.max_length:,} tokens are read; longer contexts lost their beginning.",
+                f"At most {self.max_length:,} tokens are read; long contexts lose their beginning.",
             ],
         )
         self.model = None  # it is taken apart
