@@ -310,8 +310,8 @@ class BaseTask(LightningModule):
             SmolbenchError: If there is nothing to export, or it cannot be exported honestly.
         """
         raise SmolbenchError(
-            f"A {type(self).__name__} trains nothing that could be exported: it uses its model as "
-            "it comes."
+            f"This {type(self).__name__} has trained nothing that another library loads, so there "
+            "is nothing to export."
         )
 
     def facts(self) -> dict[str, Any]:

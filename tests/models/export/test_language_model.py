@@ -97,7 +97,7 @@ def test_four_bits_are_not_merged(tmp_path):
 
 
 def test_what_is_not_trained_is_not_exported(tmp_path):
-    with pytest.raises(SmolbenchError, match="trains nothing that could be exported"):
+    with pytest.raises(SmolbenchError, match="trained nothing that another library loads"):
         trained("llama", method="none").export(tmp_path)
 
 
