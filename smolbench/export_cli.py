@@ -165,7 +165,8 @@ def _write(request: Request, folder: Path) -> None:
     record = RunRecord(request.run.path, trained.results)
     scored = request.checkpoint == request.run.checkpoint("best")
     origin = Origin(record, trained.settings, labels, request.checkpoint.name, scored, __version__)
-    card = model_card(request.push or request.folder.name, exported, origin)
+    name = request.push or request.folder.name
+    card = model_card(name, exported, origin, on_the_hub=request.push is not None)
     (folder / "README.md").write_text(card, encoding="utf-8")
     _mark(folder, trained, exported, labels)
 
@@ -227,22 +228,22 @@ def _new_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     try:
         unfinished.mkdir(parents=True)
         yield unfinished
-        if overwrite and folder.is_dir():
-            folder.rename(replaced)
         try:
+            if overwrite and folder.is_dir():
+                folder.rename(replaced)
             unfinished.rename(folder)
-        except OSError:
-            with contextlib.suppress(OSError):
+        except BaseException:
+            if replaced.is_dir() and not folder.is_dir():
                 replaced.rename(folder)
             raise
+        shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         raise SmolbenchError(
             f"{folder} cannot be written ({error.strerror or error}); free some space or name "
             "another folder."
         ) from error
     finally:
-        for left in (unfinished, replaced):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         for parent in new_parents:  # those that hold the export stay
             with contextlib.suppress(OSError):
                 parent.rmdir()

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from smolbench.errors import SmolbenchError
+
 if TYPE_CHECKING:
     from smolbench.models.footprint import TrainingMemory, Weights
 
+log = logging.getLogger("smolbench")
 _METHODS = ("full", "lora", "qlora", "bitfit", "bitfit_added")
 _MB = 1e6
+_LENGTH = 512
 
 
 def footprint(arguments: Sequence[str]) -> int:
@@ -39,7 +44,7 @@ def footprint(arguments: Sequence[str]) -> int:
         help="what trains; may be repeated (default: full, lora and qlora)",
     )
     parser.add_argument("--batch_size", type=_count, default=8, help="rows of a step (8)")
-    parser.add_argument("--length", type=_count, default=512, help="tokens per row (512)")
+    parser.add_argument("--length", type=_count, help=f"tokens per row ({_LENGTH})")
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
@@ -65,6 +70,7 @@ def _facts(name: str, options: argparse.Namespace) -> dict[str, Any]:
     from smolbench.models.backbone import Backbone
     from smolbench.models.footprint import cache_bytes_per_token, training_memory, weights_of
 
+    length = options.length or _LENGTH
     backbone = Backbone(name, options.revision, options.dtype)
     weights = weights_of(backbone)
     facts: dict[str, Any] = {
@@ -79,21 +85,21 @@ def _facts(name: str, options: argparse.Namespace) -> dict[str, Any]:
         },
         "cache_bytes_per_token": cache_bytes_per_token(backbone),
         "batch_size": options.batch_size,
-        "length": options.length,
+        "length": length,
         "dtype": options.dtype,
         "training": [],
     }
     if backbone.config.is_encoder_decoder and options.method is None:
         return facts  # FineTuneTask does not train it
-    for method in options.method or ("full", "lora", "qlora"):
-        memory = training_memory(
-            backbone,
-            method,
-            options.batch_size,
-            options.length,
-            torch.bfloat16 if options.dtype == "bfloat16" else torch.float32,
-        )
-        facts["training"].append(_training(memory))
+    compute = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
+    try:
+        for method in options.method or ("full", "lora", "qlora"):
+            memory = training_memory(backbone, method, options.batch_size, length, compute)
+            facts["training"].append(_training(memory))
+    except SmolbenchError as error:
+        if options.method is not None or options.length is not None:
+            raise
+        log.warning("Training %s is left out: %s", name, error)
     return facts
 
 
@@ -154,7 +160,7 @@ def _text(facts: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
     ]
     said = [_table(weights), _table(parameters)]
     if len(training) > 1:
-        batch = f"{options.batch_size} x {options.length} tokens, {options.dtype}"
+        batch = f"{options.batch_size} x {facts[0]['length']} tokens, {options.dtype}"
         said.append(f"Training to classify, a step over {batch}:\n" + _table(training))
     return "\n".join(said)
 

@@ -58,13 +58,14 @@ class Origin:
     version: str
 
 
-def model_card(name: str, exported: Exported, origin: Origin) -> str:
+def model_card(name: str, exported: Exported, origin: Origin, *, on_the_hub: bool = False) -> str:
     """Write a model card.
 
     Args:
         name: How the export is loaded: its folder, or its id on the Hub.
         exported: What was written.
         origin: What it was made from.
+        on_the_hub: Whether the name is an id on the Hub.
     """
     record = origin.record
     method = record.text("method") or "unknown"
@@ -75,7 +76,7 @@ def model_card(name: str, exported: Exported, origin: Origin) -> str:
         f"smolbench {origin.version} (checkpoint `{origin.checkpoint}`): {escape(base)}, method "
         f"`{method}`, on {escape(record.dataset)}.",
         "## Use",
-        f"```python\n{exported.usage.replace(HERE, name).rstrip()}\n```",
+        f"```python\n{_usage(name, exported, on_the_hub).rstrip()}\n```",
         "## What it reads",
         _bullets(exported.reads),
     ]
@@ -179,6 +180,13 @@ def _facts(record: RunRecord, keys: Sequence[tuple[str, str]]) -> list[tuple[str
         elif (number := record.number(key)) is not None:
             found.append((label, f"{number:,.0f}"))
     return found
+
+
+def _usage(name: str, exported: Exported, on_the_hub: bool) -> str:
+    if on_the_hub and exported.library in {"smolbench", "sklearn"}:  # these load from disk only
+        fetched = exported.usage.replace(f'"{HERE}"', f'snapshot_download("{name}")')
+        return f"from huggingface_hub import snapshot_download\n\n{fetched}"
+    return exported.usage.replace(HERE, name)
 
 
 def _bullets(said: Sequence[str]) -> str:

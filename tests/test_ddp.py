@@ -379,7 +379,10 @@ def test_processes_that_learn_from_words(tmp_path):
         assert done.returncode == 0, done.stderr
         assert results(run)["test/n"] == 21
         scored.append(pyarrow.parquet.read_table(run / "predictions.parquet").to_pydict())
-    assert scored[0] == scored[1]
+    one, two = scored
+    for name in ("score_neg", "score_pos"):  # one process has more threads: a last bit may differ
+        assert one.pop(name) == pytest.approx(two.pop(name), abs=1e-6)
+    assert one == two
 
 
 def test_error_on_one_rank_ends_both(job):

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import yaml
 
-from smolbench.model_card import Origin, model_card
-from smolbench.models.export.exported import Exported
+from smolbench.model_card import Origin, _usage, model_card
+from smolbench.models.export.exported import HERE, Exported
 from smolbench.runs.record import find_folders, read_records
 from tests.helpers.written_runs import write_run
 
@@ -66,6 +68,15 @@ def test_what_people_read(tmp_path):
     assert "7 test texts also stand in the training set" in text
     assert "a part of the test set: 100 examples" in text
     assert "It has a limit." in text
+
+
+def test_what_loads_from_disk_only_is_fetched_from_the_hub_first():
+    usage = f'folder = "{HERE}"\nload(folder)'
+    probe = dataclasses.replace(EXPORTED, library="smolbench", usage=usage)
+    pushed = _usage("me/probe", probe, on_the_hub=True)
+    assert 'folder = snapshot_download("me/probe")' in pushed
+    assert pushed.startswith("from huggingface_hub import snapshot_download")
+    assert 'folder = "probe"' in _usage("probe", probe, on_the_hub=False)
 
 
 def test_scores_of_another_checkpoint_are_not_claimed(tmp_path):

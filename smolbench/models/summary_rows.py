@@ -96,6 +96,8 @@ class SummaryEncoder:
                 text_target=list(texts), truncation=True, max_length=self.max_summary_length
             )
             rows: list[list[int]] = encoded["input_ids"]
+            # it stays switched on otherwise, and is part of what tokenizers are told apart by
+            self.tokenizer.backend_tokenizer.no_truncation()
             # some tokenizers end no row by themselves
             return [row if self.end in row else [*row, self.end] for row in rows]
         # a space, as between words: the prompt ends in one
@@ -107,7 +109,8 @@ class SummaryEncoder:
         """Everything that decides about the ids, for naming a cache."""
         return {
             **self.documents.key(),
-            "summaries": 1,
+            "summaries": 2,
+            "end": self.end,
             "causal": self.causal,
             "max_summary_length": self.max_summary_length,
         }

@@ -75,5 +75,7 @@ def sample_table(run: Path) -> Table | None:
     return Table(headings, lines)
 
 
-def _name(names: list[str], number: int) -> str:
+def _name(names: list[str], number: int | None) -> str:
+    if number is None:
+        return ""
     return names[number] if 0 <= number < len(names) else str(number)

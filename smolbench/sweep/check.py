@@ -27,12 +27,12 @@ class Checked:
 
     Attributes:
         monitor: Metric that decides about a run's best checkpoint.
-        mode: Whether it should rise (``max``) or fall (``min``).
+        mode: Whether it should rise (``max``) or fall (``min``), where that is said.
         validates: Whether there is a validation split.
     """
 
     monitor: str | None
-    mode: str
+    mode: str | None
     validates: bool
 
 
@@ -102,12 +102,13 @@ def _check_here(settings: Sequence[Sequence[str]]) -> list[dict[str, Any] | str]
             break
         model: BaseTask = cli.model
         chosen = cli.config["fit"]["checkpoint"]
-        monitor, mode = getattr(model, "monitor", (None, "max"))
+        monitor, mode = getattr(model, "monitor", (None, None))
         fraction = getattr(cli.datamodule, "val_fraction", None)
         found.append(
             {
                 "monitor": chosen["monitor"] or monitor,
-                "mode": chosen["mode"] or mode,
+                # the task's is that of its own monitor
+                "mode": chosen["mode"] or (None if chosen["monitor"] else mode),
                 "validates": fraction != 0,
             }
         )

@@ -57,7 +57,7 @@ def sweep(arguments: Sequence[str]) -> int:
         ledger.retry_failed()
     log.info("Sweep: %s, %d trials", folder, ledger.limit)
     shared = [*fit, f"--runs_dir={options.runs_dir}"]
-    if options.metric is not None:  # else it is the run's own
+    if options.metric is not None or options.mode is not None:  # else they are the run's own
         shared += [f"--checkpoint.monitor={metric}", f"--checkpoint.mode={mode}"]
     with Stop() as stop, ledger.usable(options.storage):
 

@@ -100,6 +100,11 @@ def _compared_by(options: argparse.Namespace, fit: list[str], space: Space) -> t
     metric = options.metric or checked.monitor
     if metric is None:
         raise SmolbenchError("This task monitors nothing: say with --metric what to compare by.")
+    if not metric.startswith("val/"):
+        raise SmolbenchError(
+            f"Trials are compared on validation rows, by a metric such as val/accuracy, not by "
+            f"{metric!r}."
+        )
     mode = options.mode or (checked.mode if metric == checked.monitor else None)
     return metric, mode or ("min" if metric.endswith("loss") else "max")
 

@@ -236,7 +236,8 @@ class Ledger:
         return [found[number] for number in sorted(found)]
 
     def _point_of(self, trial: optuna.trial.FrozenTrial) -> Point:
-        return self.space.texts(trial.params or trial.system_attrs["fixed_params"])
+        # a kill may have left the parameters half written, never what was entered
+        return self.space.texts(trial.system_attrs.get("fixed_params") or trial.params)
 
     def is_done(self) -> bool:
         """Whether every point has its outcome."""

@@ -68,10 +68,10 @@ def _plot(
     rows = []
     used: set[str] = set()
     for number, group in enumerate(groups, start=1):
-        finished = [result for result in group if result.value is not None]
-        if not finished:
-            continue
+        finished = [result for result in group if result.status == "finished"]
         values = [r.value for r in finished if r.value is not None]
+        if not values:
+            continue
         value = statistics.fmean(values)
         spread = statistics.stdev(values) if len(values) > 1 else None
         combination = group[0].combination or group[0].point

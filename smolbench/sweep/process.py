@@ -51,7 +51,8 @@ class Stop:
 
     def __enter__(self) -> Stop:
         for signum in self._SIGNALS:
-            self._previous[signum] = signal.signal(signum, self._handle)
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # as nohup has it
+                self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:

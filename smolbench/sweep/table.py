@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,12 @@ def best_of(results: Sequence[Result], mode: Mode) -> list[Result]:
     return max(filter(None, finished), key=lambda group: sign * _mean(group), default=[])
 
 
+def _rank(group: Sequence[Result], mode: Mode) -> tuple[bool, float]:
+    """What combinations are sorted by: the best mean first, those without a result last."""
+    finished = [result for result in group if result.status == "finished"]
+    return not finished, (-1 if mode == "max" else 1) * _mean(finished) if finished else 0.0
+
+
 def _mean(group: Sequence[Result]) -> float:
     return statistics.fmean(r.value for r in group if r.value is not None)
 
@@ -118,7 +125,7 @@ def write_tables(
     tables = {"Trials": trials_table(space, ranked, columns)}
     groups = [[result] for result in ranked]
     if SEED in space.keys and len(space.keys) > 1:
-        groups = groups_of(ranked)
+        groups = sorted(groups_of(ranked), key=lambda group: _rank(group, mode))
         tables = {"Means over the seeds": seeds_table(space, groups, columns), **tables}
     best = best_of(results, mode)
     legend = legend_of(results, best, metric)
@@ -228,11 +235,12 @@ def _headings_of(keys: Iterable[str], results: Sequence[Result]) -> list[Heading
 
 
 def number_of(text: str) -> float | None:
-    """A swept value that is a number, else ``None``."""
+    """A swept value that is a finite number, else ``None``."""
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 def _cell_of(text: str) -> Cell:

@@ -166,6 +166,8 @@ class SummarizationTask(WritingTask):
                 "gradient_checkpointing": (gradient_checkpointing or None, _TRAINING),
             },
         )
+        if max_length is not None and max_length < 1:
+            raise SmolbenchError(f"model.max_length must be positive, but is {max_length}.")
         if max_summary_length < 2:
             raise SmolbenchError(
                 f"model.max_summary_length must be at least 2, but is {max_summary_length}."
@@ -229,9 +231,8 @@ class SummarizationTask(WritingTask):
 
     @property
     def _longest_summary(self) -> int:
-        """Tokens of the longest summary that is written or learned from."""
-        learned = 0 if self.method == "none" else self.max_summary_length
-        return max(self.decoding.max_new_tokens, learned)
+        """Tokens of the longest summary that is written or that a loss is taken of."""
+        return max(self.decoding.max_new_tokens, self.max_summary_length)
 
     @cached_property
     def encoder(self) -> SummaryEncoder:
@@ -329,9 +330,10 @@ class SummarizationTask(WritingTask):
 
     def _refuse_float16(self) -> None:
         kind = self.backbone.config.model_type
-        if self._trainer and str(self._trainer.precision) == "16-mixed" and kind in _OVERFLOWS:
+        precision = str(self._trainer.precision) if self._trainer else ""
+        if precision.startswith("16-") and kind in _OVERFLOWS:
             raise SmolbenchError(
-                f"trainer.precision is '16-mixed', but the activations of {self.backbone.given} "
+                f"trainer.precision is {precision!r}, but the activations of {self.backbone.given} "
                 f"({kind}) exceed what float16 holds: take bf16-mixed where the device computes it "
                 "natively, else 32-true."
             )

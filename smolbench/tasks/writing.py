@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -192,7 +192,9 @@ class WritingTask(BaseTask):
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
         self._test_predictions = written.columns()
         if self.trainer.is_global_zero:
-            self._samples = self._samples or self._sample()
+            chosen = self._sample()
+            if _documents(chosen) != _documents(self._samples):  # a checkpoint of other test data
+                self._samples = chosen
             self._add_to_samples("after" if self._has_learned else "before")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
@@ -367,6 +369,10 @@ class WritingTask(BaseTask):
             "generation/num_beams": self.decoding.num_beams,
             "rouge/splitter": SPLITTER,
         }
+
+
+def _documents(samples: Sequence[Mapping[str, str | None]]) -> list[str | None]:
+    return [sample["document"] for sample in samples]
 
 
 def _convention(decoding: Decoding) -> str:

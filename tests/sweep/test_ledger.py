@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 from smolbench.errors import SmolbenchError
@@ -133,6 +135,14 @@ def test_a_kill_between_taking_and_saying_so(opened, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             one.claim()
     assert sorted(opened().claim().number for _ in range(4)) == [0, 1, 2, 3]
+
+
+def test_a_kill_while_a_point_is_written_down(opened):
+    one = opened()
+    claim = one.claim()
+    torn = copy.deepcopy(one._trials()[claim.trial.number])
+    torn.params = {"a": torn.params["a"]}  # a storage writes them one by one
+    assert one._point_of(torn) == claim.point
 
 
 def test_failed_points_are_entered_again_once(opened):

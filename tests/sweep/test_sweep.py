@@ -294,6 +294,7 @@ def test_what_is_worse_than_the_median_is_pruned(here, monkeypatch):
         (["--grid=a=1", "--ckpt_path=last"], "--ckpt_path cannot be given"),
         (["--grid=run_dir=x,y"], "run_dir cannot be swept"),
         (["--grid=a=1", "--name=../x"], "names a folder"),
+        (["--grid=a=1", "--metric=test/accuracy"], "compared on validation rows"),
         (["--grid=a=1", "--config=nowhere"], "There is no configuration 'nowhere'"),
         (["--grid=a=1", "--storage=nothing://x"], "storage, nothing://x, cannot be used"),
         (["--grid=a=1", "--storage=a://me:secret@x/y"], "storage, a://x/y, cannot be used"),

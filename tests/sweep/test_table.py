@@ -12,7 +12,7 @@ import pytest
 
 from smolbench.runs.record import RunRecord
 from smolbench.sweep.space import read_space
-from smolbench.sweep.table import Result, best_of, write_tables
+from smolbench.sweep.table import Result, best_of, number_of, write_tables
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SEEDS = read_space(
@@ -80,6 +80,13 @@ def test_the_best_in_the_mean_and_complete_ones_first(curve):
     only = [r for r in curve if r.number in (5, 7)]
     assert [r.number for r in best_of(only, "max")] == [5]
     assert best_of([], "max") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("1e-4", 1e-4), ("x", None), ("inf", None), ("nan", None)]
+)
+def test_values_that_are_numbers(text, number):
+    assert number_of(text) == number
 
 
 def test_means_over_seeds_and_failures(tmp_path, curve):

@@ -20,10 +20,11 @@ LOADER = Path(__file__).with_name("probe_loader.py")
 _USAGE = f"""\
 import sys
 
-sys.path.insert(0, "{HERE}")  # probe.py lies there
+folder = "{HERE}"
+sys.path.insert(0, folder)  # probe.py lies there
 from probe import Probe
 
-probe = Probe.load("{HERE}")
+probe = Probe.load(folder)
 for scores in probe(["Two hours I will never get back.", "A gem."]):
     print(max(scores, key=scores.get), scores)
 """
