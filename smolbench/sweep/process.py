@@ -51,8 +51,10 @@ class Stop:
 
     def __enter__(self) -> Stop:
         for signum in self._SIGNALS:
-            if signal.getsignal(signum) is not signal.SIG_IGN:  # as nohup has it
-                self._previous[signum] = signal.signal(signum, self._handle)
+            ignored = signal.getsignal(signum) is signal.SIG_IGN
+            if ignored and signum == getattr(signal, "SIGHUP", None):  # nohup: it is to go on
+                continue
+            self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
