@@ -27,7 +27,7 @@ _OTHERS = {
     "export": ("smolbench.export_cli", "export"),
     "recipes": ("smolbench.recipes", "list_recipes"),
 }
-"""Subcommands that need no Lightning: module and function that carry them out."""
+"""Subcommands that LightningCLI has no part in: module and function that carry them out."""
 
 USAGE = f"""\
 smolbench {__version__}: probe and score small language models, and say what it costs.
@@ -58,8 +58,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments without the program's name; ``sys.argv`` if not given.
 
     Returns:
-        The exit status: 0, 1 if runs were passed over that cannot be read, 2 for a user's mistake,
-        130 or 143 for what a signal ended.
+        The exit status: 0, 1 if runs cannot be read or trials of a sweep failed, 2 for a user's
+        mistake, 130 or 143 for what a signal ended.
     """
     arguments = list(sys.argv[1:] if args is None else args)
     _set_up_logging()

@@ -156,7 +156,7 @@ def _write(request: Request, folder: Path) -> None:
         options = {"dtype": "float32"}
     task = trained.task(**options)
     exported = task.export(folder, adapter=request.adapter)
-    if request.push is not None and exported.base_is_local and exported.library != "transformers":
+    if request.push is not None and exported.base_is_local and exported.framework != "transformers":
         raise SmolbenchError(
             f"What is exported needs its base model {exported.base and exported.base[0]}, a folder "
             "that nobody else has: leave out --push, or push the whole model, without --adapter."
@@ -176,7 +176,7 @@ def _mark(folder: Path, trained: TrainedRun, exported: Exported, labels: Sequenc
     known = {
         "schema": SCHEMA,
         "smolbench": __version__,
-        "library": exported.library,
+        "library": exported.framework,
         "recipe": trained.results.get("recipe"),
         "config_digest": trained.results.get("config_digest"),
         "checkpoint": trained.checkpoint.name,

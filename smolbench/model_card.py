@@ -183,7 +183,7 @@ def _facts(record: RunRecord, keys: Sequence[tuple[str, str]]) -> list[tuple[str
 
 
 def _usage(name: str, exported: Exported, on_the_hub: bool) -> str:
-    if on_the_hub and exported.library in {"smolbench", "sklearn"}:  # these load from disk only
+    if on_the_hub and exported.framework in {"smolbench", "sklearn"}:  # these load from disk only
         fetched = exported.usage.replace(f'"{HERE}"', f'snapshot_download("{name}")')
         return f"from huggingface_hub import snapshot_download\n\n{fetched}"
     return exported.usage.replace(HERE, name)
@@ -205,12 +205,12 @@ def _metadata(exported: Exported, origin: Origin) -> str:
     import yaml  # lazy: import cost
 
     record = origin.record
-    said: dict[str, Any] = {"library_name": exported.library, "tags": ["smolbench"]}
+    said: dict[str, Any] = {"library_name": exported.framework, "tags": ["smolbench"]}
     if exported.pipeline is not None:
         said["pipeline_tag"] = exported.pipeline
     if exported.base is not None and not exported.base_is_local:
         said["base_model"] = exported.base[0]
-        adapter = exported.library == "peft"
+        adapter = exported.framework == "peft"
         said["base_model_relation"] = "adapter" if adapter else "finetune"
     if _ID.fullmatch(record.dataset):
         said["datasets"] = [record.dataset]

@@ -11,7 +11,7 @@ from smolbench.runs.record import find_folders, read_records
 from tests.helpers.written_runs import write_run
 
 EXPORTED = Exported(
-    library="transformers",
+    framework="transformers",
     what="a classifier",
     usage='load("FOLDER")',
     reads=["It reads."],
@@ -72,7 +72,7 @@ def test_what_people_read(tmp_path):
 
 def test_what_loads_from_disk_only_is_fetched_from_the_hub_first():
     usage = f'folder = "{HERE}"\nload(folder)'
-    probe = dataclasses.replace(EXPORTED, library="smolbench", usage=usage)
+    probe = dataclasses.replace(EXPORTED, framework="smolbench", usage=usage)
     pushed = _usage("me/probe", probe, on_the_hub=True)
     assert 'folder = snapshot_download("me/probe")' in pushed
     assert pushed.startswith("from huggingface_hub import snapshot_download")
@@ -103,7 +103,7 @@ def test_a_run_that_was_not_tested_says_so(tmp_path, validated):
 
 def test_a_base_model_of_this_machine_is_no_metadata(tmp_path):
     local = Exported(
-        library="peft",
+        framework="peft",
         what="adapters",
         usage="",
         reads=[],

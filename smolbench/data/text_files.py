@@ -140,15 +140,7 @@ class TextFilesDataModule(TextDataModule):
                 path, self.text_column, self.label_column, self.encoding, f"{split}_file"
             )
             content = reader.digest()
-            for other, same in digests.items():
-                if same == content:
-                    log.warning(
-                        "%s_file and %s_file hold the same rows: what is measured on them says"
-                        " nothing about new texts.",
-                        other,
-                        split,
-                    )
-            digests[split] = content
+            enter_content(digests, split, content)
             tables[split] = checked_table(
                 reader,
                 self.cache_dir / "tables",
@@ -198,6 +190,25 @@ class TextFilesDataModule(TextDataModule):
                 "names": None if names is None else list(names),
             }
         )
+
+
+def enter_content(digests: dict[str, str], split: str, content: str) -> None:
+    """Enter what a file holds, and warn if another one holds the same.
+
+    Args:
+        digests: Contents so far, by the splits' names; the file's is added.
+        split: What the file is for.
+        content: Digest of its rows.
+    """
+    for other, same in digests.items():
+        if same == content:
+            log.warning(
+                "%s_file and %s_file hold the same rows: what is measured on them says nothing "
+                "about new texts.",
+                other,
+                split,
+            )
+    digests[split] = content
 
 
 def check_where(

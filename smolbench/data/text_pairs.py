@@ -13,7 +13,7 @@ from smolbench.data.samsum import SAMSumDataModule
 from smolbench.data.sources import Source, grouped_split, load_hub
 from smolbench.data.summarization import SummarizationDataModule, renamed_pairs
 from smolbench.data.tables import checked_pairs
-from smolbench.data.text_files import check_encoding, check_where
+from smolbench.data.text_files import check_encoding, check_where, enter_content
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 
@@ -141,15 +141,7 @@ class TextPairsDataModule(SummarizationDataModule):
             )
             name = name or reader.name
             content = reader.digest()
-            for other, same in digests.items():
-                if same == content:
-                    log.warning(
-                        "%s_file and %s_file hold the same rows: what is measured on them says"
-                        " nothing about new texts.",
-                        other,
-                        split,
-                    )
-            digests[split] = content
+            enter_content(digests, split, content)
             texts, summaries = checked_pairs(reader)
             splits[_OFFICIAL[split]] = Dataset.from_dict({"document": texts, "summary": summaries})
         return Source(splits, name, digest(digests))

@@ -27,9 +27,7 @@ from smolbench.models.classical import (
     pipeline_from_bytes,
     pipeline_to_bytes,
 )
-from smolbench.models.export.adapter import require_adapters
 from smolbench.models.export.exported import Exported
-from smolbench.models.export.pipeline import write_pipeline
 from smolbench.tasks.classification import Batch, ClassificationTask
 
 if TYPE_CHECKING:
@@ -211,6 +209,9 @@ class ClassicalTask(ClassificationTask):
 
     def export(self, folder: Path, *, adapter: bool = False) -> Exported:
         """Write the fitted pipeline; see the base class."""
+        from smolbench.models.export.adapter import require_adapters  # lazy: for an export only
+        from smolbench.models.export.pipeline import write_pipeline
+
         if adapter:
             require_adapters(None)
         return write_pipeline(

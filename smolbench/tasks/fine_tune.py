@@ -28,14 +28,7 @@ from smolbench.models.adaptation import (
 )
 from smolbench.models.backbone import Backbone, DType
 from smolbench.models.classifier import classify, load_classifier, skeleton
-from smolbench.models.export.adapter import require_adapters
-from smolbench.models.export.classifier import (
-    Trained,
-    write_classifier,
-    write_classifier_adapter,
-)
 from smolbench.models.export.exported import SAMPLES, Exported
-from smolbench.models.export.probe import write_probe
 from smolbench.models.features import FrozenFeatures
 from smolbench.models.heads import build_head
 from smolbench.models.quantization import in_four_bits, keep_gradients
@@ -307,6 +300,14 @@ class FineTuneTask(ClassificationTask):
 
         With ``head``: a head and a script that runs it, as its bias has no place in transformers'.
         """
+        from smolbench.models.export.adapter import require_adapters  # lazy: for an export only
+        from smolbench.models.export.classifier import (
+            Trained,
+            write_classifier,
+            write_classifier_adapter,
+        )
+        from smolbench.models.export.probe import write_probe
+
         if self.head is not None:
             if adapter:
                 require_adapters(None)

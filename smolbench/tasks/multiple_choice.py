@@ -26,11 +26,6 @@ from smolbench.models.causal_lm import (
 from smolbench.models.choice_rows import ChoiceRows
 from smolbench.models.conventions import ChoiceEncoder, Convention
 from smolbench.models.export.exported import Exported
-from smolbench.models.export.language_model import (
-    TrainedWriter,
-    write_language_model,
-    write_language_model_adapter,
-)
 from smolbench.models.quantization import in_four_bits
 from smolbench.models.scoring import can_branch, log_likelihoods
 from smolbench.tasks.adapting import (
@@ -393,6 +388,12 @@ class MultipleChoiceTask(BaseTask):
         Raises:
             SmolbenchError: If nothing was trained, or it cannot be exported honestly.
         """
+        from smolbench.models.export.language_model import (  # lazy: for an export only
+            TrainedWriter,
+            write_language_model,
+            write_language_model_adapter,
+        )
+
         if self.method == "none":
             return super().export(folder, adapter=adapter)
         trained = TrainedWriter(

@@ -18,9 +18,7 @@ from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
 from smolbench.models.backbone import Backbone, DType, Facts
-from smolbench.models.export.adapter import require_adapters
 from smolbench.models.export.exported import Exported
-from smolbench.models.export.probe import write_probe
 from smolbench.models.features import FrozenFeatures, Layers, Pooling
 from smolbench.models.heads import HeadName, build_head
 from smolbench.models.template import TemplateEncoder
@@ -225,6 +223,9 @@ class ProbeTask(ClassificationTask):
 
     def export(self, folder: Path, *, adapter: bool = False) -> Exported:
         """Write the head and a script that runs it; see the base class."""
+        from smolbench.models.export.adapter import require_adapters  # lazy: for an export only
+        from smolbench.models.export.probe import write_probe
+
         if adapter:
             require_adapters(None)
         assert self.head is not None, "configure_model runs first"

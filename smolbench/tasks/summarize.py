@@ -21,11 +21,6 @@ from smolbench.models.adaptation import Quantize, adapt, describe, hold_frozen_i
 from smolbench.models.backbone import DType
 from smolbench.models.causal_lm import LanguageModel
 from smolbench.models.export.exported import Exported
-from smolbench.models.export.language_model import (
-    TrainedWriter,
-    write_language_model,
-    write_language_model_adapter,
-)
 from smolbench.models.quantization import in_four_bits
 from smolbench.models.summarizer import (
     load_summarizer,
@@ -354,6 +349,12 @@ class SummarizationTask(WritingTask):
         Raises:
             SmolbenchError: If nothing was trained, or it cannot be exported honestly.
         """
+        from smolbench.models.export.language_model import (  # lazy: for an export only
+            TrainedWriter,
+            write_language_model,
+            write_language_model_adapter,
+        )
+
         if self.method == "none":
             return super().export(folder, adapter=adapter)
         trained = TrainedWriter(

@@ -91,7 +91,7 @@ def write_classifier(trained: Trained, expected: torch.Tensor, folder: Path) -> 
     write_network(model, backbone, pad, folder)
     check_equal(expected, folder, _loaded_logits)
     return Exported(
-        library="transformers",
+        framework="transformers",
         what="a classifier of transformers, with all its weights in float32"
         + (" and its adapters merged into them" if trained.lora else ""),
         usage=_USAGE,
@@ -130,7 +130,7 @@ def write_classifier_adapter(trained: Trained, expected: torch.Tensor, folder: P
 
     check_equal(expected, folder, loaded)
     return Exported(
-        library="peft",
+        framework="peft",
         what="low-rank adapters and a classification head, for a network that is loaded beside "
         "them",
         usage=base.usage() + _LABEL,

@@ -11,7 +11,7 @@ import torch
 
 from smolbench.errors import SmolbenchError
 
-Library = Literal["transformers", "peft", "sklearn", "smolbench"]
+Framework = Literal["transformers", "peft", "sklearn", "smolbench"]
 HERE = "FOLDER"
 """Stands in :attr:`Exported.usage` for the place the export is loaded from."""
 SAMPLES = (
@@ -28,7 +28,7 @@ class Exported:
     """What was written into a folder.
 
     Attributes:
-        library: What loads it, as the Hub names libraries.
+        framework: What loads it, as the Hub names libraries.
         what: What it is, to be read behind "This is".
         usage: Python code that loads it and uses it, with :data:`HERE` for its place.
         reads: How texts become what the model reads.
@@ -39,7 +39,7 @@ class Exported:
         base_is_local: Whether that is a folder on this machine, which nobody else has.
     """
 
-    library: Library
+    framework: Framework
     what: str
     usage: str
     reads: Sequence[str]

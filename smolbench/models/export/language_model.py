@@ -183,7 +183,7 @@ def _checked(
     check_equal(expected, folder, load)
     adapter = (folder / "adapter_config.json").is_file()
     return Exported(
-        library="peft" if adapter else "transformers",
+        framework="peft" if adapter else "transformers",
         what=what,
         usage=usage,
         reads=trained.describe_reading(),

@@ -57,7 +57,7 @@ def write_pipeline(
     if not probabilistic:
         limits.append("It has no probabilities: its scores are margins.")
     return Exported(
-        library="sklearn",
+        framework="sklearn",
         what="a TF-IDF vectoriser and a classifier of scikit-learn",
         usage=_USAGE % trusted,
         reads=["The text as it is: words, and sequences of them, are counted."],

@@ -86,7 +86,7 @@ def write_probe(
     encoder.tokenizer.save_pretrained(folder)
     check_equal(expected, folder, _loaded_logits)
     return Exported(
-        library="smolbench",
+        framework="smolbench",
         what="a classification head on the features of a frozen network, which is not part of it "
         "and is loaded beside it",
         usage=_USAGE,

@@ -93,7 +93,7 @@ def test_plain_transformers_says_the_same_of_padded_texts(tmp_path, kind, method
     assert_same(alone, expected)
     assert model.config.id2label == dict(enumerate(LABELS))
     assert model.config.label2id["pos"] == 2
-    assert made.library == "transformers"
+    assert made.framework == "transformers"
     assert (template == TEMPLATE) == (TEMPLATE.split("\n")[0] in made.reads[0])
 
 
@@ -195,7 +195,7 @@ def test_an_adapter_goes_onto_its_base_model(tmp_path, kind):
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tiny_backbone(kind))
     assert config["task_type"] == "SEQ_CLS"
-    assert made.library == "peft"
+    assert made.framework == "peft"
     assert made.base_is_local
     assert not (tmp_path / "model.safetensors").exists()
 

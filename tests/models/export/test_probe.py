@@ -58,7 +58,7 @@ def test_the_loader_says_the_same(tmp_path, options):
     texts = [*TEXTS, " ".join(TEXTS), "It"]
     expected = own_logits(task, texts)
     made = task.export(tmp_path)
-    assert made.library == "smolbench"
+    assert made.framework == "smolbench"
     found = Probe.load(tmp_path).logits(texts)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert expected.std(dim=0).min() > 1e-3, "the texts are told apart"
