@@ -23,6 +23,8 @@ WORDS = ["bad", "film", "good"]
         ("windows.txt", GLOVE.replace(b"\n", b"\r\n")),
         ("glove.txt.gz", gzip.compress(GLOVE)),
     ],
+    # gzip's bytes hold the time: as a name they would differ between pytest-xdist's workers
+    ids=["glove", "word2vec", "windows", "gzip"],
 )
 def test_vectors_of_some_words(tmp_path, name, content):
     path = tmp_path / name
