@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 HEAD_ROWS = 512
 """Positions that the head computes at once: 100 MB of float32 for 50,000 tokens."""
+VOCABULARY_SLICE = 4096
+"""Tokens of the vocabulary whose logits a CPU computes at once: 8 MB, which its caches hold."""
 BRANCHING = frozenset({"llama", "gpt2", "gpt_neo", "opt", "qwen2", "qwen3", "gpt_neox"})
 """Architectures whose branching rows have been found equal to separate ones."""
 
@@ -127,16 +129,53 @@ def token_log_probs(
             logits, tokens, reduction="none", label_smoothing=smoothing
         )
 
+    learns = torch.is_grad_enabled() and states.requires_grad
+    head = None if learns or smoothing else _sliceable_head(model)
     parts = []
     for begin in range(0, len(states), HEAD_ROWS):
         chunk = states[begin : begin + HEAD_ROWS], tokens[begin : begin + HEAD_ROWS]
-        if torch.is_grad_enabled() and states.requires_grad:
+        if learns:
             # nothing random happens in there
             part = checkpoint(some, *chunk, use_reentrant=False, preserve_rng_state=False)
+        elif head is not None:
+            part = _by_slices(model, head, *chunk)
         else:
             part = some(*chunk)
         parts.append(part)
     return torch.cat(parts)
+
+
+def _sliceable_head(model: PreTrainedModel) -> torch.nn.Linear | None:
+    """The head if a part of its logits is a product with a part of its weights, on a CPU.
+
+    A GPU is faster with few large products.
+    """
+    head = _head(model)
+    if type(head) is not torch.nn.Linear or head._forward_hooks:  # adapted, quantised, watched
+        return None
+    return head if head.weight.device.type == "cpu" else None
+
+
+def _by_slices(
+    model: PreTrainedModel, head: torch.nn.Linear, states: torch.Tensor, tokens: torch.Tensor
+) -> torch.Tensor:
+    """What :func:`token_log_probs` gives, slice by slice of the vocabulary.
+
+    No logit is written to memory: the sum over the vocabulary grows with each slice.
+    """
+    total = torch.full(tokens.shape, -torch.inf)
+    wanted = torch.zeros(tokens.shape)
+    for begin in range(0, head.out_features, VOCABULARY_SLICE):
+        these = slice(begin, begin + VOCABULARY_SLICE)
+        bias = None if head.bias is None else head.bias[these]
+        logits = torch.nn.functional.linear(states, head.weight[these], bias).float()
+        logits = _scaled(model, logits)
+        total = torch.logaddexp(total, logits.logsumexp(dim=1))
+        place = tokens - begin
+        inside = (place >= 0) & (place < logits.shape[1])
+        found = logits.gather(1, torch.where(inside, place, 0)[:, None])[:, 0]
+        wanted = torch.where(inside, found, wanted)
+    return wanted - total
 
 
 def next_token_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
@@ -146,9 +185,18 @@ def next_token_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Ten
         model: A causal language model.
         states: Output of its last layer, shape ``(S, D)``.
     """
+    logits: torch.Tensor = _head(model)(states).float()
+    return _scaled(model, logits)
+
+
+def _head(model: PreTrainedModel) -> torch.nn.Module:
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     assert isinstance(head, torch.nn.Module), "every causal language model has one"
-    logits: torch.Tensor = head(states).float()
+    return head
+
+
+def _scaled(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:
+    """What some models do to logits behind their head, each by itself."""
     config = model.config
     if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
         logits = logits / divisor

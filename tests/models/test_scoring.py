@@ -183,6 +183,7 @@ def test_the_head_runs_at_scored_positions_only_and_a_few_at_a_time(tmp_path, mo
     model, asked = load("llama"), questions()
     shapes = []
     head = model.get_output_embeddings()
+    # a hook wants the whole output, so that the head's weights are not taken slice by slice
     head.register_forward_hook(lambda module, args, output: shapes.append(output.shape))
     batch = everything(rows(tmp_path, asked))
     with torch.no_grad():
@@ -191,6 +192,35 @@ def test_the_head_runs_at_scored_positions_only_and_a_few_at_a_time(tmp_path, mo
     assert sum(shape[0] for shape in shapes) == scored == len(batch["token"])
     assert max(shape[0] for shape in shapes) == 16
     assert len(shapes) == math.ceil(scored / 16)
+
+
+@pytest.mark.parametrize("kind", ["llama", "opt"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_no_logits_of_the_whole_vocabulary_are_needed(monkeypatch, kind, bias):
+    model = load(kind)
+    head = model.get_output_embeddings()
+    if bias:
+        head.bias = torch.nn.Parameter(torch.randn(head.out_features))
+    model.config.final_logit_softcapping = 3.0  # what comes behind the head comes to each slice
+    size = head.out_features
+    states, tokens = torch.randn(20, head.in_features), torch.randint(size, (20,))
+    tokens[:3] = torch.tensor([0, 99, size - 1])  # borders
+    with torch.no_grad():
+        expected = scoring.next_token_logits(model, states).log_softmax(-1)
+        expected = expected.gather(1, tokens[:, None])[:, 0]
+        widths = []
+        linear = torch.nn.functional.linear
+
+        def watched(states, weight, bias=None):
+            widths.append(len(weight))
+            return linear(states, weight, bias)
+
+        monkeypatch.setattr(torch.nn.functional, "linear", watched)
+        monkeypatch.setattr(scoring, "VOCABULARY_SLICE", 100)
+        found = scoring.token_log_probs(model, states, tokens)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert sum(widths) == size
+    assert max(widths) == 100
 
 
 def test_bfloat16_log_probabilities_are_summed_in_float32(tmp_path):
