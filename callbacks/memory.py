@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import lightning.pytorch as pl
-import psutil
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -353,6 +352,8 @@ def reduce_over_ranks(
 
 def resident_mib() -> float:
     """Resident memory of this process now, in MiB."""
+    import psutil  # lazy: commands that only show something measure nothing
+
     return float(psutil.Process().memory_info().rss) / MIB
 
 

@@ -61,10 +61,11 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 if runs cannot be read or trials of a sweep failed, 2 for a user's
         mistake, 130 or 143 for what a signal ended.
     """
+    whole_process = args is None
     arguments = list(sys.argv[1:] if args is None else args)
     _set_up_logging()
     try:
-        return _dispatch(arguments)
+        return _dispatch(arguments, whole_process=whole_process)
     except SmolbenchError as error:
         sys.stderr.write(f"smolbench: error: {error}\n")
         return 2
@@ -75,7 +76,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _dispatch(arguments: list[str]) -> int:
+def _dispatch(arguments: list[str], *, whole_process: bool) -> int:
     command = arguments[0] if arguments else "--help"
     if command in {"-h", "--help", "help"}:
         sys.stdout.write(USAGE)
@@ -85,7 +86,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     for subcommand in SUBCOMMANDS:
         if command == subcommand:
-            with _without_collections():
+            with _without_collections(frozen=whole_process):
                 from smolbench.training_cli import run  # lazy: lightning takes seconds
             return run(subcommand, arguments[1:])
     if command in _OTHERS:
@@ -103,13 +104,21 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 @contextmanager
-def _without_collections() -> Generator[None, None, None]:
-    """Imports make a million objects that all stay; to look for garbage among them takes long."""
+def _without_collections(*, frozen: bool) -> Generator[None, None, None]:
+    """Imports make a million objects that all stay; to look for garbage among them takes long.
+
+    Args:
+        frozen: Whether no later collection looks at them either: the last one, at the exit, would
+            take longer than smolbench's own start. Only where the process is this command's alone:
+            what its caller has dropped and not yet collected would stay, too.
+    """
     collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        if frozen:
+            gc.freeze()
         if collects:
             gc.enable()
 

@@ -67,7 +67,6 @@ from smolbench.runs.settings import (
     read_settings,
     series_digest,
 )
-from smolbench.runs.summary import print_summary
 from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask
 
 log = logging.getLogger("smolbench")
@@ -535,6 +534,8 @@ class SmolCLI(LightningCLI):
             log.info("fast_dev_run went through; nothing was written.")
             return
         if self.trainer.is_global_zero:
+            from smolbench.runs.summary import print_summary  # lazy: rich and the report's tables
+
             print_summary(self.writer.results, self.folder, splits=splits)
 
 

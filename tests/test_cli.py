@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -135,7 +136,7 @@ def test_settings_are_printed_before_libraries_of_data_and_models_are_imported(r
 import sys
 from smolbench.cli import main
 status = main(["fit", "--config={recipe}", "--print_config"])
-heavy = {{"accelerate", "bitsandbytes", "datasets", "pandas", "peft", "pyarrow"}}
+heavy = {{"accelerate", "bitsandbytes", "datasets", "pandas", "peft", "psutil", "pyarrow"}}
 heavy &= set(sys.modules)
 sys.exit(f"imported: {{heavy}}" if heavy else status)
 """
@@ -166,6 +167,17 @@ sys.exit(f"imported: {{heavy}}" if heavy else status)
 def test_mistakes_seen_at_once(refused, folder_here, arguments, said):
     assert said in refused(*arguments)
     assert list(folder_here.iterdir()) == []
+
+
+def test_imports_are_frozen_only_where_the_process_is_the_commands_own(monkeypatch, folder_here):
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(True))
+    monkeypatch.setattr(sys, "argv", ["smolbench", "fit"])
+    assert main(["fit"]) == 2
+    assert not frozen  # it would keep what the caller has dropped and not yet collected
+    assert main() == 2
+    assert frozen
+    assert gc.isenabled()
 
 
 def test_print_config(cli, folder_here):

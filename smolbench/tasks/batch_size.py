@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import psutil
 import torch
 
 from smolbench.callbacks.memory import MIB, resident_mib
@@ -174,6 +173,8 @@ def _free_mib(device: torch.device, processes: int) -> float:
     if device.type == "mps":
         most = torch.mps.recommended_max_memory()
         return (most - torch.mps.driver_allocated_memory()) / MIB
+    import psutil  # lazy: commands that only show something measure nothing
+
     return min(psutil.virtual_memory().available, _free_of_group()) / MIB / processes
 
 
