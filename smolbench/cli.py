@@ -87,7 +87,7 @@ def _dispatch(arguments: list[str], *, whole_process: bool) -> int:
     for subcommand in SUBCOMMANDS:
         if command == subcommand:
             with _without_collections(frozen=whole_process):
-                from smolbench.training_cli import run  # lazy: lightning takes seconds
+                from smolbench.training_command import run  # lazy: lightning takes seconds
             return run(subcommand, arguments[1:])
     if command in _OTHERS:
         module, function = _OTHERS[command]

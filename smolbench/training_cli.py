@@ -1,4 +1,4 @@
-"""``fit``, ``validate``, ``test`` and ``predict``: LightningCLI plus run folders.
+"""The option parser, model, data and Trainer of one command: LightningCLI plus run folders.
 
 What LightningCLI does not do by itself and what is done here: find checkpoints in a later process,
 refuse to resume under other settings (it would take the checkpoint's, silently), and give every run
@@ -7,23 +7,12 @@ a folder with everything needed to repeat it.
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import errno
-import gc
 import logging
-import subprocess
-import threading
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed
 import yaml
-from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -39,48 +28,22 @@ from smolbench.callbacks import (
     MetricsCSV,
     ResultsWriter,
     RunCheckpoint,
-    RunInterrupted,
     ThroughputMonitor,
     TrainingGuard,
 )
 from smolbench.callbacks.checkpoint import read_checkpoint
 from smolbench.data import BaseDataModule
-from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
-from smolbench.invocation import Invocation, Subcommand, read_invocation
-from smolbench.predict_input import read_inputs
-from smolbench.predict_output import (
-    Labelled,
-    Said,
-    Summarized,
-    check_output,
-    write_predictions,
-)
+from smolbench.invocation import Invocation
+from smolbench.predict_output import Labelled, Said, Summarized
 from smolbench.progress import draw_library_bars
 from smolbench.recipes import DEFAULTS
-from smolbench.runs.results import FILE_NAME
-from smolbench.runs.run_dir import make_folder, new_run_dir
-from smolbench.runs.settings import (
-    Settings,
-    changed_for_scoring,
-    check_same_run,
-    read_settings,
-    series_digest,
-)
+from smolbench.run_folder import choose_folder, identity_of
+from smolbench.runs.settings import Settings
 from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask
 
 log = logging.getLogger("smolbench")
 _SETTINGS = ("seed_everything", "trainer", "model", "data", "checkpoint", "latency")
-_FULL_OR_FORBIDDEN = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-}
-
-
 _OF_PREDICT = {
     "text": "A text to label; may be repeated.",
     "input": "File of texts: .csv, .tsv, .jsonl or .parquet with a column of them, else a text per "
@@ -91,125 +54,6 @@ _OF_PREDICT = {
     "before": "none, for the untrained model, or another run's folder or checkpoint: what that "
     "says stands beside what this one says.",
 }
-
-
-def run(subcommand: Subcommand, arguments: list[str]) -> int:
-    """Carry out one subcommand.
-
-    Returns:
-        The exit status: 0, or 130 or 143 if a signal ended the run.
-
-    Raises:
-        SmolbenchError: For a user's mistake.
-    """
-    _quieten_libraries()
-    call = read_invocation(subcommand, arguments)
-    stop, watch = GracefulStop(), BatchWatch()
-    stop.take_over()
-    try:
-        if call.subcommand == "predict" and not call.only_shown:
-            _predict(call, stop, watch)
-        else:
-            SmolCLI(call, stop, watch)
-    except RunInterrupted as interruption:
-        again = ""
-        if call.resumes or (call.made is not None and (call.made / FILE_NAME).is_file()):
-            again = " Go on with the same command and --ckpt_path last."
-        log.warning("%s%s", interruption, again if subcommand == "fit" else "")
-        return interruption.status
-    except MisconfigurationException as error:
-        raise SmolbenchError(" ".join(str(error).split())) from error
-    except OSError as error:
-        if error.errno not in _FULL_OR_FORBIDDEN:
-            raise
-        raise SmolbenchError(
-            f"{error.filename or 'A file'} cannot be written ({error.strerror}); free some space "
-            "or name another folder."
-        ) from error
-    except (RuntimeError, MemoryError) as error:
-        if (sentence := watch.sentence(error)) is not None:
-            raise SmolbenchError(sentence) from error
-        if not _lost_another_rank(error):
-            raise
-        raise SmolbenchError(
-            "Another process of this job has ended; why stands in its own message."
-        ) from error
-    finally:
-        stop.give_back()
-        _leave_job()
-        _remove_empty(call)
-    return 0
-
-
-def _predict(call: Invocation, stop: GracefulStop, watch: BatchWatch) -> None:
-    """Label or summarize texts, by two models if they are to stand side by side."""
-    inputs = read_inputs(call.texts, call.input, call.text_column, call.encoding)
-    check_output(call.output, inputs)
-    calls = [call] if call.before is None else [call.before, call]
-    known = [labels for one in calls if (labels := _saved_labels(one)) is not None]
-    if any(labels != known[0] for labels in known):
-        raise SmolbenchError(
-            f"The model before tells {', '.join(known[0])} apart and the model after "
-            f"{', '.join(known[1])}: they must have the same labels, in the same order."
-        )
-    labels = known[0] if known else None
-    said = []
-    for one in calls:
-        said.append(SmolCLI(one, stop, watch, inputs.texts, labels).said)
-        gc.collect()  # memory holds one model at a time; trainer and model refer to each other
-    assert said[-1] is not None, "predict has run"
-    if type(said[0]) is not type(said[-1]):
-        raise SmolbenchError(
-            "One of the two models labels texts and the other summarizes them: name two of one "
-            "kind."
-        )
-    write_predictions(inputs, said[-1], call.output, said[0] if call.before else None)
-
-
-def _saved_labels(call: Invocation) -> list[str] | None:
-    """Names of the classes that the checkpoint's model tells apart."""
-    if call.checkpoint is None:
-        return None
-    origin = read_checkpoint(call.checkpoint).get(CHECKPOINT_KEY)
-    signature = origin.get("signature", {}) if isinstance(origin, dict) else {}
-    labels: list[str] | None = signature.get("labels")
-    return labels
-
-
-def _leave_job() -> None:
-    """Leave the process group while Python is whole, and the other processes to themselves.
-
-    Lightning's observer would kill this process if it saw one of the others end first, with the
-    status that says why.
-
-    The group's worker threads live as long as anything refers to it; one that drops a tensor while
-    the interpreter shuts down aborts the process (torch 2.13), and with it the job's exit status.
-    """
-    for thread in threading.enumerate():
-        if isinstance(thread, _ChildProcessObserver):
-            thread._child_processes = []
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        gc.collect()  # the trainer and its parts refer to each other, and to the group
-        torch.distributed.destroy_process_group()
-
-
-def _lost_another_rank(error: BaseException) -> bool:
-    """Whether a collective call failed because another process is gone."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    gone = ("closed by peer", "reset by peer", "Broken pipe")  # gloo has no type of its own
-    return distributed and (
-        isinstance(error, torch.distributed.DistError) or any(text in str(error) for text in gone)
-    )
-
-
-def _remove_empty(call: Invocation) -> None:
-    """Remove the folder that was made for a command if nothing came into it."""
-    with contextlib.suppress(OSError):
-        if call.made is not None:
-            call.made.rmdir()
-        if call.made is not None and call.made.parents[1] == call.runs_dir:
-            call.made.parent.rmdir()
-            call.runs_dir.rmdir()
 
 
 class SmolCLI(LightningCLI):
@@ -314,28 +158,11 @@ class SmolCLI(LightningCLI):
         call = self.call
         self._refuse_misplaced()
         settings = self._settings()
-        parent = call.run
-        fresh = True
-        if call.resumes:
-            assert parent is not None
-            check_same_run(read_settings(parent.config), settings, extend=call.extend)
-            self.folder, fresh = parent.path, False
-            if call.checkpoint is None:
-                log.info("%s has no checkpoint yet: it starts from the beginning.", parent.path)
-        elif call.subcommand == "predict":
-            self.folder = call.run_dir or (parent.path if parent else Path.cwd())
-        elif parent is not None and call.subcommand != "fit":
-            changed = changed_for_scoring(read_settings(parent.config), settings)
-            own = call.run_dir not in (None, parent.path) or bool(changed)
-            own = own or call.checkpoint != parent.checkpoint("best")
-            self.folder = self._new_folder() if own else parent.path
-            fresh = own
-        else:
-            self.folder = self._new_folder()
+        self.folder, fresh = choose_folder(call, settings)
         # a resumed run may have become longer
         if fresh or call.resumes:
             self.config_text = yaml.safe_dump(settings, sort_keys=False)
-        self.identity = self._identity(settings, fresh=fresh)
+        self.identity = identity_of(call, settings, fresh=fresh)
         if call.checkpoint is not None:
             self._check_checkpoint(read_checkpoint(call.checkpoint))
 
@@ -356,47 +183,12 @@ class SmolCLI(LightningCLI):
                 "--runs_dir."
             )
 
-    def _new_folder(self) -> Path:
-        """The folder of a new run; rank 0 makes it, and tells the others later."""
-        call = self.call
-        resumed = call.run.path if call.run is not None else None
-        chosen = call.run_dir if call.run_dir != resumed else None
-        if getattr(rank_zero_only, "rank", 0) != 0:
-            return chosen or call.runs_dir
-        if chosen is None:
-            call.made = new_run_dir(call.runs_dir, call.recipe)
-            return call.made
-        if (chosen / FILE_NAME).exists():
-            raise SmolbenchError(
-                f"{chosen} holds a run already: name another --run_dir"
-                + (", or go on with it by --ckpt_path last." if call.subcommand == "fit" else ".")
-            )
-        call.made = chosen if make_folder(chosen) else None
-        return chosen
-
     def _settings(self) -> Settings:
         dumped = self._parser(self.subcommand).dump(
             self.config[self.subcommand], skip_none=False, format="yaml"
         )
         everything = yaml.safe_load(dumped)
         return {name: everything[name] for name in _SETTINGS if name in everything}
-
-    def _identity(self, settings: Settings, *, fresh: bool) -> dict[str, Any]:
-        call = self.call
-        identity: dict[str, Any] = {
-            "recipe": call.recipe,
-            "config_digest": digest(settings),
-            "series_digest": series_digest(settings),
-            "git_revision": _git_revision(),
-            "seed": settings["seed_everything"],
-        }
-        if not fresh and call.subcommand != "fit":
-            return {}  # a test with the run's own settings adds to what the run says of itself
-        identity["started_at"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        scored = call.subcommand != "fit"
-        identity["parent_run"] = str(call.run.path) if scored and call.run else None
-        identity["checkpoint"] = str(call.checkpoint) if scored and call.checkpoint else None
-        return identity
 
     def _check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse early what could not be loaded later, before any data is read."""
@@ -537,46 +329,3 @@ class SmolCLI(LightningCLI):
             from smolbench.runs.summary import print_summary  # lazy: rich and the report's tables
 
             print_summary(self.writer.results, self.folder, splits=splits)
-
-
-def _git_revision() -> str | None:
-    """Commit of the checkout that smolbench runs from, marked if it has changes; else ``None``."""
-    try:
-        # installed into an environment within somebody's project, it is not of that project
-        _git("ls-files", "--error-unmatch", Path(__file__).name)
-        return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(
-        ["git", *arguments],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=10,
-    )
-    return done.stdout.strip()
-
-
-def _quieten_libraries() -> None:
-    """Hide what libraries print on every start and what says nothing about this run."""
-    import transformers  # lazy: keeps this module's import cheap for --help of other commands
-
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    # the devices found, the seed, tips for other products; warnings still come through
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # on some processors it asks for a package that fetches other kernels from the Hub at import
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    for harmless in (
-        ".*treespec, LeafSpec.*",  # lightning 2.6 with torch 2.13
-        ".*It is recommended to use `self.log.*sync_dist.*",  # metrics are of all ranks' rows
-        "Total length of `list` across ranks is zero.*",  # no validation was asked for
-    ):
-        warnings.filterwarnings("ignore", message=harmless)
-    # recipe names in sys.argv have become paths in the arguments handed on
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")

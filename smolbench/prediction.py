@@ -1,0 +1,54 @@
+"""``smolbench predict``: texts read, labelled or summarized by a model or two, and written."""
+
+from __future__ import annotations
+
+import gc
+
+from smolbench.callbacks import BatchWatch, GracefulStop
+from smolbench.callbacks.checkpoint import read_checkpoint
+from smolbench.errors import SmolbenchError
+from smolbench.invocation import Invocation
+from smolbench.predict_input import read_inputs
+from smolbench.predict_output import check_output, write_predictions
+from smolbench.tasks.task import CHECKPOINT_KEY
+from smolbench.training_cli import SmolCLI
+
+
+def predict(call: Invocation, stop: GracefulStop, watch: BatchWatch) -> None:
+    """Label or summarize texts, by two models if they are to stand side by side.
+
+    Raises:
+        SmolbenchError: If the texts cannot be read, the predictions not be written, or the two
+            models do not say the same kind of thing.
+    """
+    inputs = read_inputs(call.texts, call.input, call.text_column, call.encoding)
+    check_output(call.output, inputs)
+    calls = [call] if call.before is None else [call.before, call]
+    known = [labels for one in calls if (labels := _saved_labels(one)) is not None]
+    if any(labels != known[0] for labels in known):
+        raise SmolbenchError(
+            f"The model before tells {', '.join(known[0])} apart and the model after "
+            f"{', '.join(known[1])}: they must have the same labels, in the same order."
+        )
+    labels = known[0] if known else None
+    said = []
+    for one in calls:
+        said.append(SmolCLI(one, stop, watch, inputs.texts, labels).said)
+        gc.collect()  # memory holds one model at a time; trainer and model refer to each other
+    assert said[-1] is not None, "predict has run"
+    if type(said[0]) is not type(said[-1]):
+        raise SmolbenchError(
+            "One of the two models labels texts and the other summarizes them: name two of one "
+            "kind."
+        )
+    write_predictions(inputs, said[-1], call.output, said[0] if call.before else None)
+
+
+def _saved_labels(call: Invocation) -> list[str] | None:
+    """Names of the classes that the checkpoint's model tells apart."""
+    if call.checkpoint is None:
+        return None
+    origin = read_checkpoint(call.checkpoint).get(CHECKPOINT_KEY)
+    signature = origin.get("signature", {}) if isinstance(origin, dict) else {}
+    labels: list[str] | None = signature.get("labels")
+    return labels
