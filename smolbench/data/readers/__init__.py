@@ -1,0 +1,60 @@
+"""Readers of a user's own rows, checked as they are read: files by their endings, and the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from smolbench.data.readers.base import FileReader
+from smolbench.data.readers.comma_separated import CsvReader
+from smolbench.data.readers.hub import HubReader
+from smolbench.data.readers.json_lines import JsonLinesReader
+from smolbench.data.readers.parquet import ParquetReader
+from smolbench.errors import SmolbenchError
+
+__all__ = ["ENDINGS", "FileReader", "HubReader", "file_reader"]
+
+ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
+
+
+def file_reader(
+    path: Path,
+    text_column: str,
+    label_column: str | None,
+    encoding: str,
+    option: str,
+    prefix: str = "--data.",
+    label_option: str = "label_column",
+) -> FileReader:
+    """The reader for a file, by its ending.
+
+    Args:
+        path: The file.
+        text_column: Name of the column of the texts.
+        label_column: Name of the column of the labels; ``None`` where there are none to read.
+        encoding: Name of its encoding.
+        option: The option that named the file, for messages.
+        prefix: What the names of options begin with, for messages.
+        label_option: The option that named the column of the labels, for messages.
+
+    Raises:
+        SmolbenchError: If there is no such file, or its ending is not known.
+    """
+    if path.is_dir():
+        raise SmolbenchError(f"{prefix}{option} {path} is a folder: name one file in it.")
+    if not path.is_file():
+        raise SmolbenchError(
+            f"{prefix}{option}: there is no file {path.absolute()}; a relative path starts at the"
+            " folder where smolbench is run."
+        )
+    name = path.name.lower()
+    if not name.endswith(ENDINGS):
+        raise SmolbenchError(
+            f"{prefix}{option} {path} has an ending that is not known: it must be one of"
+            f" {', '.join(ENDINGS)}."
+        )
+    kind: type[FileReader] = CsvReader
+    if name.endswith(".parquet"):
+        kind = ParquetReader
+    elif name.removesuffix(".gz").endswith(".jsonl"):
+        kind = JsonLinesReader
+    return kind(path, text_column, label_column, encoding, prefix, label_option)
