@@ -9,7 +9,7 @@ milliseconds whatever the number of rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,23 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def mean_stderr(values: Array) -> float:
     """Standard error of a mean over rows, shape ``(N,)``; ``nan`` for a single row."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def mean_over_seeds(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Metrics of the same examples under several seeds: their means and, by ``<name>_std``, spread.
+
+    Args:
+        each: Metrics by name, the same for each seed. The spread is the sample's standard
+            deviation; counts and standard errors have none, nor has a single seed.
+    """
+    metrics = {name: float(np.mean([one[name] for one in each])) for name in each[0]}
+    if len(each) > 1:
+        metrics |= {
+            f"{name}_std": float(np.std([one[name] for one in each], ddof=1))
+            for name in each[0]
+            if name != "n" and not name.endswith("_stderr")
+        }
+    return metrics
 
 
 def confusion_scores(cells: Array) -> dict[str, Array]:

@@ -13,6 +13,8 @@ from smolbench.models.scoring import can_branch, last_states, next_token_logits,
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
+_NO_OPINION = 1e-3
+"""By how much, in nats, the class that stands for `unknown` is ahead of the others."""
 
 
 class Prompted:
@@ -125,3 +127,34 @@ class Prompted:
     def _next(self, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         last = states[torch.arange(len(states), device=states.device), lengths - 1]
         return next_token_logits(self.model, last).log_softmax(dim=-1)
+
+
+def first_answer(
+    log_probs: torch.Tensor, token_classes: torch.Tensor, k: int, default: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The class of the first of the ``k`` likeliest tokens that stands for one.
+
+    Zwicker, Abbaszadeh, Popper, "Lightweight Sentiment Analysis" (2024), section 2.2.
+
+    Args:
+        log_probs: Of the next token, shape ``(B, V)``.
+        token_classes: Class that each token stands for, -1 for none, shape ``(V,)``.
+        k: How many tokens are looked through.
+        default: The class of a row where none of them stands for a class.
+
+    Returns:
+        Scores, shape ``(B, C)``: for each class the log-probability of its likeliest token among
+        the ``k``, or a hair less than the least of the ``k`` where it has none; and which rows have
+        no answer at all, bool, shape ``(B,)``. There ``default`` has that least one itself.
+    """
+    values, tokens = log_probs.topk(min(k, log_probs.shape[1]), dim=1)
+    classes = token_classes[tokens]
+    floor = values[:, -1:] - _NO_OPINION
+    count = int(token_classes.max()) + 1
+    scores = torch.cat(
+        [torch.where(classes == n, values, floor).amax(dim=1, keepdim=True) for n in range(count)],
+        dim=1,
+    )
+    unknown = (classes < 0).all(dim=1)
+    scores[unknown, default] += _NO_OPINION
+    return scores, unknown

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -16,11 +15,12 @@ from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.metrics.classification import classification_metrics
-from smolbench.metrics.uncertainty import mean_stderr
+from smolbench.metrics.uncertainty import mean_over_seeds, mean_stderr
 from smolbench.models.backbone import DType
+from smolbench.models.calibration import CALIBRATIONS, Calibration, Calibrator
 from smolbench.models.causal_lm import LanguageModel, load_language_model
 from smolbench.models.label_words import LabelWords
-from smolbench.models.prompting import Prompted
+from smolbench.models.prompting import Prompted, first_answer
 from smolbench.models.shots import ShotFormat, choose_shots
 from smolbench.models.template import SLOT, TemplateEncoder
 from smolbench.tasks.classification import Batch, ClassificationTask
@@ -28,12 +28,6 @@ from smolbench.tasks.classification import Batch, ClassificationTask
 log = logging.getLogger("smolbench")
 
 Rule = Literal["verbalizer", "top_k"]
-Calibration = Literal["none", "contextual", "pmi"]
-_CALIBRATIONS: tuple[Calibration, ...] = ("contextual", "pmi")
-_CONTENT_FREE = ("N/A", "", "[MASK]")
-"""Texts without content, over which contextual calibration takes the mean (Zhao et al., 2021)."""
-_NO_OPINION = 1e-3
-"""By how much, in nats, the class that stands for `unknown` is ahead of the others."""
 
 
 class PromptTask(ClassificationTask):
@@ -148,7 +142,7 @@ class PromptTask(ClassificationTask):
         self._prompted: list[Prompted] = []
         self._size = 0
         self._token_classes = torch.empty(0)
-        self._offsets: dict[str, torch.Tensor] = {}
+        self._calibrator: Calibrator | None = None
         self._example: str | None = None
 
     @property
@@ -293,33 +287,7 @@ class PromptTask(ClassificationTask):
             classes = self.words.token_classes(model.config.vocab_size)
             self._token_classes = classes.to(device)
         else:
-            self._offsets = {kind: self._offset(kind, device) for kind in _CALIBRATIONS}
-
-    def _offset(self, kind: Calibration, device: torch.device) -> torch.Tensor:
-        """Log-probability of each label word where there is no text, shape ``(S, C)``."""
-        if kind == "pmi":  # the template's end alone, whatever examples stand in front of it
-            first = self.encoders[0]
-            alone = Prompted(self._prompted[0].model, first.head_ids)
-            row = first.suffix_ids or [first.end_of_text()]
-            same = self._mean_behind(alone, [row], device)
-            return same.expand(len(self.shot_seeds), -1)
-        rows: list[Any] = list(self.encoders[0].encode(_CONTENT_FREE)["input_ids"])
-        return torch.stack([self._mean_behind(behind, rows, device) for behind in self._prompted])
-
-    def _mean_behind(
-        self, prompted: Prompted, rows: Sequence[Sequence[int]], device: torch.device
-    ) -> torch.Tensor:
-        """Logarithm of the label words' mean probability behind rows, shape ``(C,)``."""
-        scores = torch.stack([self._words_behind(prompted, row, device) for row in rows])
-        # each row's probabilities are normalised over the label words
-        return scores.log_softmax(dim=1).logsumexp(dim=0) - math.log(len(rows))
-
-    def _words_behind(
-        self, prompted: Prompted, row: Sequence[int], device: torch.device
-    ) -> torch.Tensor:
-        ids = torch.tensor([row], device=device)
-        lengths = torch.tensor([len(row)], device=device)
-        return prompted.continuations(ids, lengths, self.words.ids)[0].cpu()
+            self._calibrator = Calibrator(self._prompted, encoders[0], self.words.ids)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Scores of the classes ``(B, C)``, float32, behind the first seed's examples."""
@@ -356,9 +324,8 @@ class PromptTask(ClassificationTask):
         return scores.cpu(), unknown.cpu()
 
     def _calibrated(self, scores: torch.Tensor, seed: int, kind: Calibration) -> torch.Tensor:
-        if kind == "none":
-            return scores
-        return scores.log_softmax(dim=1) - self._offsets[kind][seed]
+        # the rule top_k has none
+        return scores if self._calibrator is None else self._calibrator(scores, seed, kind)
 
     # -- scores to metrics ------------------------------------------------------------------------
 
@@ -404,15 +371,7 @@ class PromptTask(ClassificationTask):
             self._of_seed(scores[:, n], unknown[:, n], labels, n)
             for n in range(len(self.shot_seeds))
         ]
-        metrics = {name: float(np.mean([one[name] for one in each])) for name in each[0]}
-        if len(each) > 1:
-            spread = {
-                f"{name}_std": float(np.std([one[name] for one in each], ddof=1))
-                for name in each[0]
-                if name != "n" and not name.endswith("_stderr")
-            }
-            metrics |= spread
-        return metrics
+        return mean_over_seeds(each)
 
     def _of_seed(
         self, scores: torch.Tensor, unknown: torch.Tensor, labels: torch.Tensor, seed: int
@@ -427,7 +386,7 @@ class PromptTask(ClassificationTask):
             metrics["accuracy_unknown_wrong_stderr"] = mean_stderr(right.double().numpy())
             metrics["n_unknown"] = float(unknown.sum())
             return metrics
-        for kind in ("none", *_CALIBRATIONS):
+        for kind in ("none", *CALIBRATIONS):
             predicted = self._calibrated(scores, seed, kind).argmax(dim=1)
             right = (predicted == labels).double()
             name = "uncalibrated" if kind == "none" else kind
@@ -460,34 +419,3 @@ class PromptTask(ClassificationTask):
             "prompt/num_shots": self.num_shots,
             "prompt/shot_seeds": ", ".join(map(str, self.shot_seeds)) if self.num_shots else None,
         }
-
-
-def first_answer(
-    log_probs: torch.Tensor, token_classes: torch.Tensor, k: int, default: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The class of the first of the ``k`` likeliest tokens that stands for one.
-
-    Zwicker, Abbaszadeh, Popper, "Lightweight Sentiment Analysis" (2024), section 2.2.
-
-    Args:
-        log_probs: Of the next token, shape ``(B, V)``.
-        token_classes: Class that each token stands for, -1 for none, shape ``(V,)``.
-        k: How many tokens are looked through.
-        default: The class of a row where none of them stands for a class.
-
-    Returns:
-        Scores, shape ``(B, C)``: for each class the log-probability of its likeliest token among
-        the ``k``, or a hair less than the least of the ``k`` where it has none; and which rows have
-        no answer at all, bool, shape ``(B,)``. There ``default`` has that least one itself.
-    """
-    values, tokens = log_probs.topk(min(k, log_probs.shape[1]), dim=1)
-    classes = token_classes[tokens]
-    floor = values[:, -1:] - _NO_OPINION
-    count = int(token_classes.max()) + 1
-    scores = torch.cat(
-        [torch.where(classes == n, values, floor).amax(dim=1, keepdim=True) for n in range(count)],
-        dim=1,
-    )
-    unknown = (classes < 0).all(dim=1)
-    scores[unknown, default] += _NO_OPINION
-    return scores, unknown

@@ -11,6 +11,7 @@ from smolbench.metrics.uncertainty import (
     calibration_stderr,
     confusion_scores,
     confusion_stderrs,
+    mean_over_seeds,
 )
 
 
@@ -86,3 +87,12 @@ def test_one_row_has_no_standard_error():
 
 def test_the_same_rows_give_the_same_errors():
     assert classification_metrics(*drawn(4)) == classification_metrics(*drawn(4))
+
+
+def test_means_over_seeds_have_a_spread_where_there_are_several():
+    one = {"accuracy": 0.5, "accuracy_stderr": 0.1, "n": 40.0}
+    other = {"accuracy": 0.7, "accuracy_stderr": 0.3, "n": 40.0}
+    assert mean_over_seeds([one]) == one
+    assert mean_over_seeds([one, other]) == pytest.approx(
+        {"accuracy": 0.6, "accuracy_stderr": 0.2, "n": 40, "accuracy_std": 0.02**0.5}
+    )

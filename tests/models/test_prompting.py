@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from smolbench.models.causal_lm import LanguageModel, load_language_model
-from smolbench.models.prompting import Prompted
+from smolbench.models.prompting import Prompted, first_answer
 from tests.helpers.tiny import CAUSAL, VOCABULARY, tiny_language_model
 
 SHARED = [7, 50, 60, 9, 11, 70, 80]
@@ -99,3 +99,27 @@ def test_a_row_may_end_where_the_positions_do(architecture):
         ]
         score = found[n, ANSWERS.index(answer)].item()
         assert score == pytest.approx(sum(steps).item(), abs=1e-4)
+
+
+# -- the rule of the report ------------------------------------------------------------------------
+
+
+def test_the_first_of_the_likeliest_tokens_that_stands_for_a_class():
+    log_probs = torch.tensor([[-1.0, -2, -3, -4], [-4, -1, -2, -3], [-2, -4, -1, -3]])
+    token_classes = torch.tensor([-1, 1, -1, 0])
+    scores, unknown = first_answer(log_probs, token_classes, k=3, default=0)
+    assert scores.argmax(dim=1).tolist() == [1, 1, 0]
+    assert unknown.tolist() == [False, False, False]
+    assert scores[1].tolist() == pytest.approx([-3, -1])
+    scores, unknown = first_answer(log_probs, token_classes, k=1, default=0)
+    assert unknown.tolist() == [True, False, True]
+    assert scores.argmax(dim=1).tolist() == [0, 1, 0]
+    _, unknown = first_answer(log_probs, token_classes, k=99, default=0)
+    assert not unknown.any()
+
+
+def test_unknown_may_stand_for_another_class():
+    log_probs = torch.tensor([[-1.0, -2, -3]])
+    scores, unknown = first_answer(log_probs, torch.tensor([-1, 1, 0]), k=1, default=1)
+    assert unknown.all()
+    assert scores.argmax(dim=1).tolist() == [1]

@@ -11,7 +11,6 @@ from smolbench.cli import main
 from smolbench.data import AGNewsDataModule, IMDbDataModule, Sentiment140DataModule
 from smolbench.errors import SmolbenchError
 from smolbench.tasks import PromptTask
-from smolbench.tasks.prompt import first_answer
 from tests.helpers.tiny import tiny_language_model
 from tests.helpers.training import plain_trainer
 
@@ -36,27 +35,6 @@ def scored(subject, tmp_path, module=None):
 
 
 # -- the rule of the report ------------------------------------------------------------------------
-
-
-def test_the_first_of_the_likeliest_tokens_that_stands_for_a_class():
-    log_probs = torch.tensor([[-1.0, -2, -3, -4], [-4, -1, -2, -3], [-2, -4, -1, -3]])
-    token_classes = torch.tensor([-1, 1, -1, 0])
-    scores, unknown = first_answer(log_probs, token_classes, k=3, default=0)
-    assert scores.argmax(dim=1).tolist() == [1, 1, 0]
-    assert unknown.tolist() == [False, False, False]
-    assert scores[1].tolist() == pytest.approx([-3, -1])
-    scores, unknown = first_answer(log_probs, token_classes, k=1, default=0)
-    assert unknown.tolist() == [True, False, True]
-    assert scores.argmax(dim=1).tolist() == [0, 1, 0]
-    _, unknown = first_answer(log_probs, token_classes, k=99, default=0)
-    assert not unknown.any()
-
-
-def test_unknown_may_stand_for_another_class():
-    log_probs = torch.tensor([[-1.0, -2, -3]])
-    scores, unknown = first_answer(log_probs, torch.tensor([-1, 1, 0]), k=1, default=1)
-    assert unknown.all()
-    assert scores.argmax(dim=1).tolist() == [1]
 
 
 def test_top_k_counts_unknown_texts(tmp_path):
@@ -129,7 +107,7 @@ def test_pmi_takes_off_what_the_words_have_behind_the_template_s_end(tmp_path):
     encoder = subject.encoders[0]
     end = [*encoder.head_ids, *encoder.suffix_ids]
     odds = np.diff(plainly(subject, [end])[0])[0]
-    offsets = subject._offsets["pmi"][0]
+    offsets = subject._calibrator.offsets["pmi"][0]
     assert float(offsets[1] - offsets[0]) == pytest.approx(odds, abs=1e-4)
 
 
