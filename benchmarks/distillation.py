@@ -33,6 +33,7 @@ from harness import (
     at_most,
     machine,
     measure,
+    option_parser,
     positive,
     ratio,
     readable_errors,
@@ -105,8 +106,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """Options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=positive, default=3)
+    parser = option_parser(__doc__)
     parser.add_argument("--teacher", default="facebook/opt-350m")
     parser.add_argument(
         "--student", default="facebook/opt-125m", help="with the teacher's tokenizer"

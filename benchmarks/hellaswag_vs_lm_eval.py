@@ -30,6 +30,7 @@ from harness import (
     at_most,
     machine,
     measure,
+    option_parser,
     positive,
     ratio,
     readable_errors,
@@ -89,9 +90,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """Options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=positive, default=3)
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M")
+    parser = option_parser(__doc__, model="HuggingFaceTB/SmolLM2-135M")
     parser.add_argument("--limit", type=positive, default=200, help="rows")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--batch_size", type=positive, default=4, help="questions at once")

@@ -9,7 +9,6 @@ tokenizer is that of the built-in tiny model.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
@@ -30,6 +29,7 @@ from harness import (
     at_most,
     machine,
     measure,
+    option_parser,
     positive,
     ratio,
     readable_errors,
@@ -50,8 +50,7 @@ SYLLABLES = ("ba", "co", "di", "fu", "ge", "ha", "ki", "lo", "mu", "ne", "po", "
 
 def main() -> None:
     """Measure and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=positive, default=3)
+    parser = option_parser(__doc__)
     parser.add_argument(
         "--sizes", type=positive, nargs="+", default=list(SIZES), help="numbers of rows"
     )

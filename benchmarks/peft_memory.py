@@ -29,6 +29,7 @@ from harness import (
     at_most,
     machine,
     measure,
+    option_parser,
     positive,
     readable_errors,
     require_hub,
@@ -101,8 +102,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """Options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=positive, default=3)
+    parser = option_parser(__doc__)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--batch_size", type=positive, default=4)
     parser.add_argument("--length", type=positive, default=256, help="tokens per row")

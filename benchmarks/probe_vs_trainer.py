@@ -31,6 +31,7 @@ from harness import (
     at_most,
     machine,
     measure,
+    option_parser,
     positive,
     ratio,
     readable_errors,
@@ -106,9 +107,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """Options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=positive, default=3)
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M")
+    parser = option_parser(__doc__, model="HuggingFaceTB/SmolLM2-135M")
     parser.add_argument("--limit", type=positive, default=512, help="reviews")
     parser.add_argument("--epochs", type=positive, default=10)
     parser.add_argument(

@@ -30,6 +30,7 @@ from harness import (
     at_most,
     machine,
     measure,
+    option_parser,
     positive,
     ratio,
     readable_errors,
@@ -92,9 +93,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """Options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=positive, default=3)
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M")
+    parser = option_parser(__doc__, model="HuggingFaceTB/SmolLM2-135M")
     parser.add_argument("--limit", type=positive, default=96, help="texts")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch_size", type=positive, default=16)

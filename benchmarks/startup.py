@@ -5,7 +5,6 @@ python benchmarks/startup.py
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -16,7 +15,7 @@ from harness import (
     difference,
     machine,
     measure,
-    positive,
+    option_parser,
     readable_errors,
     say,
     write_results,
@@ -42,8 +41,7 @@ BYTECODE_KEPT = {"PYTHONDONTWRITEBYTECODE": ""}
 
 def main() -> None:
     """Measure and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=positive, default=9)
+    parser = option_parser(__doc__, rounds=9)
     options = parser.parse_args()
     where = machine()
     for command in COMMANDS.values():  # files read once, bytecode compiled

@@ -32,6 +32,7 @@ from harness import (
     at_most,
     machine,
     measure,
+    option_parser,
     positive,
     ratio,
     readable_errors,
@@ -101,9 +102,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """Options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=positive, default=3)
-    parser.add_argument("--model", default="google/flan-t5-base")
+    parser = option_parser(__doc__, model="google/flan-t5-base")
     parser.add_argument("--train", type=positive, default=240, help="training dialogues")
     parser.add_argument("--test", type=positive, default=48, help="test dialogues")
     parser.add_argument("--batch_size", type=positive, default=8)
