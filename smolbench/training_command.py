@@ -11,6 +11,7 @@ import logging
 import threading
 import warnings
 
+import lightning.pytorch.cli  # noqa: F401 - --help lists callbacks as imported: Lightning's first
 import torch
 import torch.distributed
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from smolbench.data.readers.base import FileReader
+from smolbench.data.readers.base import CHUNK_ROWS, FileReader
 from smolbench.data.readers.comma_separated import CsvReader
 from smolbench.data.readers.hub import HubReader
 from smolbench.data.readers.json_lines import JsonLinesReader
 from smolbench.data.readers.parquet import ParquetReader
 from smolbench.errors import SmolbenchError
 
-__all__ = ["ENDINGS", "FileReader", "HubReader", "file_reader"]
+__all__ = [
+    "CHUNK_ROWS",
+    "ENDINGS",
+    "CsvReader",
+    "FileReader",
+    "HubReader",
+    "JsonLinesReader",
+    "ParquetReader",
+    "file_reader",
+]
 
 ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 
