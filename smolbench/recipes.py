@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,13 @@ def resolve_config(given: str) -> Path:
     shipped = CONFIGS / f"{name}.yaml"
     if shipped.is_file():
         return shipped
+    alike = get_close_matches(name, recipe_names(), n=3)
+    if (here := path.with_name(f"{path.name}.yaml")).is_file():
+        alike.insert(0, str(here))
     raise SmolbenchError(
-        f"There is no configuration {given!r}: it is neither a file nor a shipped recipe "
-        f"({', '.join(recipe_names())})."
+        f"There is no configuration {given!r}: it is neither a file nor a shipped recipe. "
+        + (f"Meant may be {' or '.join(alike)}; " if alike else "")
+        + "`smolbench recipes` lists all."
     )
 
 

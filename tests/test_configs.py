@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from smolbench.cli import main
+from smolbench.errors import SmolbenchError
 from smolbench.recipes import CONFIGS, DEFAULTS, describe, recipe_names, resolve_config
 from tests.helpers.command import QUIET, results
 
@@ -135,3 +136,11 @@ def test_a_copied_recipe_is_a_recipe_of_its_own(folder_here):
     shutil.copy(CONFIGS / "imdb_probe.yaml", "mine.yaml")
     assert resolve_config("mine.yaml") == Path("mine.yaml")
     assert resolve_config("configs/imdb_probe.yaml") == CONFIGS / "imdb_probe.yaml"
+
+
+def test_what_may_have_been_meant_is_named(folder_here):
+    shutil.copy(CONFIGS / "imdb_probe.yaml", "mine.yaml")
+    with pytest.raises(SmolbenchError, match=r"Meant may be mine\.yaml.*; `smolbench recipes`"):
+        resolve_config("mine")
+    with pytest.raises(SmolbenchError, match="Meant may be imdb_probe"):
+        resolve_config("imbd_probe")
