@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -36,7 +36,7 @@ class Calibrator:
         self, prompted: Sequence[Prompted], encoder: TemplateEncoder, answers: Rows
     ) -> None:
         self._answers = answers
-        empty: Rows = encoder.encode(_CONTENT_FREE)["input_ids"]
+        empty: list[Any] = list(encoder.encode(_CONTENT_FREE)["input_ids"])
         # the template's end alone, whatever examples stand in front of it
         alone = Prompted(prompted[0].model, encoder.head_ids)
         end = encoder.suffix_ids or [encoder.end_of_text()]
