@@ -18,7 +18,7 @@ from smolbench.models.causal_lm import (
     load_language_model,
 )
 from smolbench.models.quantization import keep_gradients
-from smolbench.models.scoring import last_states, token_log_probs
+from smolbench.models.scoring import last_states, next_token_logits, token_log_probs
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -121,27 +121,56 @@ def target_losses(
     labels = batch["labels"]
     known = labels != IGNORE_LABEL
     if not model.config.is_encoder_decoder:
-        states = last_states(model, {"input_ids": batch["input_ids"]})
-        # what stands before a token says how likely it is
-        found = -token_log_probs(model, states[:, :-1][known[:, 1:]], labels[known], smoothing)
+        found = -token_log_probs(model, _states_before(model, batch), labels[known], smoothing)
         return torch.zeros(labels.shape, device=labels.device).masked_scatter(known, found)
-    inputs: dict[str, Any] = {"input_ids": batch["input_ids"]}
-    if encoded is not None:
-        inputs = {"encoder_outputs": encoded}
-    logits = model(
-        **inputs,
-        attention_mask=batch["attention_mask"],
-        decoder_input_ids=_shifted(model, labels),
-        use_cache=False,
-    ).logits
     losses = F.cross_entropy(
-        logits.float().flatten(0, 1),
+        _decoder_logits(model, batch, encoded).float().flatten(0, 1),
         labels.flatten(),
         ignore_index=IGNORE_LABEL,
         reduction="none",
         label_smoothing=smoothing,
     )
     return losses.view(labels.shape)
+
+
+def target_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Logits that say how likely each token of the summaries is behind the true ones before it.
+
+    Args:
+        model: From :func:`load_summarizer`.
+        batch: See :func:`target_losses`.
+
+    Returns:
+        Float32, shape ``(N, V)``: for the ``N`` tokens of the summaries, row after row.
+    """
+    if not model.config.is_encoder_decoder:
+        return next_token_logits(model, _states_before(model, batch))
+    return _decoder_logits(model, batch)[batch["labels"] != IGNORE_LABEL].float()
+
+
+def _states_before(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """What a causal model says in front of each token of the summaries, shape ``(N, D)``."""
+    states = last_states(model, {"input_ids": batch["input_ids"]})
+    # what stands before a token says how likely it is
+    return states[:, :-1][batch["labels"][:, 1:] != IGNORE_LABEL]
+
+
+def _decoder_logits(
+    model: PreTrainedModel,
+    batch: Batch,
+    encoded: Any = None,  # noqa: ANN401 - transformers has no type for it
+) -> torch.Tensor:
+    """An encoder-decoder model's logits at every place of ``labels``, shape ``(B, S, V)``."""
+    inputs: dict[str, Any] = {"input_ids": batch["input_ids"]}
+    if encoded is not None:
+        inputs = {"encoder_outputs": encoded}
+    logits: torch.Tensor = model(
+        **inputs,
+        attention_mask=batch["attention_mask"],
+        decoder_input_ids=_shifted(model, batch["labels"]),
+        use_cache=False,
+    ).logits
+    return logits
 
 
 def _shifted(model: PreTrainedModel, labels: torch.Tensor) -> torch.Tensor:

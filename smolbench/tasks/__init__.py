@@ -3,6 +3,7 @@
 from smolbench.tasks.classical import ClassicalTask
 from smolbench.tasks.classification import ClassificationTask
 from smolbench.tasks.distill import DistillationTask
+from smolbench.tasks.distill_summaries import SummaryDistillationTask
 from smolbench.tasks.fine_tune import FineTuneTask
 from smolbench.tasks.multiple_choice import MultipleChoiceTask
 from smolbench.tasks.neural import NeuralBaselineTask
@@ -22,4 +23,5 @@ __all__ = [
     "ProbeTask",
     "PromptTask",
     "SummarizationTask",
+    "SummaryDistillationTask",
 ]

@@ -323,6 +323,12 @@ class SummarizationTask(WritingTask):
             checkpoint_gradients(model, self.backbone.given)
         self.model = model.train()
 
+    def freeze(self) -> None:
+        """Let nothing train any more: for a network that is only run, such as a teacher's."""
+        self.requires_grad_(False)
+        hold_frozen_in(self.model, self._compute)
+        self.eval()
+
     def _refuse_float16(self) -> None:
         kind = self.backbone.config.model_type
         precision = str(self._trainer.precision) if self._trainer else ""

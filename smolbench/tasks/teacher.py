@@ -1,4 +1,4 @@
-"""Teachers: trained classifiers whose logits a student learns from, computed in one pass."""
+"""Teachers, and the logits of those that classify, computed in one pass."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PASS_TOKENS = 4096
 
 
 class Teacher(ABC):
-    """A trained classifier, which is loaded only where its logits are not known yet.
+    """A trained network whose logits a student learns from.
 
     Attributes:
         name: What messages call it.
@@ -39,7 +39,15 @@ class Teacher(ABC):
     @cached_property
     @abstractmethod
     def identity(self) -> str:
-        """Digest of everything that its logits depend on, beside the texts."""
+        """Digest of everything that its logits depend on, beside what it reads."""
+
+    def facts(self) -> dict[str, Any]:
+        """What results say of the teacher."""
+        return {"teacher/id": self.name, "teacher/run": None}
+
+
+class ClassifyingTeacher(Teacher):
+    """A trained classifier, which is loaded only where its logits are not known yet."""
 
     @abstractmethod
     def check(self, label_names: Sequence[str], data: TextDataModule) -> None:
@@ -63,13 +71,9 @@ class Teacher(ABC):
             labels: Their classes, shape ``(N,)``.
         """
 
-    def facts(self) -> dict[str, Any]:
-        """What results say of the teacher."""
-        return {"teacher/id": self.name, "teacher/run": None}
-
 
 def teacher_logits(
-    teacher: Teacher,
+    teacher: ClassifyingTeacher,
     data: TextDataModule,
     label_names: Sequence[str],
     device: torch.device,
@@ -80,7 +84,7 @@ def teacher_logits(
     The network is loaded only if any of them is missing, and let go afterwards.
 
     Args:
-        teacher: Checked, see :meth:`Teacher.check`.
+        teacher: Checked, see :meth:`ClassifyingTeacher.check`.
         data: Its training split is read; texts are encoded as the teacher reads them.
         label_names: Names of the ``C`` classes.
         device: Where the network runs.

@@ -1,8 +1,8 @@
-"""The kinds of teachers: a finished run, a model of the Hub, the built-in one."""
+"""The kinds of teachers that classify: a finished run, a model of the Hub, the built-in one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,24 +11,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from smolbench.callbacks.checkpoint import read_checkpoint
 from smolbench.data.classification import TextDataModule
 from smolbench.data.token_cache import TokenTable
-from smolbench.digest import digest, file_digest
+from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.models.backbone import TINY, Backbone, DType
 from smolbench.models.classifier import load_trained_classifier
 from smolbench.runs.run_dir import Run
-from smolbench.runs.settings import Settings, read_settings
 from smolbench.tasks.adapting import compute_dtype
 from smolbench.tasks.classification import ClassificationTask
 from smolbench.tasks.fine_tune import FineTuneTask
 from smolbench.tasks.probe import ProbeTask
-from smolbench.tasks.teacher import Teacher, pass_blocks
-from smolbench.tasks.trained import pinned_options, signature_of, task_class_of
-
-_SPLIT_OPTIONS = ("revision", "split_seed", "val_fraction", "test_fraction", "downsample", "clean")
-"""Data options that decide which rows are trained on; limits only leave some of them out."""
+from smolbench.tasks.teacher import ClassifyingTeacher, pass_blocks
+from smolbench.tasks.teacher_run import TaughtRun
 
 
 @dataclass(frozen=True)
@@ -46,10 +41,33 @@ class Reading:
     dtype: DType
 
 
+class ClassifyingTeachers:
+    """Which teachers there are for a student that classifies; see ``TeacherKinds``.
+
+    Args:
+        reading: How a teacher without settings of its own reads texts.
+    """
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+
+    def of_run(self, run: Run, checkpoint: Path | None = None) -> ClassifyingTeacher:
+        """A finished run's classifier."""
+        return RunTeacher(run, checkpoint)
+
+    def of_model(self, name: str) -> ClassifyingTeacher:
+        """A model with a trained classification head."""
+        return HubTeacher(name, self._reading)
+
+    def built_in(self) -> ClassifyingTeacher:
+        """The tiny model with a head fitted to the training rows."""
+        return TinyTeacher(self._reading)
+
+
 # -- a run -----------------------------------------------------------------------------------------
 
 
-class RunTeacher(Teacher):
+class RunTeacher(ClassifyingTeacher):
     """A finished run that trained a network to classify, rebuilt from its settings and checkpoint.
 
     Args:
@@ -61,100 +79,46 @@ class RunTeacher(Teacher):
     """
 
     def __init__(self, run: Run, checkpoint: Path | None = None) -> None:
-        self.run = run = Run(run.path.resolve())
-        self.name = str(run.path)
-        self.checkpoint = checkpoint or run.checkpoint("best")
-        self._results = run.results()
-        self._same_rows: bool | None = None
-        if self._results.get("status") != "finished" or "attempts" not in self._results:
-            status = self._results.get("status") if "attempts" in self._results else "only scored"
-            raise SmolbenchError(
-                f"The teacher {self.name} is no finished training (it is {status}): finish it "
-                f"with `smolbench fit --run_dir {self.name} --ckpt_path last`, or name another."
-            )
-        if not self.checkpoint.is_file():
-            raise SmolbenchError(
-                f"The teacher {self.name} has no checkpoint {self.checkpoint.name}: train it "
-                "anew, or name another."
-            )
-        self._settings = read_settings(run.config)
-        self._task = _task_class(self._settings, run.path)
+        self._trained = TaughtRun(
+            run,
+            checkpoint,
+            (ProbeTask, FineTuneTask),
+            "the run of a ProbeTask, FineTuneTask or DistillationTask",
+        )
+        self.run = self._trained.run
+        self.checkpoint = self._trained.checkpoint
+        self.name = self._trained.name
 
     @cached_property
     def identity(self) -> str:
         """Digest of the checkpoint and the model's settings."""
-        content = file_digest([self.checkpoint])
-        return digest({"checkpoint": content, "model": self._settings["model"]})
-
-    @cached_property
-    def _signature(self) -> Mapping[str, Any]:
-        return signature_of(read_checkpoint(self.checkpoint), self.checkpoint)
+        return self._trained.identity
 
     def check(self, label_names: Sequence[str], data: TextDataModule) -> None:
         """See the base class; remarks if the teacher may have seen rows that are scored."""
-        labels = self._signature.get("labels") or []
+        labels = self._trained.signature.get("labels") or []
         if list(labels) != list(label_names):
             raise SmolbenchError(
                 f"The teacher {self.name} knows the labels {', '.join(labels) or 'none'}, but the "
                 f"data has {', '.join(label_names)}: a teacher needs the same, in the same order."
             )
-        facts = data.facts()
-        here, there = facts.get("data/id"), self._results.get("data/id")
-        if here != there:
-            raise SmolbenchError(
-                f"The teacher {self.name} was trained on {there}, but this run learns from {here}: "
-                "train a teacher on the same data."
-            )
-        options: Mapping[str, Any] = (self._settings.get("data") or {}).get("init_args") or {}
-        differing = [
-            f"data.{name} was {options[name]}, is {getattr(data, name)}"
-            for name in _SPLIT_OPTIONS
-            if name in options and options[name] != getattr(data, name, options[name])
-        ]
-        revision = self._results.get("data/revision")
-        if revision != facts.get("data/revision"):
-            differing.append(f"the data's revision was {revision}, is {facts['data/revision']}")
-        self._same_rows = not differing
-        if differing:
-            self.remark = (
-                "The teacher may have learned from rows that this run is scored on, because it "
-                f"was trained on another choice of rows: {'; '.join(differing)}."
-            )
+        self.remark = self._trained.compare_data(data)
 
     def build(self, label_names: Sequence[str]) -> ClassificationTask:
         """See the base class; the pretrained weights are those of the commit it was trained on."""
-        task = self._task(**pinned_options(self._settings, self._signature))
+        task: ClassificationTask = self._trained.task()
         task.label_names = list(label_names)
         return task
 
     def fill(self, task: ClassificationTask, table: TokenTable, labels: np.ndarray) -> None:
         """See the base class."""
-        checkpoint = read_checkpoint(self.checkpoint)
-        try:
-            task.on_load_checkpoint(checkpoint)
-        except SmolbenchError as error:
-            raise SmolbenchError(f"The teacher {self.name} cannot be rebuilt. {error}") from error
-        task.load_state_dict(checkpoint["state_dict"], strict=False)
+        self._trained.fill(task)
 
     def facts(self) -> dict[str, Any]:
         """See the base class."""
-        return {
-            "teacher/id": self._results.get("model/id"),
-            "teacher/run": self.name,
-            "teacher/method": self._results.get("method"),
-            "teacher/test_accuracy": self._results.get("test/accuracy"),
-            "teacher/same_rows": self._same_rows,
+        return self._trained.facts() | {
+            "teacher/test_accuracy": self._trained.results.get("test/accuracy")
         }
-
-
-def _task_class(settings: Settings, run: Path) -> type[ClassificationTask]:
-    found = task_class_of(settings, run)
-    if not issubclass(found, (ProbeTask, FineTuneTask)):
-        raise SmolbenchError(
-            f"The teacher {run} is of a {found.__name__}, which cannot teach: name the run of a "
-            "ProbeTask, FineTuneTask or DistillationTask."
-        )
-    return found
 
 
 # -- a model of the Hub ----------------------------------------------------------------------------
@@ -170,7 +134,7 @@ class _TrainedClassifier(FineTuneTask):
             self.model = load_trained_classifier(self.backbone)
 
 
-class HubTeacher(Teacher):
+class HubTeacher(ClassifyingTeacher):
     """A model with a trained classification head, on the Hub or in a folder.
 
     On which data it was trained is not known, so it is not checked.
@@ -240,7 +204,7 @@ def _same_label(one: str, other: str) -> bool:
 # -- the built-in teacher --------------------------------------------------------------------------
 
 
-class TinyTeacher(Teacher):
+class TinyTeacher(ClassifyingTeacher):
     """The built-in tiny model with a linear head, fitted to the rows the student learns from.
 
     It needs no run and no network: for trying things out. Its head is scikit-learn's logistic

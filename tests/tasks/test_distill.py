@@ -19,9 +19,9 @@ from smolbench.cli import main
 from smolbench.data import AGNewsDataModule, IMDbDataModule
 from smolbench.errors import SmolbenchError
 from smolbench.tasks import DistillationTask, FineTuneTask
-from smolbench.tasks.distill import distillation_loss
 from smolbench.tasks.find_teacher import find_teacher
-from smolbench.tasks.teacher_kinds import Reading, RunTeacher
+from smolbench.tasks.teacher_kinds import ClassifyingTeachers, Reading, RunTeacher
+from smolbench.tasks.teaching import distillation_loss
 from tests.helpers.command import assert_equal_runs, results, weights
 from tests.helpers.kill import die
 from tests.helpers.tiny import tiny_backbone, tiny_tokenizer
@@ -394,7 +394,7 @@ def test_a_student_is_scored_and_used_without_its_teacher(capsys, cache, home, f
 
 def found_in(folder, given, **options):
     reading = Reading(48, "right", "float32")
-    return find_teacher(given, runs_dir=folder / "runs", reading=reading, **options)
+    return find_teacher(given, ClassifyingTeachers(reading), runs_dir=folder / "runs", **options)
 
 
 def copied(run: Path, folder: Path, **changes: object) -> Path:

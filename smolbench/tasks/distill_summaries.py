@@ -1,0 +1,94 @@
+"""Distillation of summaries: a student learns every token from a reference and from a teacher."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from smolbench.data.batching import IGNORE_LABEL
+from smolbench.models.summarizer import target_logits
+from smolbench.tasks.summarize import SummarizationTask
+from smolbench.tasks.summary_teachers import TeacherNetwork, WritingTeacher, WritingTeachers
+from smolbench.tasks.teaching import TaughtTask, distillation_loss
+from smolbench.tasks.writing import Batch
+
+log = logging.getLogger("smolbench")
+
+
+class SummaryDistillationTask(TaughtTask[WritingTeacher], SummarizationTask):
+    """Train a student to summarize, by any method, on references and on a teacher's logits.
+
+    As Hinton et al. (2015, arXiv 1503.02531), at every token of the reference behind the true
+    tokens before it; see :func:`~smolbench.tasks.teaching.distillation_loss`. The teacher runs in
+    every training step, without gradient and dropout, on the student's token ids: its logits over
+    a whole vocabulary are too many to be kept (those of SAMSum by Flan-T5 are 50 GB), and a part of
+    them would not be the same loss. It is no part of this module: no checkpoint holds it.
+    Validation and test are the student's alone.
+
+    Args:
+        teacher: Who is learned from, of the same vocabulary as the student: the folder of a
+            finished run of :class:`SummarizationTask` or this task, a checkpoint in it, a recipe
+            (its newest finished run is meant), or the id or folder of a model, which teaches as it
+            comes. With a built-in tiny backbone a shipped recipe means its run with ``--config
+            tiny``, and where there is none the built-in model (``tiny``), which knows nothing.
+        alpha: Share of the teacher in the loss; the references have the rest.
+        temperature: What both networks' logits are divided by where they are compared.
+        **options: See :class:`SummarizationTask`; ``label_smoothing`` is of the references.
+
+    Raises:
+        SmolbenchError: If the settings contradict each other, or there is no such teacher.
+    """
+
+    _other_teacher = "a model of the student's vocabulary"
+
+    def __init__(
+        self,
+        *,
+        teacher: str | None = None,
+        alpha: float = 0.5,
+        temperature: float = 2.0,
+        **options: Any,  # noqa: ANN401 - those of the base class
+    ) -> None:
+        super().__init__(**options)
+        self._learn_from(teacher, alpha, temperature)
+        self._lecturer: TeacherNetwork | None = None
+
+    @property
+    def _kinds(self) -> WritingTeachers:
+        return WritingTeachers(self)
+
+    def _check_teacher(self) -> None:
+        self.teacher.check(self, self._data())
+
+    def on_fit_start(self) -> None:
+        """Load the teacher, and say what there is to be known about it."""
+        super().on_fit_start()
+        if self.trainer.is_global_zero and self.teacher.remark is not None:
+            log.warning("%s", self.teacher.remark)
+        # before any batch is tried for its size
+        self._lecturer = self.teacher.start(self.device)
+
+    def on_fit_end(self) -> None:
+        """Let the teacher go."""
+        super().on_fit_end()
+        self._lecturer = None
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Mean over the references' tokens, in nats; see ``distillation_loss``."""
+        assert self._lecturer is not None, "on_fit_start has loaded it"
+        taught = self._lecturer.logits(batch)
+        with self.precision():
+            logits = target_logits(self.model, batch)
+        # tables may be wider than the vocabulary, and not by the same number of rows
+        width = min(logits.shape[1], taught.shape[1])
+        labels = batch["labels"][batch["labels"] != IGNORE_LABEL]
+        return distillation_loss(
+            logits[:, :width],
+            taught[:, :width],
+            labels,
+            self.alpha,
+            self.temperature,
+            self.label_smoothing,
+        )

@@ -1,0 +1,131 @@
+"""A finished run as a teacher: its checkpoint, its settings, and the data it has learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from smolbench.callbacks.checkpoint import read_checkpoint
+from smolbench.data.datamodule import BaseDataModule
+from smolbench.digest import digest, file_digest
+from smolbench.errors import SmolbenchError
+from smolbench.runs.run_dir import Run
+from smolbench.runs.settings import read_settings
+from smolbench.tasks.task import BaseTask
+from smolbench.tasks.trained import pinned_options, signature_of, task_class_of
+
+_SPLIT_OPTIONS = ("revision", "split_seed", "val_fraction", "test_fraction", "downsample", "clean")
+"""Data options that decide which rows are trained on; limits only leave some of them out."""
+
+
+class TaughtRun:
+    """What all finished runs have in common that teach.
+
+    Args:
+        run: Its folder.
+        checkpoint: One of its checkpoints; the best if not given.
+        tasks: Classes of the tasks that can teach.
+        wanted: Which runs those are, in words.
+
+    Raises:
+        SmolbenchError: If the run is unfinished, has no such checkpoint or is of another task.
+    """
+
+    def __init__(
+        self, run: Run, checkpoint: Path | None, tasks: tuple[type[BaseTask], ...], wanted: str
+    ) -> None:
+        self.run = run = Run(run.path.resolve())
+        self.name = str(run.path)
+        self.checkpoint = checkpoint or run.checkpoint("best")
+        self.results = run.results()
+        self._same_rows: bool | None = None
+        if self.results.get("status") != "finished" or "attempts" not in self.results:
+            status = self.results.get("status") if "attempts" in self.results else "only scored"
+            raise SmolbenchError(
+                f"The teacher {self.name} is no finished training (it is {status}): finish it "
+                f"with `smolbench fit --run_dir {self.name} --ckpt_path last`, or name another."
+            )
+        if not self.checkpoint.is_file():
+            raise SmolbenchError(
+                f"The teacher {self.name} has no checkpoint {self.checkpoint.name}: train it "
+                "anew, or name another."
+            )
+        self.settings = read_settings(run.config)
+        self._task_class = task_class_of(self.settings, run.path)
+        if not issubclass(self._task_class, tasks):
+            raise SmolbenchError(
+                f"The teacher {run.path} is of a {self._task_class.__name__}, which cannot teach: "
+                f"name {wanted}."
+            )
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of the checkpoint and the model's settings."""
+        content = file_digest([self.checkpoint])
+        return digest({"checkpoint": content, "model": self.settings["model"]})
+
+    @cached_property
+    def signature(self) -> Mapping[str, Any]:
+        """Settings that the checkpoint's state is only valid with."""
+        return signature_of(read_checkpoint(self.checkpoint), self.checkpoint)
+
+    def compare_data(self, data: BaseDataModule) -> str | None:
+        """Refuse another dataset than the student's.
+
+        Returns:
+            What there is to be known if the teacher may have seen rows that are scored.
+
+        Raises:
+            SmolbenchError: If it was trained on another dataset.
+        """
+        facts = data.facts()
+        here, there = facts.get("data/id"), self.results.get("data/id")
+        if here != there:
+            raise SmolbenchError(
+                f"The teacher {self.name} was trained on {there}, but this run learns from {here}: "
+                "train a teacher on the same data."
+            )
+        options: Mapping[str, Any] = (self.settings.get("data") or {}).get("init_args") or {}
+        differing = [
+            f"data.{name} was {options[name]}, is {getattr(data, name)}"
+            for name in _SPLIT_OPTIONS
+            if name in options and options[name] != getattr(data, name, options[name])
+        ]
+        revision = self.results.get("data/revision")
+        if revision != facts.get("data/revision"):
+            differing.append(f"the data's revision was {revision}, is {facts['data/revision']}")
+        self._same_rows = not differing
+        if not differing:
+            return None
+        return (
+            "The teacher may have learned from rows that this run is scored on, because it "
+            f"was trained on another choice of rows: {'; '.join(differing)}."
+        )
+
+    def task(self) -> Any:  # noqa: ANN401 - one of the tasks that can teach
+        """The task without weights; the pretrained ones are of the commit it was trained on."""
+        return self._task_class(**pinned_options(self.settings, self.signature))
+
+    def fill(self, task: BaseTask) -> None:
+        """Give a task whose network is loaded the weights that were trained.
+
+        Raises:
+            SmolbenchError: If they do not fit.
+        """
+        checkpoint = read_checkpoint(self.checkpoint)
+        try:
+            task.on_load_checkpoint(checkpoint)
+        except SmolbenchError as error:
+            raise SmolbenchError(f"The teacher {self.name} cannot be rebuilt. {error}") from error
+        task.load_state_dict(checkpoint["state_dict"], strict=False)
+
+    def facts(self) -> dict[str, Any]:
+        """What results say of the teacher."""
+        return {
+            "teacher/id": self.results.get("model/id"),
+            "teacher/run": self.name,
+            "teacher/method": self.results.get("method"),
+            "teacher/same_rows": self._same_rows,
+        }
