@@ -233,7 +233,9 @@ class ThroughputMonitor(pl.Callback):
 
     Rates are sums over sums (right for varying batch sizes) and are added up over ranks. A batch's
     samples are the first dimension of the first tensor in it, its real tokens the non-zero entries
-    of ``attention_mask`` [B, T]; batches without such a mask give no token values.
+    of ``attention_mask`` [B, T] and, where an encoder-decoder model is given it, of
+    ``decoder_attention_mask`` [B, S]; batches without such a mask give no token values. Tokens that
+    a model writes are not counted.
 
     Step times are per batch, also under gradient accumulation. On CUDA and MPS, where waiting for
     the device in each batch would slow it, they are means over 16 consecutive batches. Of many,
@@ -398,23 +400,26 @@ def _tensors(batch: object) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _attention_mask(batch: object) -> Tensor | None:
+def _attention_masks(batch: object) -> list[Tensor]:
+    """Of the tokens that are read, and of those that a decoder is given."""
     if isinstance(batch, Mapping):
-        mask = batch.get("attention_mask")
+        found = [batch.get(name) for name in ("attention_mask", "decoder_attention_mask")]
         # A mask of more dimensions says which token sees which, not which are real.
-        if isinstance(mask, Tensor) and mask.ndim == 2:
-            return mask
+        masks = [mask for mask in found if isinstance(mask, Tensor) and mask.ndim == 2]
+        if masks:
+            return masks
         batch = list(batch.values())
     if isinstance(batch, list | tuple):
-        found = (_attention_mask(value) for value in batch if not isinstance(value, Tensor))
-        return next((mask for mask in found if mask is not None), None)
-    return None
+        inner = (_attention_masks(value) for value in batch if not isinstance(value, Tensor))
+        return next((masks for masks in inner if masks), [])
+    return []
 
 
 def _count(batch: object) -> tuple[int, int, Tensor | None]:
     """Samples, token positions and, still on the device, real tokens of a batch."""
     samples = next((tensor.shape[0] for tensor in _tensors(batch) if tensor.ndim), 0)
-    mask = _attention_mask(batch)
-    if mask is None:
+    masks = _attention_masks(batch)
+    if not masks:
         return samples, 0, None
-    return samples, mask.numel(), (mask != 0).sum()
+    real = torch.stack([(mask != 0).sum() for mask in masks]).sum()
+    return samples, sum(mask.numel() for mask in masks), real

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import gc
 
+import smolbench.tasks
 from smolbench.callbacks import BatchWatch, GracefulStop
 from smolbench.callbacks.checkpoint import read_checkpoint
 from smolbench.errors import SmolbenchError
 from smolbench.invocation import Invocation
 from smolbench.predict_input import read_inputs
-from smolbench.predict_output import check_output, write_predictions
+from smolbench.predict_output import Said, check_output, write_predictions
 from smolbench.tasks.task import CHECKPOINT_KEY
-from smolbench.training_cli import SmolCLI
+from smolbench.training_cli import PREDICTED, TWO_KINDS, SmolCLI
 
 
 def predict(call: Invocation, stop: GracefulStop, watch: BatchWatch) -> None:
@@ -31,17 +32,30 @@ def predict(call: Invocation, stop: GracefulStop, watch: BatchWatch) -> None:
             f"{', '.join(known[1])}: they must have the same labels, in the same order."
         )
     labels = known[0] if known else None
-    said = []
-    for one in calls:
-        said.append(SmolCLI(one, stop, watch, inputs.texts, labels).said)
+    kinds = {kind for one in calls if (kind := _saved_kind(one)) is not None}
+    if len(kinds) > 1:
+        raise SmolbenchError(TWO_KINDS)
+    said: dict[int, Said] = {}
+    # what a model without a checkpoint does, its own class says, before anything is loaded
+    for one in sorted(calls, key=lambda one: one.checkpoint is not None):
+        found = SmolCLI(one, stop, watch, inputs.texts, labels, kinds).said
+        assert found is not None, "predict has run"
+        said[id(one)] = found
         gc.collect()  # memory holds one model at a time; trainer and model refer to each other
-    assert said[-1] is not None, "predict has run"
-    if type(said[0]) is not type(said[-1]):
-        raise SmolbenchError(
-            "One of the two models labels texts and the other summarizes them: name two of one "
-            "kind."
-        )
-    write_predictions(inputs, said[-1], call.output, said[0] if call.before else None)
+    before = said[id(call.before)] if call.before is not None else None
+    if before is not None and type(before) is not type(said[id(call)]):
+        raise SmolbenchError(TWO_KINDS)
+    write_predictions(inputs, said[id(call)], call.output, before)
+
+
+def _saved_kind(call: Invocation) -> str | None:
+    """The kind of example of the checkpoint's task, if it is known and texts can be given to it."""
+    if call.checkpoint is None:
+        return None
+    origin = read_checkpoint(call.checkpoint).get(CHECKPOINT_KEY)
+    task = getattr(smolbench.tasks, str(origin.get("task")), None) if origin else None
+    kind = getattr(task, "kind", None)
+    return kind if kind in PREDICTED else None
 
 
 def _saved_labels(call: Invocation) -> list[str] | None:

@@ -8,7 +8,7 @@ a folder with everything needed to repeat it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,11 @@ _OF_PREDICT = {
     "before": "none, for the untrained model, or another run's folder or checkpoint: what that "
     "says stands beside what this one says.",
 }
+PREDICTED = ("classification", "summarization")
+"""Kinds of example whose texts `predict` takes."""
+TWO_KINDS = (
+    "One of the two models labels texts and the other summarizes them: name two of one kind."
+)
 
 
 class SmolCLI(LightningCLI):
@@ -65,6 +70,7 @@ class SmolCLI(LightningCLI):
         watch: Knows the current batch.
         texts: Texts to label.
         labels: Names of the classes that they get, where they are known before there is data.
+        kinds: Kinds of example that the model may be for; any if there are none.
     """
 
     def __init__(
@@ -74,12 +80,14 @@ class SmolCLI(LightningCLI):
         watch: BatchWatch,
         texts: Sequence[str] = (),
         labels: list[str] | None = None,
+        kinds: Collection[str] = (),
     ) -> None:
         self.call = call
         self.stop = stop
         self.watch = watch
         self.texts = texts
         self.labels = labels
+        self.kinds = kinds
         self.said: Said | None = None
         self.folder = Path()
         self.config_text: str | None = None
@@ -297,12 +305,14 @@ class SmolCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Hand over the texts."""
-        if self.model.kind not in {"classification", "summarization"}:
+        if self.model.kind not in PREDICTED:
             raise SmolbenchError(
                 "`smolbench predict` labels or summarizes texts, which "
                 f"{type(self.model).__name__} does not: `smolbench test` writes what it says about "
                 "every test example to predictions.parquet."
             )
+        if self.kinds and self.model.kind not in self.kinds:
+            raise SmolbenchError(TWO_KINDS)
         self._require_checkpoint()
         if self.labels is not None:
             self.model.label_names = self.labels

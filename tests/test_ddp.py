@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from smolbench.callbacks import memory, throughput
 from smolbench.callbacks.memory import reduce_over_ranks
 from smolbench.cli import main
 from smolbench.errors import SmolbenchError
+from tests.helpers.tiny import tiny_summarizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -508,3 +510,62 @@ def test_processes_that_learn_to_summarize(tmp_path):
     samples = json.loads((run / "samples.json").read_text())
     assert checkpoint(run, "best")["smolbench"]["samples"] == samples
     assert len(samples) == 3
+
+
+def test_validation_summaries_are_those_of_one_process(tmp_path):
+    """In bfloat16, too, where a row is rounded otherwise beside others."""
+    job = Job(tmp_path)
+    found = {}
+    for devices in (1, 2):
+        options = ["--ckpt_path=none", f"--trainer.devices={devices}", f"--run_dir=on{devices}"]
+        options += ["--model.method=none", "--model.dtype=bfloat16"]
+        done = job.run(*PYTHON, "smolbench", "validate", *SUMMARIZE, *options)
+        assert done.returncode == 0, done.stderr
+        said = results(tmp_path / f"on{devices}")
+        found[devices] = {k: v for k, v in said.items() if k.startswith("val/")}
+    assert found[1]["val/rouge_n"] == 7
+    assert found[1] == found[2]
+
+
+@pytest.fixture
+def steady(tmp_path):
+    """Two summarizers of one vocabulary and without dropout."""
+    folders = []
+    for seed in (0, 1):
+        folder = tmp_path / f"t5-{seed}"
+        shutil.copytree(tiny_summarizer("t5", seed=seed), folder)
+        settings = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**settings, "dropout_rate": 0.0}))
+        folders.append(str(folder))
+    return folders
+
+
+def test_two_processes_learn_from_a_teacher_as_one_does(tmp_path, steady):
+    """A step of two batches of 8 is one of 16, each token weighing alike; no rank's teacher is
+    another's."""
+    job = Job(tmp_path)
+    moments = []
+    for devices in (1, 2):
+        options = [option for option in SUMMARIZE[1:] if "batch_size" not in option]
+        done = job.run(
+            *PYTHON,
+            "smolbench",
+            "fit",
+            "--config=samsum_distill_flan-t5-small",
+            *options,
+            f"--model.backbone={steady[0]}",
+            f"--model.teacher={steady[1]}",
+            f"--data.batch_size={16 // devices}",
+            f"--trainer.devices={devices}",
+            "--trainer.max_steps=1",
+            "--model.warmup_steps=0",
+            f"--run_dir=on{devices}",
+        )
+        assert done.returncode == 0, done.stderr
+        (state,) = checkpoint(tmp_path / f"on{devices}", "last")["optimizer_states"]
+        # a tenth of the only gradient so far
+        moments.append({n: one["exp_avg"] for n, one in state["state"].items()})
+    assert sum(float(moment.abs().sum()) for moment in moments[0].values()) > 0
+    for name, expected in moments[0].items():
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(moments[1][name], expected, rtol=1e-3, atol=1e-4 * scale)

@@ -273,7 +273,7 @@ class BatchPlan:
         self.world_size = world_size
         self.megabatch = megabatch
         self.epoch = 0
-        self._planned: tuple[int, list[Indices]] | None = None
+        self._planned: tuple[int, tuple[list[Indices], list[Indices]]] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Go to an epoch; Lightning calls this at the start of each."""
@@ -281,10 +281,18 @@ class BatchPlan:
 
     def batches(self) -> list[Indices]:
         """Return this rank's batches of the current epoch, each the row numbers [B]."""
+        return self._plan()[1]
+
+    def of_all_ranks(self) -> list[Indices]:
+        """Return all ranks' batches of the current epoch: each one's first, then second."""
+        return self._plan()[0]
+
+    def _plan(self) -> tuple[list[Indices], list[Indices]]:
+        """All batches of the current epoch, and this rank's."""
         epoch = self.epoch if self.shuffle else 0
         if self._planned is None or self._planned[0] != epoch:
             whole = self._training_batches(epoch) if self.shuffle else self._evaluation_batches()
-            self._planned = (epoch, whole[self.rank :: self.world_size])
+            self._planned = (epoch, (whole, whole[self.rank :: self.world_size]))
         return self._planned[1]
 
     def __len__(self) -> int:

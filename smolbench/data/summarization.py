@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,9 +46,9 @@ class SummarizationDataModule(BaseDataModule):
                         raise SmolbenchError(f"{where} has {found} {column} in row {row}.")
 
     def hold_out(self, source: Source) -> tuple[Numbers, Numbers]:
-        """``val_fraction`` of the rows; see the base class."""
-        rows = np.arange(len(source.splits["train"]))
-        return grouped_split(rows, self.val_fraction, self.split_seed)
+        """``val_fraction`` of the documents, each with all its summaries; see the base class."""
+        groups = first_places(column_values(source.splits["train"], "document"))
+        return grouped_split(groups, self.val_fraction, self.split_seed)
 
     def texts(self, name: SplitName) -> list[str]:
         """Documents of a split, after the limit."""
@@ -105,6 +105,12 @@ def renamed_pairs(source: Source, document: str, summary: str) -> Source:
         splits[name] = chosen.rename_columns({document: "document", summary: "summary"})
     facts = {**source.facts, "data/n_dropped_empty": dropped}
     return Source(splits, source.id, source.revision, facts)
+
+
+def first_places(texts: Iterable[str]) -> Numbers:
+    """Of each text the row where it stands first: equal texts are of one group, shape ``(N,)``."""
+    places: dict[str, int] = {}
+    return np.array([places.setdefault(text, row) for row, text in enumerate(texts)], np.int64)
 
 
 def _is_text(value: object) -> bool:

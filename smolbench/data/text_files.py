@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from smolbench.data.classification import TextDataModule
 from smolbench.data.imdb import IMDbDataModule
-from smolbench.data.readers import HubReader, file_reader
-from smolbench.data.sources import Source, hold_out_test, load_hub
+from smolbench.data.own_rows import (
+    ENCODING,
+    TEST_FRACTION,
+    TEST_SPLIT,
+    TRAIN_SPLIT,
+    OwnRows,
+    Where,
+)
+from smolbench.data.readers import HubReader
+from smolbench.data.sources import Source, hold_out_test
 from smolbench.data.tables import Table, checked_table, shown
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
-
-log = logging.getLogger("smolbench")
 
 
 class TextFilesDataModule(TextDataModule):
@@ -58,41 +62,35 @@ class TextFilesDataModule(TextDataModule):
         test_file: str | None = None,
         text_column: str = "text",
         label_column: str = "label",
-        test_fraction: float = 0.2,
-        encoding: str = "utf-8",
+        test_fraction: float = TEST_FRACTION,
+        encoding: str = ENCODING,
         dataset_id: str | None = None,
         dataset_config: str | None = None,
-        train_split: str = "train",
+        train_split: str = TRAIN_SPLIT,
         val_split: str | None = None,
-        test_split: str | None = "test",
-        source: Literal["files", "hub", "sample"] | None = None,
+        test_split: str | None = TEST_SPLIT,
+        source: Where | None = None,
         **options: Any,  # noqa: ANN401 - those of the base class
     ) -> None:
         super().__init__(source="sample" if source == "sample" else "hub", **options)
-        if source is None:
-            source = "hub" if dataset_id else "files"
-        if source == "sample":
-            log.info("data.source is 'sample': the built-in reviews are read, not %s.", train_file)
-        else:
-            check_where(source, train_file, val_file or test_file, dataset_id, self.revision)
-        if text_column == label_column:
-            raise SmolbenchError(
-                f"data.text_column and data.label_column are both {text_column!r}: they must be two"
-                " columns."
-            )
-        if not 0 < test_fraction < 1:
-            raise SmolbenchError(
-                f"data.test_fraction must lie between 0 and 1, but is {test_fraction}."
-            )
-        check_encoding(encoding)
-        self.files = {"train": train_file, "val": val_file, "test": test_file}
-        self.text_column = text_column
-        self.label_column = label_column
         self.test_fraction = test_fraction
-        self.encoding = encoding
-        self.dataset_id = dataset_id
-        self.dataset_config = dataset_config
-        self.hub_splits = {"train": train_split, "val": val_split, "test": test_split}
+        self.own = OwnRows(
+            train_file=train_file,
+            val_file=val_file,
+            test_file=test_file,
+            text_column=text_column,
+            other_column=label_column,
+            other_option="label_column",
+            test_fraction=test_fraction,
+            encoding=encoding,
+            dataset_id=dataset_id,
+            dataset_config=dataset_config,
+            train_split=train_split,
+            val_split=val_split,
+            test_split=test_split,
+            revision=self.revision,
+        )
+        self.own.check(source, "the built-in reviews")
 
     def load_sample(self) -> Source:
         """Generated reviews, those of IMDb."""
@@ -100,8 +98,8 @@ class TextFilesDataModule(TextDataModule):
 
     def load_hub(self) -> Source:
         """Rows of the files, or of the dataset on the Hub; see the base class."""
-        if self.dataset_id is not None:
-            tables, source_id, revision = self._hub_tables(self.dataset_id)
+        if self.own.dataset_id is not None:
+            tables, source_id, revision = self._hub_tables(self.own.dataset_id)
         else:
             tables, source_id, revision = self._file_tables()
         train = tables["train"].rows
@@ -132,19 +130,12 @@ class TextFilesDataModule(TextDataModule):
         digests: dict[str, str] = {}
         names: list[str] | None = None
         train_name = ""
-        for split, given in self.files.items():
-            if given is None:
-                continue
-            path = Path(given).expanduser()
-            reader = file_reader(
-                path, self.text_column, self.label_column, self.encoding, f"{split}_file"
-            )
-            content = reader.digest()
-            enter_content(digests, split, content)
+        for split, reader, content in self.own.readers():
+            digests[split] = content
             tables[split] = checked_table(
                 reader,
                 self.cache_dir / "tables",
-                self._table_key(f"{path.suffixes} {content}", names),
+                self._table_key(f"{reader.path.suffixes} {content}", names),
                 names,
                 train_name,
             )
@@ -154,22 +145,16 @@ class TextFilesDataModule(TextDataModule):
 
     def _hub_tables(self, dataset_id: str) -> tuple[dict[str, Table], str, str | None]:
         """Tables of the Hub dataset's splits, its name and its commit."""
-        wanted = {split: name for split, name in self.hub_splits.items() if name is not None}
-        loaded = load_hub(
-            dataset_id,
-            config=self.dataset_config,
-            revision=self.revision,
-            splits=tuple(wanted.values()),
-        )
+        loaded, wanted = self.own.on_hub(dataset_id)
         tables: dict[str, Table] = {}
         names: list[str] | None = None
         for split, hub_name in wanted.items():
             rows = loaded.splits[hub_name]
             reader = HubReader(
-                rows, f"{dataset_id} ({hub_name})", self.text_column, self.label_column
+                rows, f"{dataset_id} ({hub_name})", self.own.text_column, self.own.other_column
             )
             names = names or reader.class_names()
-            content = f"{dataset_id} {self.dataset_config} {loaded.revision} {hub_name}"
+            content = f"{dataset_id} {self.own.dataset_config} {loaded.revision} {hub_name}"
             tables[split] = checked_table(
                 reader,
                 self.cache_dir / "tables",
@@ -185,68 +170,11 @@ class TextFilesDataModule(TextDataModule):
             {
                 "table": 1,
                 "content": content,
-                "columns": [self.text_column, self.label_column],
-                "encoding": self.encoding,
+                "columns": [self.own.text_column, self.own.other_column],
+                "encoding": self.own.encoding,
                 "names": None if names is None else list(names),
             }
         )
-
-
-def enter_content(digests: dict[str, str], split: str, content: str) -> None:
-    """Enter what a file holds, and warn if another one holds the same.
-
-    Args:
-        digests: Contents so far, by the splits' names; the file's is added.
-        split: What the file is for.
-        content: Digest of its rows.
-    """
-    for other, same in digests.items():
-        if same == content:
-            log.warning(
-                "%s_file and %s_file hold the same rows: what is measured on them says nothing "
-                "about new texts.",
-                other,
-                split,
-            )
-    digests[split] = content
-
-
-def check_where(
-    source: str,
-    train_file: str | None,
-    other_file: str | None,
-    dataset_id: str | None,
-    revision: str | None,
-) -> None:
-    """Refuse options that do not say where the rows are, or say it twice."""
-    if source == "files" and not train_file:
-        raise SmolbenchError(
-            "There is no data: give --data.train_file FILE, or --data.dataset_id for a dataset on"
-            " the Hub."
-        )
-    if source == "hub" and not dataset_id:
-        raise SmolbenchError("data.source is 'hub', so --data.dataset_id is needed.")
-    if dataset_id and (train_file or other_file):
-        raise SmolbenchError(
-            f"Both data.dataset_id ({dataset_id}) and files ({train_file or other_file}) are given:"
-            " give one of them, and null for the other."
-        )
-    if revision and not dataset_id:
-        raise SmolbenchError(
-            f"data.revision {revision!r} is for a dataset on the Hub; files have none: leave it"
-            " out."
-        )
-
-
-def check_encoding(encoding: str) -> None:
-    """Refuse an encoding that Python does not know."""
-    try:
-        "".encode(encoding)
-    except (LookupError, ValueError) as error:
-        raise SmolbenchError(
-            f"data.encoding {encoding!r} is not known: name one such as utf-8, cp1252, latin-1"
-            " or utf-16."
-        ) from error
 
 
 def _check_fractions(

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from smolbench.data.readers import file_reader
+from smolbench.data.columns import column_values
+from smolbench.data.own_rows import (
+    ENCODING,
+    TEST_FRACTION,
+    TEST_SPLIT,
+    TRAIN_SPLIT,
+    OwnRows,
+    Where,
+)
 from smolbench.data.samsum import SAMSumDataModule
-from smolbench.data.sources import Source, grouped_split, load_hub
-from smolbench.data.summarization import SummarizationDataModule, renamed_pairs
+from smolbench.data.sources import Source, grouped_split
+from smolbench.data.summarization import SummarizationDataModule, first_places, renamed_pairs
 from smolbench.data.tables import checked_pairs
-from smolbench.data.text_files import check_encoding, check_where, enter_content
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 
-log = logging.getLogger("smolbench")
 _OFFICIAL = {"train": "train", "val": "validation", "test": "test"}
 """How the splits are called in a source."""
 
@@ -36,8 +40,8 @@ class TextPairsDataModule(SummarizationDataModule):
         test_file: File of the test rows; without, ``test_fraction`` of the training file's rows.
         text_column: Name of the column of the texts.
         summary_column: Name of the column of the summaries.
-        test_fraction: Share of the rows held out for the test, drawn with ``split_seed``, where
-            there are no test rows of their own.
+        test_fraction: Share of the texts held out for the test, drawn with ``split_seed``, where
+            there are no test rows of their own. A text with several summaries is on one side.
         encoding: Encoding of the files, such as ``utf-8``, ``cp1252`` or ``utf-16``.
         dataset_id: A dataset on the Hub instead of files, such as ``knkarthick/dialogsum``.
         dataset_config: Its configuration, where it has several.
@@ -60,43 +64,35 @@ class TextPairsDataModule(SummarizationDataModule):
         test_file: str | None = None,
         text_column: str = "text",
         summary_column: str = "summary",
-        test_fraction: float = 0.2,
-        encoding: str = "utf-8",
+        test_fraction: float = TEST_FRACTION,
+        encoding: str = ENCODING,
         dataset_id: str | None = None,
         dataset_config: str | None = None,
-        train_split: str = "train",
+        train_split: str = TRAIN_SPLIT,
         val_split: str | None = None,
-        test_split: str | None = "test",
-        source: Literal["files", "hub", "sample"] | None = None,
+        test_split: str | None = TEST_SPLIT,
+        source: Where | None = None,
         **options: Any,  # noqa: ANN401 - those of the base class
     ) -> None:
         super().__init__(source="sample" if source == "sample" else "hub", **options)
-        if source is None:
-            source = "hub" if dataset_id else "files"
-        if source == "sample":
-            log.info(
-                "data.source is 'sample': the built-in dialogues are read, not %s.", train_file
-            )
-        else:
-            check_where(source, train_file, val_file or test_file, dataset_id, self.revision)
-        if text_column == summary_column:
-            raise SmolbenchError(
-                f"data.text_column and data.summary_column are both {text_column!r}: they must be "
-                "two columns."
-            )
-        if not 0 < test_fraction < 1:
-            raise SmolbenchError(
-                f"data.test_fraction must lie between 0 and 1, but is {test_fraction}."
-            )
-        check_encoding(encoding)
-        self.files = {"train": train_file, "val": val_file, "test": test_file}
-        self.text_column = text_column
-        self.summary_column = summary_column
         self.test_fraction = test_fraction
-        self.encoding = encoding
-        self.dataset_id = dataset_id
-        self.dataset_config = dataset_config
-        self.hub_splits = {"train": train_split, "val": val_split, "test": test_split}
+        self.own = OwnRows(
+            train_file=train_file,
+            val_file=val_file,
+            test_file=test_file,
+            text_column=text_column,
+            other_column=summary_column,
+            other_option="summary_column",
+            test_fraction=test_fraction,
+            encoding=encoding,
+            dataset_id=dataset_id,
+            dataset_config=dataset_config,
+            train_split=train_split,
+            val_split=val_split,
+            test_split=test_split,
+            revision=self.revision,
+        )
+        self.own.check(source, "the built-in dialogues")
 
     def load_sample(self) -> Source:
         """Generated dialogues, those of SAMSum."""
@@ -104,7 +100,8 @@ class TextPairsDataModule(SummarizationDataModule):
 
     def load_hub(self) -> Source:
         """Rows of the files, or of the dataset on the Hub; see the base class."""
-        source = self._of_hub(self.dataset_id) if self.dataset_id else self._of_files()
+        dataset_id = self.own.dataset_id
+        source = self._of_hub(dataset_id) if dataset_id else self._of_files()
         splits, source_id = source.splits, source.id
         if "test" not in splits:
             rows = splits["train"]
@@ -117,7 +114,8 @@ class TextPairsDataModule(SummarizationDataModule):
                 )
             # another draw than that of the validation rows, which are taken from what is left
             seed = self.split_seed + 1
-            train, test = grouped_split(np.arange(len(rows)), self.test_fraction, seed)
+            groups = first_places(column_values(rows, "document"))
+            train, test = grouped_split(groups, self.test_fraction, seed)
             splits = {**splits, "train": rows.select(train), "test": rows.select(test)}
         return Source(splits, source_id, source.revision, source.facts)
 
@@ -128,33 +126,15 @@ class TextPairsDataModule(SummarizationDataModule):
         splits: dict[str, Any] = {}
         digests: dict[str, str] = {}
         name = ""
-        for split, given in self.files.items():
-            if given is None:
-                continue
-            reader = file_reader(
-                Path(given).expanduser(),
-                self.text_column,
-                self.summary_column,
-                self.encoding,
-                f"{split}_file",
-                label_option="summary_column",
-            )
+        for split, reader, digests[split] in self.own.readers():
             name = name or reader.name
-            content = reader.digest()
-            enter_content(digests, split, content)
             texts, summaries = checked_pairs(reader)
             splits[_OFFICIAL[split]] = Dataset.from_dict({"document": texts, "summary": summaries})
         return Source(splits, name, digest(digests))
 
     def _of_hub(self, dataset_id: str) -> Source:
         """Rows of the Hub dataset's splits; those without a text or summary are counted."""
-        wanted = {split: name for split, name in self.hub_splits.items() if name is not None}
-        loaded = load_hub(
-            dataset_id,
-            config=self.dataset_config,
-            revision=self.revision,
-            splits=tuple(wanted.values()),
-        )
+        loaded, wanted = self.own.on_hub(dataset_id)
         splits = {_OFFICIAL[split]: loaded.splits[name] for split, name in wanted.items()}
         named = Source(splits, loaded.id, loaded.revision, loaded.facts)
-        return renamed_pairs(named, self.text_column, self.summary_column)
+        return renamed_pairs(named, self.own.text_column, self.own.other_column)

@@ -268,6 +268,85 @@ def _generation_config(
     )
 
 
+_NOT_OF_THE_MODEL = frozenset(
+    {"max_new_tokens", "num_beams", "max_length", "min_length", "do_sample", "use_cache"}
+    | {"eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id"}
+    | {"transformers_version", "return_dict_in_generate"}
+    | {"output_attentions", "output_hidden_states", "output_scores", "output_logits"}
+)
+"""What is always said here, or decides about no text."""
+_OF_SAMPLING = frozenset(
+    {"temperature", "top_k", "top_p", "min_p", "top_h", "typical_p"}
+    | {"epsilon_cutoff", "eta_cutoff", "num_return_sequences"}
+)
+_OF_BEAMS = frozenset({"length_penalty", "early_stopping"})
+
+
+def own_settings(
+    model: PreTrainedModel, decoding: Decoding, ends: frozenset[int]
+) -> dict[str, Any]:
+    """What the model's own generation settings add to a decoding, by transformers' names.
+
+    Those of its ``generation_config.json`` that are not transformers' defaults and that decide
+    about texts written in this way, such as ``length_penalty`` (only with beams) or
+    ``no_repeat_ngram_size``.
+
+    Args:
+        model: From :func:`load_summarizer`.
+        decoding: How.
+        ends: Tokens that end a summary.
+    """
+    from transformers import GenerationConfig  # lazy: import cost
+
+    config = _generation_config(model, decoding, ends)
+    # as generate does: what is not said here is the model's own, and then transformers'
+    config.update(  # type: ignore[no-untyped-call]
+        **model.generation_config.to_dict(), defaults_only=True
+    )
+    usual = {**GenerationConfig().to_dict(), **GenerationConfig._get_default_generation_params()}  # type: ignore[no-untyped-call]
+    unread = _NOT_OF_THE_MODEL | _OF_SAMPLING
+    if decoding.num_beams == 1:
+        unread |= _OF_BEAMS
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if not name.startswith("_")
+        and name not in unread
+        and value is not None
+        and value != usual.get(name)
+    }
+
+
+def ended_by_itself(
+    model: PreTrainedModel, batch: Batch, ids: torch.Tensor, ends: frozenset[int]
+) -> torch.Tensor:
+    """Whether each summary has come to its end, and was not cut off, shape ``(B,)``.
+
+    Some models' settings (``forced_eos_token_id``, BART's) put an end at the last place allowed
+    whatever stands before it. Where an end stands there, it counts if it is also what the model
+    itself finds likeliest.
+
+    Args:
+        model: From :func:`load_summarizer`, in evaluation mode.
+        batch: What was summarized.
+        ids: From :func:`generate_ids`, shape ``(B, T)``.
+        ends: Tokens that end a summary.
+    """
+    all_ends = torch.tensor(sorted(ends), device=ids.device)
+    ended = torch.isin(ids, all_ends).any(dim=1)
+    forced = model.generation_config.forced_eos_token_id is not None
+    full = (ended & (ids[:, -1] != NO_TOKEN)).nonzero().flatten()
+    if not forced or not len(full):
+        return ended
+    if not model.config.is_encoder_decoder:
+        ended[full] = False  # no causal model is known that has such a setting
+        return ended
+    read = {name: batch[name][full] for name in ("input_ids", "attention_mask")}
+    logits = _decoder_logits(model, {**read, "labels": ids[full]})
+    ended[full] = torch.isin(logits[:, -1].argmax(dim=1), all_ends)
+    return ended
+
+
 def _shared_by_beams(
     model: PreTrainedModel,
     encoded: Any,  # noqa: ANN401 - see above

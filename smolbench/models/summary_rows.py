@@ -99,7 +99,8 @@ class SummaryEncoder:
             # it stays switched on otherwise, and is part of what tokenizers are told apart by
             self.tokenizer.backend_tokenizer.no_truncation()
             # some tokenizers end no row by themselves
-            return [row if self.end in row else [*row, self.end] for row in rows]
+            most = self.max_summary_length - 1
+            return [row if self.end in row else [*row[:most], self.end] for row in rows]
         # a space, as between words: the prompt ends in one
         spaced = [f" {text.strip()}" for text in texts]
         bare = self.tokenizer(spaced, add_special_tokens=False, verbose=False)["input_ids"]
@@ -109,11 +110,52 @@ class SummaryEncoder:
         """Everything that decides about the ids, for naming a cache."""
         return {
             **self.documents.key(),
-            "summaries": 2,
+            "summaries": 3,
             "end": self.end,
             "causal": self.causal,
             "max_summary_length": self.max_summary_length,
         }
+
+
+class PairRows(TokenRows):
+    """Documents and summaries as rows of two texts, for an encoder-decoder model."""
+
+    def __init__(self, table: TokenTable, pad_token_id: int) -> None:
+        """Take the columns of :class:`SummaryEncoder`; the summaries may be missing."""
+        super().__init__(table, None, pad_token_id)
+
+    def batch(self, rows: npt.NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        """Put documents and summaries into one batch.
+
+        Args:
+            rows: Row numbers [B].
+
+        Returns:
+            The columns, see the base class; with ``labels`` [B, S] also ``decoder_attention_mask``
+            [B, S], 1 on their tokens.
+        """
+        return _with_mask(super().batch(rows))
+
+    def heaviest(self, n: int) -> dict[str, torch.Tensor]:
+        """A batch that needs as much memory as any of ``n`` rows can.
+
+        The longest documents with the longest summaries, though they may belong to others.
+        """
+        batch = super().batch(_longest(self.table, "input_ids", n))
+        summaries = self.table.ragged["labels"]
+        rows = _longest(self.table, "labels", n)
+        batch["labels"] = torch.from_numpy(summaries.padded(rows, IGNORE_LABEL))
+        return _with_mask(batch)
+
+
+def _with_mask(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    if "labels" in batch:
+        batch["decoder_attention_mask"] = (batch["labels"] != IGNORE_LABEL).long()
+    return batch
+
+
+def _longest(table: TokenTable, column: str, n: int) -> npt.NDArray[np.int64]:
+    return np.argsort(-table.ragged[column].lengths.astype(np.int64), kind="stable")[:n]
 
 
 class CausalRows(TokenRows):
@@ -138,18 +180,29 @@ class CausalRows(TokenRows):
             the other columns, and ``index`` [B].
         """
         batch = super().batch(rows)
-        if "labels" not in batch:
-            return batch
-        prompts, summaries = self.table.ragged["input_ids"], self.table.ragged["labels"]
-        assert self.lengths is not None, "see above"
-        shape = (len(rows), int(self.lengths[rows].max()))
-        ids = np.full(shape, self.fill["input_ids"], dtype=np.int64)
-        labels = np.full(shape, IGNORE_LABEL, dtype=np.int64)
-        for line, row in enumerate(rows.tolist()):
-            prompt, summary = prompts[row], summaries[row]
+        return {**batch, **self._joined(rows, rows)} if "labels" in batch else batch
+
+    def heaviest(self, n: int) -> dict[str, torch.Tensor]:
+        """A batch that needs as much memory as any of ``n`` rows can; see :class:`PairRows`."""
+        rows = _longest(self.table, "input_ids", n)
+        joined = self._joined(rows, _longest(self.table, "labels", n))
+        return {**super().batch(rows), **joined}
+
+    def _joined(
+        self, prompts: npt.NDArray[np.int64], summaries: npt.NDArray[np.int64]
+    ) -> dict[str, torch.Tensor]:
+        """Prompts of some rows, each with the summary of another or the same one behind it."""
+        texts = [
+            (self.table.ragged["input_ids"][one], self.table.ragged["labels"][other])
+            for one, other in zip(prompts.tolist(), summaries.tolist(), strict=True)
+        ]
+        lengths = np.array([len(prompt) + len(summary) for prompt, summary in texts])
+        ids = np.full((len(texts), lengths.max()), self.fill["input_ids"], dtype=np.int64)
+        labels = np.full(ids.shape, IGNORE_LABEL, dtype=np.int64)
+        for line, (prompt, summary) in enumerate(texts):
             end = len(prompt) + len(summary)
             ids[line, : len(prompt)] = prompt
             ids[line, len(prompt) : end] = labels[line, len(prompt) : end] = summary
-        mask = np.arange(shape[1]) < self.lengths[rows][:, None]
-        replaced = {"input_ids": ids, "labels": labels, "attention_mask": mask.astype(np.int64)}
-        return {**batch, **{name: torch.from_numpy(array) for name, array in replaced.items()}}
+        mask = (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int64)
+        arrays = {"input_ids": ids, "labels": labels, "attention_mask": mask}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}

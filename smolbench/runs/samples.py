@@ -1,7 +1,8 @@
 """A few documents of a run with their summaries: ``samples.json``, for people to read.
 
 A list of objects: ``document``; ``reference``, the summary by a person; ``before`` and ``after``,
-what the model wrote without and with its training, ``null`` where it has not.
+what the model wrote without and with its training, ``null`` where it has not. Where ``before`` was
+written in another way than ``after`` (other lengths or beams), ``before_convention`` names it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,18 @@ SAMPLE_LABELS = (
     ("reference", "reference"),
 )
 """Keys of a sample in the order in which they are shown, and how they are called."""
+
+
+def labelled(sample: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The texts of a sample, each behind what it is called."""
+    shown = []
+    for key, label in SAMPLE_LABELS:
+        if (text := sample.get(key)) is None:
+            continue
+        if key == "before" and "before_convention" in sample:
+            label += f" (written as: {sample['before_convention']})"
+        shown.append((label, text))
+    return shown
 
 
 def write_samples(folder: Path, samples: Sequence[Mapping[str, Any]]) -> None:

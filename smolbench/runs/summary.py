@@ -12,7 +12,7 @@ from rich.text import Text
 
 from smolbench.runs.details import CLASS_COLUMNS, MAX_CLASSES
 from smolbench.runs.results import Results
-from smolbench.runs.samples import SAMPLE_LABELS, read_samples
+from smolbench.runs.samples import labelled, read_samples
 
 _QUALITY = (
     ("accuracy", "accuracy"),
@@ -146,10 +146,9 @@ def _print_samples(console: Console, folder: Path) -> None:
         table = Table(title="A sample", box=None, show_header=False)
         table.add_column(style="dim")
         table.add_column(overflow="fold")
-        for key, label in SAMPLE_LABELS:
-            if (text := sample.get(key)) is not None:
-                shown = text.replace("\r\n", "\n").strip()
-                table.add_row(label, Text(shown or "(nothing)"))
+        for label, text in labelled(sample):
+            shown = text.replace("\r\n", "\n").strip()
+            table.add_row(Text(label), Text(shown or "(nothing)"))
         console.print(table)
 
 

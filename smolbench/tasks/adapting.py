@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
 
 from smolbench.errors import SmolbenchError
-from smolbench.models.adaptation import LoRAOptions
+from smolbench.models.adaptation import LoRAOptions, Quantize, adapt, hold_frozen_in
 from smolbench.models.backbone import Backbone
+from smolbench.models.causal_lm import LanguageModel
+from smolbench.models.quantization import in_four_bits as four_bits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -114,6 +117,70 @@ def autocast(device: torch.device, compute: torch.dtype) -> AbstractContextManag
     if compute == torch.float32 or torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, dtype=compute)
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A language model, loaded and made ready for its method.
+
+    Attributes:
+        model: Its network.
+        compute: What it computes in.
+        in_four_bits: How it was loaded in 4 bits; nothing otherwise.
+    """
+
+    model: PreTrainedModel
+    compute: torch.dtype
+    in_four_bits: dict[str, Any]
+
+
+def load_adapted(
+    backbone: LanguageModel,
+    method: str,
+    *,
+    lora: LoRAOptions,
+    quantize: Quantize,
+    gradient_checkpointing: bool,
+    seed: int,
+    load: Callable[..., PreTrainedModel],
+    skeleton: Callable[[LanguageModel], PreTrainedModel],
+    trainer: Trainer | None,
+    device: torch.device,
+) -> Adapted:
+    """Load a model that writes texts and let the method's parameters train; all others are frozen.
+
+    Args:
+        backbone: What to load.
+        method: ``none``, ``full``, ``lora`` or ``qlora``.
+        lora: Options of the adapters.
+        quantize: Which layers ``qlora`` holds in 4 bits.
+        gradient_checkpointing: Whether activations are computed again in the backward pass.
+        seed: Seed of the adapters' weights.
+        load: Reads the weights of a backbone in a number format, with further options.
+        skeleton: Makes its modules without weights.
+        trainer: Its precision decides in training; ``None`` outside of one.
+        device: Where the model will run.
+
+    Raises:
+        SmolbenchError: If it cannot be loaded, or precision and ``dtype`` contradict each other.
+    """
+    in_four_bits: dict[str, Any] = {}
+    with torch.device("cpu"):  # whatever device Lightning has made the default
+        if method == "none":
+            compute = backbone.dtype(device)
+            untrained = load(backbone, compute)
+            untrained.requires_grad_(False)
+            return Adapted(untrained, compute, in_four_bits)
+        compute = compute_dtype(backbone, trainer, device)
+        if method == "qlora":
+            bare = skeleton(backbone)
+            in_four_bits = four_bits(bare, quantize, lora.targets, compute, device)
+        model = load(backbone, torch.float32, **in_four_bits)
+        adapt(model, method, lora, seed)  # type: ignore[arg-type] # the task has checked it
+    hold_frozen_in(model, compute)
+    if gradient_checkpointing:
+        checkpoint_gradients(model, backbone.given)
+    return Adapted(model.train(), compute, in_four_bits)
 
 
 def checkpoint_gradients(model: PreTrainedModel, name: str) -> None:

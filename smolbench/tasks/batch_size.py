@@ -31,7 +31,8 @@ def largest_batch(
 ) -> int:
     """Find the largest divisor of the effective batch size whose training step fits.
 
-    A trial is a forward and a backward pass over the longest rows with the memory of the
+    A trial is a forward and a backward pass over the longest rows (rows of two texts say themselves
+    by ``heaviest(n)`` what that is) with the memory of the
     optimiser's state beside it. Trials go upwards, so that a batch is tried only if the growth so
     far says that it fits: where memory is not limited by an allocator but by the machine (CPU),
     the system would end the process. Weights, gradients, buffers and random numbers are left as
@@ -51,8 +52,6 @@ def largest_batch(
     sizes = [size for size in sizes if size <= len(rows)]
     # BatchNorm cannot train on one row
     sizes = [size for size in sizes if size > 1] or sizes
-    lengths = rows.lengths
-    longest = np.arange(len(rows)) if lengths is None else np.argsort(-lengths, kind="stable")
     free = limit_mib if limit_mib is not None else _free_mib(device, task.trainer.num_devices)
     budget = free * SHARE
     used: dict[int, float] = {}
@@ -61,7 +60,7 @@ def largest_batch(
         if predicted is not None and predicted > budget:
             break
         try:
-            used[size] = _trial_mib(task, rows, longest[:size])
+            used[size] = _trial_mib(task, _heaviest(rows, size))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -101,13 +100,23 @@ def _predict(used: dict[int, float], size: int) -> float | None:
     return used[last] + slope * (size - last)
 
 
-def _trial_mib(task: BaseTask, rows: Rows, chosen: np.ndarray) -> float:
-    """What one training step over these rows adds to the memory at its peak."""
+def _heaviest(rows: Rows, size: int) -> dict[str, torch.Tensor]:
+    """A batch that needs as much memory as any of its size."""
+    if callable(heaviest := getattr(rows, "heaviest", None)):
+        batch: dict[str, torch.Tensor] = heaviest(size)
+        return batch
+    lengths = rows.lengths
+    longest = np.arange(len(rows)) if lengths is None else np.argsort(-lengths, kind="stable")
+    return rows.batch(np.sort(longest[:size]))
+
+
+def _trial_mib(task: BaseTask, batch: dict[str, torch.Tensor]) -> float:
+    """What one training step over a batch adds to the memory at its peak."""
     device = task.device
     trained = [p for p in task.parameters() if p.requires_grad]
     gradients = [p.grad for p in trained]
     buffers = {name: buffer.clone() for name, buffer in task.named_buffers()}
-    batch = {name: value.to(device) for name, value in rows.batch(np.sort(chosen)).items()}
+    batch = {name: value.to(device) for name, value in batch.items()}
     generators = [device] if device.type == "cuda" else []
     try:
         with (

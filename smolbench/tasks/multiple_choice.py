@@ -16,7 +16,7 @@ from lightning.pytorch import Callback
 from smolbench.data.token_cache import TokenTable
 from smolbench.errors import SmolbenchError
 from smolbench.metrics.multiple_choice import Choices, multiple_choice_metrics
-from smolbench.models.adaptation import Quantize, adapt, describe, hold_frozen_in, parameter_count
+from smolbench.models.adaptation import Quantize, describe, parameter_count
 from smolbench.models.backbone import DType, shared_prefix
 from smolbench.models.causal_lm import (
     LanguageModel,
@@ -26,13 +26,12 @@ from smolbench.models.causal_lm import (
 from smolbench.models.choice_rows import ChoiceRows
 from smolbench.models.conventions import ChoiceEncoder, Convention
 from smolbench.models.export.exported import Exported
-from smolbench.models.quantization import in_four_bits
 from smolbench.models.scoring import can_branch, log_likelihoods
+from smolbench.tasks.accumulation import weight_of_batch
 from smolbench.tasks.adapting import (
     ADAPTERS,
     autocast,
-    checkpoint_gradients,
-    compute_dtype,
+    load_adapted,
     lora_options,
     lora_signature,
     refuse_unused,
@@ -169,6 +168,7 @@ class MultipleChoiceTask(BaseTask):
         self.model: PreTrainedModel | None = None
         self._compute = torch.float32
         self._in_four_bits: dict[str, Any] = {}
+        self._right_lengths = np.zeros(0, dtype=np.int64)  # of the training split
         self._prefix_ids: list[int] = []
         self._prefix: Cache | None = None
         self._test_predictions: dict[str, np.ndarray] | None = None
@@ -243,6 +243,9 @@ class MultipleChoiceTask(BaseTask):
         assert self.model is not None, "it has just been loaded"
         branching = self.shared_context and can_branch(self.model)
         alone = split == "train" and self.objective == "lm"
+        if alone:
+            sizes = table.ragged["ending_tokens"].padded(np.arange(len(table)), 0)
+            self._right_lengths = sizes[np.arange(len(table)), np.asarray(labels)]
         made = ChoiceRows(table, labels, self.max_length, shared=branching, only_right=alone)
         cut = int((~made.fitting).sum())
         if cut:
@@ -284,27 +287,21 @@ class MultipleChoiceTask(BaseTask):
 
     def build_model(self) -> None:
         """Load the network and let the method's parameters train."""
-        device = self._trainer.strategy.root_device if self._trainer else self.device
         _ = self.max_length  # what does not fit is an error before anything is loaded
-        with torch.device("cpu"):  # whatever device Lightning has made the default
-            if self.method == "none":
-                self._compute = self.backbone.dtype(device)
-                model = load_language_model(self.backbone, self._compute)
-                model.requires_grad_(False)
-                self.model = model
-                return
-            self._compute = compute_dtype(self.backbone, self._trainer, device)
-            if self.method == "qlora":
-                bare = language_model_skeleton(self.backbone)
-                self._in_four_bits = in_four_bits(
-                    bare, self.quantize, self.lora.targets, self._compute, device
-                )
-            model = load_language_model(self.backbone, torch.float32, **self._in_four_bits)
-            adapt(model, self.method, self.lora, self.seed)
-        hold_frozen_in(model, self._compute)
-        if self.gradient_checkpointing:
-            checkpoint_gradients(model, self.backbone.given)
-        self.model = model.train()
+        adapted = load_adapted(
+            self.backbone,
+            self.method,
+            lora=self.lora,
+            quantize=self.quantize,
+            gradient_checkpointing=self.gradient_checkpointing,
+            seed=self.seed,
+            load=load_language_model,
+            skeleton=language_model_skeleton,
+            trainer=self._trainer,
+            device=self._trainer.strategy.root_device if self._trainer else self.device,
+        )
+        self.model = adapted.model
+        self._compute, self._in_four_bits = adapted.compute, adapted.in_four_bits
 
     def on_fit_start(self) -> None:
         """Say in one line what trains."""
@@ -327,6 +324,12 @@ class MultipleChoiceTask(BaseTask):
         if self.objective == "lm":
             return -scores.sum() / batch["ending_tokens"].sum()
         return F.cross_entropy(scores, batch["labels"])
+
+    def batch_weight(self, batch_idx: int) -> float:
+        """With the objective ``lm`` a step's loss is the mean over all tokens that it holds."""
+        if self.objective == "choice":
+            return super().batch_weight(batch_idx)
+        return weight_of_batch(self.trainer, batch_idx, self._right_lengths)
 
     # -- evaluation -------------------------------------------------------------------------------
 

@@ -7,31 +7,29 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import FSDPStrategy
 
-from smolbench.data.batching import Rows, TokenRows
+from smolbench.data.batching import Rows
 from smolbench.data.token_cache import TokenTable
 from smolbench.errors import SmolbenchError
-from smolbench.models.adaptation import Quantize, adapt, describe, hold_frozen_in, parameter_count
+from smolbench.models.adaptation import Quantize, describe, hold_frozen_in, parameter_count
 from smolbench.models.backbone import DType
 from smolbench.models.causal_lm import LanguageModel
 from smolbench.models.export.exported import Exported
-from smolbench.models.quantization import in_four_bits
 from smolbench.models.summarizer import (
     load_summarizer,
     summarizer_skeleton,
 )
-from smolbench.models.summary_rows import CausalRows, SummaryEncoder, usual_template
+from smolbench.models.summary_rows import CausalRows, PairRows, SummaryEncoder, usual_template
 from smolbench.tasks.adapting import (
     ADAPTERS,
     autocast,
-    checkpoint_gradients,
-    compute_dtype,
+    load_adapted,
     lora_options,
     lora_signature,
     refuse_unused,
@@ -273,9 +271,9 @@ class SummarizationTask(WritingTask):
                 split,
                 self.max_length,
             )
-        if self.causal:
-            return CausalRows(table, self.padding)
-        return TokenRows(table, None, self.padding)
+        if split == "train":
+            self._summary_lengths = table.ragged["labels"].lengths
+        return (CausalRows if self.causal else PairRows)(table, self.padding)
 
     @property
     def padding(self) -> int:
@@ -300,34 +298,28 @@ class SummarizationTask(WritingTask):
 
     def build_model(self) -> None:
         """Load the network and let the method's parameters train."""
-        device = self._trainer.strategy.root_device if self._trainer else self.device
         _ = self.encoder  # what does not fit is an error before anything is loaded
         self._refuse_float16()
-        with torch.device("cpu"):  # whatever device Lightning has made the default
-            if self.method == "none":
-                self._compute = self.backbone.dtype(device)
-                model = load_summarizer(self.backbone, self._compute)
-                model.requires_grad_(False)
-                self.model = model
-                return
-            self._compute = compute_dtype(self.backbone, self._trainer, device)
-            if self.method == "qlora":
-                bare = summarizer_skeleton(self.backbone)
-                self._in_four_bits = in_four_bits(
-                    bare, self.quantize, self.lora.targets, self._compute, device
-                )
-            model = load_summarizer(self.backbone, torch.float32, **self._in_four_bits)
-            adapt(model, self.method, self.lora, self.seed)
-        hold_frozen_in(model, self._compute)
-        if self.gradient_checkpointing:
-            checkpoint_gradients(model, self.backbone.given)
-        self.model = model.train()
+        adapted = load_adapted(
+            self.backbone,
+            self.method,
+            lora=self.lora,
+            quantize=self.quantize,
+            gradient_checkpointing=self.gradient_checkpointing,
+            seed=self.seed,
+            load=load_summarizer,
+            skeleton=summarizer_skeleton,
+            trainer=self._trainer,
+            device=self._trainer.strategy.root_device if self._trainer else self.device,
+        )
+        self.model = adapted.model
+        self._compute, self._in_four_bits = adapted.compute, adapted.in_four_bits
 
-    def freeze(self) -> None:
-        """Let nothing train any more: for a network that is only run, such as a teacher's."""
-        self.requires_grad_(False)
+    def freeze(self) -> Self:
+        """Let nothing train any more, and hold it in what is computed in: it is only run."""
+        super().freeze()
         hold_frozen_in(self.model, self._compute)
-        self.eval()
+        return self
 
     def _refuse_float16(self) -> None:
         kind = self.backbone.config.model_type

@@ -119,13 +119,21 @@ class BaseTask(LightningModule):
         raise NotImplementedError(f"{type(self).__name__} has no loss of a single batch.")
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """Loss of a batch; see :meth:`loss`."""
+        """Loss of a batch; see :meth:`loss` and :meth:`batch_weight`. Logged is the batch's own."""
         loss = self.loss(batch)
         rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
         size = len(batch["labels"])
         self.log("train/loss", loss, prog_bar=True, batch_size=size)
         self.log("train/lr", rate, batch_size=size)
-        return loss
+        return loss * self.batch_weight(batch_idx)
+
+    def batch_weight(self, batch_idx: int) -> float:
+        """By what a batch's loss is multiplied; 1, unless batches of a step hold unlike amounts.
+
+        Args:
+            batch_idx: Number of the batch in its epoch.
+        """
+        return 1.0
 
     # -- the network ------------------------------------------------------------------------------
 

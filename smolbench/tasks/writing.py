@@ -11,19 +11,21 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from smolbench.data.batching import IGNORE_LABEL, pad_rows
+from smolbench.data.batching import IGNORE_LABEL, BatchPlan, pad_rows
 from smolbench.errors import SmolbenchError
 from smolbench.metrics.rouge import ROUGE, SPLITTER, Summaries, rouge_scores
 from smolbench.models.summarizer import (
     NO_TOKEN,
     Decoding,
     encoder_output,
+    ended_by_itself,
     generate_ids,
+    own_settings,
     target_losses,
 )
 from smolbench.models.summary_rows import SummaryEncoder
 from smolbench.progress import progress_bar
-from smolbench.tasks.pending import PendingRows
+from smolbench.tasks.accumulation import weight_of_batch
 from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask
 
 # No `if TYPE_CHECKING:` here, see data/datamodule.py: hence `Any` for transformers' models.
@@ -41,9 +43,11 @@ _CHOICE_SEED = 0
 class WritingTask(BaseTask):
     """A task whose model writes a summary of every document.
 
-    The teacher-forced loss is taken of whole splits. Summaries are written greedily of a part of
-    the validation rows, and in the way of ``decoding`` of all test rows; tokens are gathered over
-    all batches and ranks, put into the order of the split, and scored once.
+    The teacher-forced loss is taken of whole splits, and in training of all summaries of an
+    optimiser step: its mean is over their tokens, however they are put into batches. Summaries are
+    written greedily of a part of the validation rows, and in the way of ``decoding`` of all test
+    rows; tokens are gathered over all batches and ranks, put into the order of the split, and
+    scored once.
 
     Args:
         generation: Preset of a test's summaries.
@@ -99,9 +103,8 @@ class WritingTask(BaseTask):
         self.num_samples = samples
         self.label_smoothing = label_smoothing
         self.model: Any = None
-        self._pending = PendingRows()
+        self._summary_lengths: np.ndarray = np.zeros(0, dtype=np.int64)  # of the training split
         self._written: list[tuple[torch.Tensor, ...]] = []
-        self._chosen: torch.Tensor | None = None
         self._samples: list[dict[str, str | None]] = []
         self._has_learned = False
         self._test_predictions: dict[str, Any] | None = None
@@ -138,30 +141,27 @@ class WritingTask(BaseTask):
         with self.precision():
             return target_losses(self.model, batch, smoothing, encoded)
 
+    def batch_weight(self, batch_idx: int) -> float:
+        """A step's loss is the mean over the tokens of all its summaries; see the base class."""
+        return weight_of_batch(self.trainer, batch_idx, self._summary_lengths)
+
     # -- evaluation -------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        """Choose the rows that are summarized; see the base class."""
+        """See the base class."""
         super().on_validation_epoch_start()
-        self._pending.clear()
         self._written = []
-        self._chosen = self._rows_to_summarize()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Keep a batch's losses; what is to be summarized waits until it fills a batch."""
+        """Keep a batch's losses."""
         self._keep_losses(batch, self(batch))
-        if self._chosen is not None:
-            self._pending.add(batch, torch.isin(batch["index"], self._chosen.to(self.device)))
-            while (full := self._pending.take(len(batch["index"]))) is not None:
-                self._write(full, self._greedy)
 
     def on_validation_epoch_end(self) -> None:
-        """Score the whole validation split, and the summaries of a part of it."""
-        while (rest := self._pending.take(1)) is not None:
-            self._write(rest, self._greedy)
-        for name, value in self._gathered_losses().items():
+        """Score the whole validation split, and write and score summaries of a part of it."""
+        rows, losses = self._gathered_losses()
+        for name, value in losses.items():
             self.log(f"val/{name}", value, prog_bar=name == "loss")
-        written = self._gathered_summaries("val") if self._chosen is not None else None
+        written = self._summarized(rows) if self._rows_are_due else None
         if written is None:
             # Lightning keeps what an earlier epoch has logged, as if it were this one's
             for name in _OF_SUMMARIES:
@@ -185,7 +185,7 @@ class WritingTask(BaseTask):
 
     def on_test_epoch_end(self) -> None:
         """Score the whole test split and keep the summaries for their file."""
-        losses = self._gathered_losses()
+        _, losses = self._gathered_losses()
         written = self._gathered_summaries("test")
         assert written is not None, "there is no test without a row"
         metrics = {**written.metrics(), **losses}
@@ -199,44 +199,68 @@ class WritingTask(BaseTask):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Summaries, ``B`` texts, and row numbers, shape ``(B,)``."""
-        ids = self._generated(batch, self.decoding)
+        ids = self._generated(batch)
         return {"index": batch["index"].cpu(), "summaries": self._texts(ids)}
 
     @property
     def _greedy(self) -> Decoding:
         return Decoding(self.decoding.max_new_tokens, 1)
 
-    def _rows_to_summarize(self) -> torch.Tensor | None:
-        """Numbers of the validation rows that are summarized now, ``None`` for none."""
+    @property
+    def _rows_are_due(self) -> bool:
+        """Whether this validation writes summaries."""
         due = (self.trainer.current_epoch + 1) % self.rouge_every == 0
         due = due or self.trainer.state.fn == "validate"
-        if self.trainer.sanity_checking or not self.rouge_examples or not due:
+        return due and bool(self.rouge_examples) and not self.trainer.sanity_checking
+
+    def _summarized(self, validated: torch.Tensor) -> Summaries | None:
+        """Summaries of a part of the validation rows, always the same, scored.
+
+        They have batches of their own, which the ranks share out: what stands beside a row, and so
+        how it is rounded in bfloat16, does not depend on the number of ranks.
+
+        Args:
+            validated: Numbers of the rows that this validation has gone through.
+        """
+        order = np.random.default_rng(_CHOICE_SEED).permutation(len(self._data().split("val")))
+        chosen = np.intersect1d(order[: self.rouge_examples], validated.numpy())
+        if not len(chosen):
             return None
-        n = len(self._data().split("val"))
-        order = np.random.default_rng(_CHOICE_SEED).permutation(n)
-        return torch.from_numpy(np.sort(order[: self.rouge_examples]))
+        loader: Any = self.trainer.val_dataloaders
+        plan = BatchPlan(loader.rows.lengths[chosen], loader.plan.batch_size, shuffle=False, seed=0)
+        batches = plan.batches()[self.trainer.global_rank :: self.trainer.world_size]
+        mine = sum(map(len, batches))
+        with progress_bar("Summarizing", mine, unit="summaries") as advance:
+            for numbers in batches:
+                batch = loader.rows.batch(chosen[numbers])
+                there = {name: column.to(self.device) for name, column in batch.items()}
+                self._write(there, self._greedy)
+                advance(len(numbers))
+        return self._gathered_summaries("val")
 
     def _keep_losses(self, batch: Batch, losses: torch.Tensor) -> None:
         tokens = (batch["labels"] != IGNORE_LABEL).sum(dim=1)
         self._keep(batch["index"], losses.cpu().double().sum(dim=1), tokens, batch["cut"])
 
-    def _gathered_losses(self) -> dict[str, float]:
-        """Mean cross-entropy per token of the split, and what else is known of its rows."""
+    def _gathered_losses(self) -> tuple[torch.Tensor, dict[str, float]]:
+        """Numbers of the rows, their mean cross-entropy per token, and what else is known."""
         rows, losses, tokens, cut = self._gather()
-        return {
+        return rows, {
             "loss": float(losses.sum() / tokens.sum()),
             "n": float(len(rows)),
             "n_truncated": float(cut.sum()),
         }
 
     def _write(self, batch: Batch, decoding: Decoding, encoded: Any = None) -> None:  # noqa: ANN401
-        ids = self._generated(batch, decoding, encoded)
-        self._written.append((batch["index"].cpu(), ids))
-
-    def _generated(self, batch: Batch, decoding: Decoding, encoded: Any = None) -> torch.Tensor:  # noqa: ANN401
-        """Tokens of the summaries on the host, shape ``(B, max_new_tokens)``."""
         with self.precision():
-            return generate_ids(self.model, batch, decoding, self._ends, encoded).cpu()
+            ids = generate_ids(self.model, batch, decoding, self._ends, encoded)
+            ended = ended_by_itself(self.model, batch, ids, self._ends)
+        self._written.append((batch["index"].cpu(), ids.cpu(), ended.cpu()))
+
+    def _generated(self, batch: Batch) -> torch.Tensor:
+        """Tokens of summaries as in a test, on the host, shape ``(B, max_new_tokens)``."""
+        with self.precision():
+            return generate_ids(self.model, batch, self.decoding, self._ends).cpu()
 
     @cached_property
     def _ends(self) -> frozenset[int]:
@@ -250,11 +274,8 @@ class WritingTask(BaseTask):
         collected, self._written = self._written, []
         if not (merged := self._merged(collected)):
             return None
-        rows, ids = merged
+        rows, ids, ended = merged
         tokens = (ids != NO_TOKEN).sum(dim=1)
-        ended = torch.isin(ids, torch.tensor(sorted(self._ends))).any(dim=1)
-        if getattr(self.model.generation_config, "forced_eos_token_id", None) is not None:
-            ended &= tokens < self.decoding.max_new_tokens  # the last one is always an end
         references = list(self._data().split(split).examples.select(rows.tolist())["summary"])
         texts = self._texts(ids)
         with progress_bar("Scoring", len(texts), unit="summaries") as advance:
@@ -328,7 +349,7 @@ class WritingTask(BaseTask):
         def answer(texts: Sequence[str]) -> torch.Tensor:
             batch = pad_rows(self.encode({"document": texts})["input_ids"], self.padding)
             there = {name: value.to(self.device) for name, value in batch.items()}
-            return self._generated(there, self.decoding)
+            return self._generated(there)
 
         return answer
 
@@ -352,19 +373,24 @@ class WritingTask(BaseTask):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also what was written before the training; see the base class."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[CHECKPOINT_KEY]["samples"] = self._samples
+        checkpoint[CHECKPOINT_KEY] |= {"samples": self._samples, "convention": self.convention}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See the base class."""
         super().on_load_checkpoint(checkpoint)
-        known = checkpoint[CHECKPOINT_KEY].get("samples", [])
-        self._samples = [{**sample, "after": None} for sample in known]
+        saved = checkpoint[CHECKPOINT_KEY]
+        self._samples = [{**sample, "after": None} for sample in saved.get("samples", [])]
+        if (before := saved.get("convention", self.convention)) != self.convention:
+            # the untrained weights are gone, so what they wrote in another way says so
+            self._samples = [{**sample, "before_convention": before} for sample in self._samples]
         self._has_learned = True
 
     def facts(self) -> dict[str, Any]:
         """How summaries are written and scored; see the base class."""
+        own = own_settings(self.model, self.decoding, self._ends) if self.model is not None else {}
         return {
             **super().facts(),
+            **{f"generation/{name}": value for name, value in own.items()},
             "generation/max_new_tokens": self.decoding.max_new_tokens,
             "generation/num_beams": self.decoding.num_beams,
             "rouge/splitter": SPLITTER,

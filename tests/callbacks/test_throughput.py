@@ -414,3 +414,13 @@ def test_what_counts_as_samples_and_tokens(batch, samples, positions, real):
 def test_negative_warmup_is_refused():
     with pytest.raises(SmolbenchError, match="warmup_steps=-1"):
         ThroughputMonitor(warmup_steps=-1)
+
+
+def test_tokens_that_a_decoder_is_given_count():
+    batch = {
+        "input_ids": torch.ones(2, 5),
+        "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]),
+        "decoder_attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]]),
+    }
+    samples, positions, tokens = throughput._count(batch)
+    assert (samples, positions, int(tokens)) == (2, 10 + 6, 7 + 5)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from smolbench.data import TextFilesDataModule, readers, tables, text_files
+from smolbench.data import TextFilesDataModule, own_rows, readers, tables
 from smolbench.data.sources import Source
 from smolbench.errors import SmolbenchError
 
@@ -323,7 +323,7 @@ def hub(monkeypatch, tmp_path):
             return Source({name: served[name] for name in splits}, "org/toy", "a" * 40)
 
         served = splits
-        monkeypatch.setattr(text_files, "load_hub", load)
+        monkeypatch.setattr(own_rows, "load_hub", load)
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         options = {"val_split": "dev", "cache_dir": str(tmp_path / "cache"), **options}
         return TextFilesDataModule(

@@ -8,7 +8,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from smolbench.data import TextPairsDataModule, text_pairs
+from smolbench.data import TextFilesDataModule, TextPairsDataModule, own_rows
 from smolbench.data.sources import Source
 from smolbench.errors import SmolbenchError
 
@@ -80,7 +80,7 @@ def test_parquet_and_other_column_names(tmp_path):
 def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
     rows = Dataset.from_dict({"a": ["1", "2", "", "4"], "b": ["x", None, "z", "w"], "c": [0] * 4})
     loaded = Source(dict.fromkeys(("train", "validation", "test"), rows), "some/set", "abc")
-    monkeypatch.setattr(text_pairs, "load_hub", lambda name, **options: loaded)
+    monkeypatch.setattr(own_rows, "load_hub", lambda name, **options: loaded)
     made = data(
         tmp_path, dataset_id="some/set", text_column="a", summary_column="b", val_split="validation"
     )
@@ -136,6 +136,37 @@ def test_a_bad_line_is_named(tmp_path, row, said):
 def test_contradicting_options(tmp_path, options, said):
     with pytest.raises(SmolbenchError, match=said):
         data(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"train_file": "a.csv", "dataset_config": "en"}, "data.dataset_config 'en' is for a data"),
+        ({"train_file": "a.csv", "train_split": "dev"}, "data.train_split 'dev' is for a dataset"),
+        ({"train_file": "a.csv", "val_split": "dev"}, "data.val_split 'dev' .* is a file"),
+        ({"train_file": "a.csv", "test_split": None}, "data.test_split None is for a dataset"),
+        ({"train_file": "a.parquet", "encoding": "cp1252"}, "Parquet has one of its own"),
+        ({"dataset_id": "x/y", "encoding": "cp1252"}, "x/y is a dataset on the Hub"),
+        ({"dataset_id": "x/y", "test_fraction": 0.1}, "data.test_fraction 0.1 and data.test_split"),
+        (
+            {"train_file": "a.csv", "test_file": "b.csv", "test_fraction": 0.1},
+            "both say what the test rows are",
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", [TextPairsDataModule, TextFilesDataModule])
+def test_options_that_nothing_would_read(kind, options, said):
+    with pytest.raises(SmolbenchError, match=said):
+        kind(**options)
+
+
+def test_a_text_with_several_summaries_stays_together(tmp_path):
+    several = [(f"Text {n % 10}", f"Summary {n}") for n in range(40)]
+    made = data(tmp_path, train_file=write_csv(tmp_path / "a.csv", several), val_fraction=0.3)
+    parts = [{text for text, _ in pairs(made, split)} for split in ("train", "val", "test")]
+    assert sum(map(len, parts)) == 10
+    assert set.union(*parts) == {f"Text {n}" for n in range(10)}
+    assert sum(len(pairs(made, split)) for split in ("train", "val", "test")) == 40
 
 
 def test_a_missing_column_and_too_few_rows(tmp_path):

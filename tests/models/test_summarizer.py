@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -17,8 +19,10 @@ from smolbench.models.summarizer import (
     NO_TOKEN,
     Decoding,
     encoder_output,
+    ended_by_itself,
     generate_ids,
     load_summarizer,
+    own_settings,
     target_losses,
 )
 from smolbench.models.summary_rows import CausalRows, SummaryEncoder, usual_template
@@ -144,6 +148,52 @@ def encoder(kind="t5", max_length=90, template=None, **options):
     return SummaryEncoder(backbone.tokenizer, template, max_length, **options)
 
 
+def test_an_end_that_was_forced_is_not_taken_for_the_models_own(tmp_path):
+    """Though both stand at the last place that is allowed."""
+    case = Case("bart", tmp_path)
+    ends = frozenset({EOS})
+
+    def written(most):
+        with torch.no_grad():
+            ids = generate_ids(case.model, case.batch, Decoding(most, 1), ends)
+            return ids, ended_by_itself(case.model, case.batch, ids, ends)
+
+    case.model.generation_config.forced_eos_token_id = None
+    for _ in range(20):
+        case.model.final_logits_bias[0, EOS] += 0.5  # until some end
+        ids, ended = written(40)
+        lengths = (ids != NO_TOKEN).sum(dim=1)
+        assert torch.equal(ended, (ids == EOS).any(dim=1))
+        natural = sorted({int(n) for n in lengths[ended]} - {1})
+        if len(natural) > 1:
+            break
+    assert len(natural) > 1, "nothing is compared"
+    case.model.generation_config.forced_eos_token_id = EOS
+    for most in natural:
+        ids, by_itself = written(most)
+        assert ((ids == EOS).any(dim=1)).all()
+        assert torch.equal(by_itself, ended & (lengths <= most))
+
+
+def test_what_the_models_own_settings_add_is_known(tmp_path):
+    case = Case("bart", tmp_path)
+    ends = frozenset({EOS})
+    usual = {"forced_eos_token_id": EOS}  # of every BART
+    assert own_settings(case.model, Decoding(8, 2), ends) == usual
+    own = {**usual, "no_repeat_ngram_size": 2, "length_penalty": 2.0, "early_stopping": True}
+    for name, value in own.items():
+        setattr(case.model.generation_config, name, value)
+    case.model.generation_config.top_k = 3  # nothing is drawn
+    assert own_settings(case.model, Decoding(8, 2), ends) == own
+    assert own_settings(case.model, Decoding(8, 1), ends) == {**usual, "no_repeat_ngram_size": 2}
+    # and that is what has been done
+    with torch.no_grad():
+        ids = generate_ids(case.model, case.batch, Decoding(30, 1), ends)
+    for row in ids.tolist():
+        pairs = [pair for pair in itertools.pairwise(row) if NO_TOKEN not in pair]
+        assert len(pairs) == len(set(pairs))
+
+
 def test_rows_are_what_the_tokenizer_makes_of_the_whole():
     made = encoder("t5")
     tokenizer = AutoTokenizer.from_pretrained(tiny_summarizer("t5"))
@@ -186,6 +236,14 @@ def test_long_summaries_are_cut_and_still_end(kind):
     (row,) = encoder(kind).summaries([" ".join(TEXTS)])
     assert len(row) == 12
     assert row[-1] == EOS
+
+
+def test_a_summary_without_an_end_token_of_its_own_is_no_longer_than_allowed():
+    tokenizer = AutoTokenizer.from_pretrained(tiny_summarizer("gpt2"))  # puts none behind a row
+    encoder = SummaryEncoder(tokenizer, "{text}", 90, 4, causal=False)
+    for row in encoder.summaries(["Twice in one week, again and again.", "ok"]):
+        assert len(row) <= 4
+        assert row[-1] == EOS
 
 
 def test_a_tokenizer_without_an_end_is_refused():

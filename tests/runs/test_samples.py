@@ -36,3 +36,10 @@ def test_they_stand_behind_a_test_and_only_there(capsys, tmp_path):
     assert "after training" not in shown
     print_summary(results, tmp_path, splits=("val",))
     assert "B: hello" not in capsys.readouterr().out
+
+
+def test_what_was_written_in_another_way_says_so(capsys, tmp_path):
+    write_samples(tmp_path, [{**SAMPLES[0], "before_convention": "20 tokens, [4] beams"}])
+    print_summary({"recipe": "samsum", "test/rouge1": 0.35}, tmp_path, splits=("test",))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "before training (written as: 20 tokens, [4] beams)" in shown

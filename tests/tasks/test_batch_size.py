@@ -65,9 +65,9 @@ def costs(monkeypatch):
     def install(rule):
         tried = []
 
-        def trial(task, rows, chosen):
-            tried.append(len(chosen))
-            return rule(len(chosen))
+        def trial(task, batch):
+            tried.append(len(batch["index"]))
+            return rule(len(batch["index"]))
 
         monkeypatch.setattr(batch_size, "_trial_mib", trial)
         return tried
@@ -108,7 +108,9 @@ def test_what_never_fits_is_a_sentence(rows, costs):
 
 def test_the_longest_rows_are_tried(costs, monkeypatch):
     seen = []
-    monkeypatch.setattr(batch_size, "_trial_mib", lambda *a: seen.append(sorted(a[2])) or 1.0)
+    monkeypatch.setattr(
+        batch_size, "_trial_mib", lambda _, b: seen.append(b["index"].tolist()) or 1.0
+    )
     rows = ArrayRows({"x": np.zeros((6, WIDTH), "float32")})
     rows.lengths = np.array([3, 9, 1, 8, 2, 7])
     assert largest_batch(Wide(), rows, 3, limit_mib=100) == 3

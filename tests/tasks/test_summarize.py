@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,10 +17,11 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from smolbench.cli import main
 from smolbench.data import IMDbDataModule, SAMSumDataModule
+from smolbench.data.batching import ArrayRows, BatchLoader, BatchPlan
 from smolbench.errors import SmolbenchError
 from smolbench.metrics.rouge import sentences
-from smolbench.tasks import SummarizationTask
-from smolbench.tasks.pending import PendingRows
+from smolbench.tasks import ProbeTask, SummarizationTask
+from smolbench.tasks.accumulation import weight_of_batch
 from tests.helpers.command import FEW, ONE_EPOCH, assert_equal_runs, results, rows, weights
 from tests.helpers.kill import die
 from tests.helpers.tiny import tiny_summarizer
@@ -156,14 +158,13 @@ def test_the_validation_loss_is_a_mean_over_tokens_without_smoothing(tmp_path):
 def test_a_fixed_part_of_the_validation_is_summarized_every_few_epochs(tmp_path):
     made = task(method="full", rouge_every=2, rouge_examples=5)
     written, seen = [], []
-    generated = made._generated
+    write = made._write
 
     def watched(batch, decoding, *encoded):
-        if "index" in batch:
-            written.append((made.current_epoch, decoding.num_beams, batch["index"].tolist()))
-        return generated(batch, decoding, *encoded)
+        written.append((made.current_epoch, decoding.num_beams, batch["index"].tolist()))
+        write(batch, decoding, *encoded)
 
-    made._generated = watched
+    made._write = watched
 
     class Watch(Callback):
         def on_validation_end(self, trainer, module):
@@ -182,26 +183,92 @@ def test_a_fixed_part_of_the_validation_is_summarized_every_few_epochs(tmp_path)
     assert [len(names) for names in seen] == [0, 5, 0, 5]  # never an earlier epoch's
 
 
-def test_rows_wait_until_they_fill_a_batch():
-    pending = PendingRows()
-    first = {
-        "input_ids": torch.tensor([[1, 2, 3], [4, 5, 6]]),
-        "labels": torch.tensor([[7, -100], [8, 9]]),
-        "index": torch.tensor([5, 2]),
-    }
-    second = {
-        "input_ids": torch.tensor([[1, 2]]),
-        "labels": torch.tensor([[3]]),
-        "index": torch.tensor([4]),
-    }
-    pending.add(first, torch.tensor([False, True]))
-    assert pending.take(2) is None
-    pending.add(second, torch.tensor([True]))
-    found = pending.take(2)
-    assert found["input_ids"].tolist() == [[4, 5, 6], [1, 2, 0]]
-    assert found["labels"].tolist() == [[8, 9], [3, -100]]
-    assert found["index"].tolist() == [2, 4]
-    assert pending.take(1) is None
+class Gradients(Callback):
+    """Of every step, without dropout."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        module.eval()
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.steps.append({n: p.grad.clone() for n, p in module.named_parameters()})
+
+
+def gradients(cache, kind, **options):
+    looked = Gradients()
+    accumulate = options.pop("accumulate", 1)
+    trainer = plain_trainer(
+        cache, max_epochs=1, callbacks=[looked], accumulate_grad_batches=accumulate
+    )
+    made = task(kind, max_summary_length=60, samples=0, rouge_examples=0, lr=1e-9)
+    trainer.fit(made, data(cache, limit_val=1, **options))
+    return looked.steps, trainer.train_dataloader
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+def test_an_accumulated_step_is_that_of_one_large_batch(tmp_path, kind):
+    """Each token weighs alike, although the small batches hold different numbers of them."""
+    (expected,), _ = gradients(tmp_path, kind, limit_train=8, batch_size=8)
+    (found,), loader = gradients(tmp_path, kind, limit_train=8, batch_size=2, accumulate=4)
+    counts = [int((batch["labels"] != -100).sum()) for batch in loader]
+    assert len(set(counts)) > 1
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-6)
+
+
+def test_the_last_step_of_an_epoch_is_the_mean_of_what_it_holds(tmp_path):
+    """Of five batches the fifth is a step by itself, though four make one."""
+    steps, loader = gradients(tmp_path, "t5", limit_train=10, batch_size=2, accumulate=4)
+    assert len(steps) == 2
+    last = list(loader)[-1]
+    made = task("t5", max_summary_length=60)
+    made.configure_model()
+    made.eval().loss(last).backward()
+    for name, parameter in made.named_parameters():
+        torch.testing.assert_close(steps[1][name], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_batches_of_all_processes_weigh_by_their_tokens():
+    lengths = np.array([3, 9, 4, 1, 7, 7, 2, 5, 8, 6, 1, 30])
+    total = {}
+    for rank in range(2):
+        plan = BatchPlan(lengths, 2, shuffle=True, seed=3, rank=rank, world_size=2)
+        trainer = SimpleNamespace(
+            train_dataloader=BatchLoader(ArrayRows({"length": lengths}), plan),
+            world_size=2,
+            global_rank=rank,
+            accumulate_grad_batches=2,
+            num_training_batches=3,
+        )
+        for number, rows_ in enumerate(plan.batches()):
+            # what Lightning and the strategy divide by
+            share = weight_of_batch(trainer, number, lengths) / 4
+            total.setdefault(number // 2, []).append((share, lengths[rows_].sum()))
+    for parts in total.values():
+        tokens = sum(own for _, own in parts)
+        assert [share for share, _ in parts] == pytest.approx([own / tokens for _, own in parts])
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+def test_the_heaviest_batch_has_the_longest_documents_and_summaries(tmp_path, kind):
+    made = task(kind, max_summary_length=60)
+    trainer = plain_trainer(tmp_path, max_steps=1)
+    trainer.fit(made, data(tmp_path))
+    rows_ = trainer.train_dataloader.rows
+    heavy = rows_.heaviest(4)
+    every = [rows_.batch(np.array([row])) for row in range(16)]
+    summaries = sorted((int((one["labels"] != -100).sum()) for one in every), reverse=True)
+    documents = sorted((len(ids) for ids in rows_.table.ragged["input_ids"]), reverse=True)
+    assert sorted((heavy["labels"] != -100).sum(1).tolist(), reverse=True) == summaries[:4]
+    read = heavy["attention_mask"].sum(1)
+    if kind == "gpt2":
+        read = read - (heavy["labels"] != -100).sum(1)
+        known = heavy["labels"] != -100
+        assert torch.equal(heavy["input_ids"][known], heavy["labels"][known])
+    assert read.tolist() == documents[:4]
+    assert made.loss(heavy).isfinite()
 
 
 # -- refusals -------------------------------------------------------------------------------------
@@ -340,10 +407,51 @@ def test_texts_are_summarized(capsys, folder_here):
     assert row["summary"] != row["summary_before"]
 
 
-def test_a_label_and_a_summary_do_not_stand_side_by_side(capsys, folder_here):
+def test_a_label_and_a_summary_do_not_stand_side_by_side(capsys, folder_here, monkeypatch):
+    """That is found out before either of the two is loaded."""
     assert main(["fit", *FEW, ONE_EPOCH, "--run_dir=probe"]) == 0
-    assert main(["predict", *TEST, "--ckpt_path=none", "--before=probe", "--text=Ann: Hi"]) == 2
-    assert "labels texts and the other summarizes them" in capsys.readouterr().err
+    assert main(["fit", *FIT, "--run_dir=run"]) == 0
+    for kind in (ProbeTask, SummarizationTask):
+        monkeypatch.setattr(kind, "build_model", lambda self: pytest.fail("a model is loaded"))
+    for model in ([*TEST, "--ckpt_path=none"], ["--run_dir=run"]):
+        capsys.readouterr()
+        assert main(["predict", *model, "--before=probe", "--text=Ann: Hi"]) == 2
+        assert "labels texts and the other summarizes them" in capsys.readouterr().err
+
+
+def test_a_sample_says_if_it_was_written_otherwise_before(tmp_path):
+    made = task(max_new_tokens=8, num_beams=1)
+    trainer = plain_trainer(tmp_path, max_steps=1)
+    trainer.fit(made, data(tmp_path))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    for num_beams, expected in ((1, {None}), (2, {"8 tokens, 1 beams"})):
+        other = task(max_new_tokens=8, num_beams=num_beams)
+        plain_trainer(tmp_path).test(
+            other, data(tmp_path), ckpt_path=str(tmp_path / "a.ckpt"), verbose=False
+        )
+        samples = other.samples()
+        assert {sample.get("before_convention") for sample in samples} == expected
+        assert all(sample["after"] is not None for sample in samples)
+        assert [s["before"] for s in samples] == [s["before"] for s in made.samples()]
+
+
+def test_settings_of_the_models_own_are_in_the_results(tmp_path):
+    folder = tmp_path / "bart"
+    shutil.copytree(tiny_summarizer("bart"), folder)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    settings |= {"no_repeat_ngram_size": 3, "length_penalty": 2.0}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    made = SummarizationTask(backbone=str(folder), method="none", max_length=100, num_beams=2)
+    made.configure_model()
+    facts = made.facts()
+    found = {name: facts[name] for name in facts if name.startswith("generation/")}
+    assert found == {
+        "generation/max_new_tokens": 128,
+        "generation/num_beams": 2,
+        "generation/no_repeat_ngram_size": 3,
+        "generation/length_penalty": 2.0,
+        "generation/forced_eos_token_id": 2,
+    }
 
 
 @pytest.mark.parametrize(
