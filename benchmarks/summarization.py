@@ -6,9 +6,9 @@ Both train the same encoder-decoder model from the same weights for one epoch, a
 summaries of the same test dialogues and compute their losses, with the same batch size, number
 format, beams and most tokens. The peer takes the rows in its default order: at random in training,
 as they come in the test. It is given tokens that are made once and batches padded to their own
-longest row, as smolbench has them. Compared are real tokens of the dialogues per second of training
-steps after a warm-up, and dialogues per second of the whole test loop; imports, loading, encoding
-and the writing of checkpoints are not. In float32 both must write the same texts.
+longest row, as smolbench has them. Compared are real tokens of dialogues and references per second
+of training steps after a warm-up, and dialogues per second of the whole test loop; imports,
+loading, encoding and the writing of checkpoints are not. In float32 both must write the same texts.
 """
 
 from __future__ import annotations
@@ -327,8 +327,8 @@ def _trainer(
 
     def counted(examples: list[dict[str, Any]]) -> Mapping[str, torch.Tensor]:
         batch: Mapping[str, torch.Tensor] = collate(examples)
-        mask = batch["attention_mask"]
-        batches.append((int(mask.sum()), mask.numel()))
+        masks = batch["attention_mask"], batch["labels"] != -100
+        batches.append((sum(int(m.sum()) for m in masks), sum(m.numel() for m in masks)))
         return batch
 
     arguments = Seq2SeqTrainingArguments(
