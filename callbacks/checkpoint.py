@@ -60,6 +60,8 @@ class RunCheckpoint(Checkpoint):
         self._trial = False
         self.best_score: float | None = None
         self.best_metrics: dict[str, float | int] = {}
+        self.write_s: dict[str, list[float]] = {}
+        """Seconds that each write of this attempt took, by the checkpoint's name."""
         self._folder = Path()
         self._saved_step = -1
         self._saved_at = 0.0
@@ -208,6 +210,7 @@ class RunCheckpoint(Checkpoint):
             return  # `fast_dev_run` leaves no trace
         path = self._folder / f"{name}.ckpt"
         temporary = path.with_suffix(".partial")
+        start = time.perf_counter()
         try:
             trainer.save_checkpoint(temporary, weights_only=weights_only)
             if trainer.is_global_zero:
@@ -221,6 +224,7 @@ class RunCheckpoint(Checkpoint):
                 "before it is untouched. Free some space and resume with --ckpt_path last."
             ) from error
         trainer.strategy.barrier("checkpoint")
+        self.write_s.setdefault(name, []).append(time.perf_counter() - start)
 
 
 def _ends_early(trainer: Trainer) -> bool:

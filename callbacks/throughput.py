@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from smolbench.callbacks.clock import synchronised_s
 from smolbench.callbacks.memory import reduce_over_ranks
 from smolbench.errors import SmolbenchError
 
@@ -175,11 +176,7 @@ class _Meter:
         return now
 
     def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        elif self._device.type == "mps":
-            torch.mps.synchronize()
-        return perf_counter()
+        return synchronised_s(self._device)
 
     def _settled(self) -> tuple[_Work, _StepTimes]:
         """Sums without warm-up, but with as much of it as few batches make necessary."""

@@ -34,6 +34,7 @@ smolbench {__version__}: probe and score small language models, and say what it 
 
   smolbench fit      --config RECIPE [--config OVERLAY] [--model.lr 3e-4 ...]   train
   smolbench fit      --config RECIPE --ckpt_path last                           go on with a run
+  smolbench fit      --config RECIPE --estimate                                 what it would cost
   smolbench test     [--config RECIPE] [--ckpt_path best|last|none|PATH]        score a run
   smolbench validate [--config RECIPE] [--ckpt_path best|last|none|PATH]        score on validation
   smolbench predict  --text "..." | --input FILE [--output FILE] [--before none|RUN]

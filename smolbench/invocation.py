@@ -41,6 +41,7 @@ class Invocation:
         untrained: Whether the untrained model was asked for.
         missing: Why there is no checkpoint, for tasks that need one.
         extend: Whether a resumed run may go on for longer than its schedule was made for.
+        estimate: Whether only a part of a run is run, to say what the whole would cost.
         texts: Texts to predict, from ``--text``.
         input: File of texts to predict; ``-`` is standard input.
         text_column: Column of the texts in that file, if it is a table.
@@ -61,6 +62,7 @@ class Invocation:
     untrained: bool = False
     missing: str | None = None
     extend: bool = False
+    estimate: bool = False
     texts: list[str] = field(default_factory=list)
     input: str | None = None
     text_column: str | None = None
@@ -93,6 +95,7 @@ def read_invocation(subcommand: Subcommand, arguments: list[str]) -> Invocation:
         runs_dir=_absolute(_last(given["--runs_dir"]) or "runs"),
         run_dir=_absolute(folder) if (folder := _last(given["--run_dir"])) else None,
         extend=bool(given["--extend"]),
+        estimate=bool(given["--estimate"]),
         texts=given["--text"],
         input=_last(given["--input"]),
         text_column=_last(given["--text_column"]),
@@ -105,6 +108,10 @@ def read_invocation(subcommand: Subcommand, arguments: list[str]) -> Invocation:
     configs = [Path(config) for config in given["--config"]]
     if configs:
         call.recipe = recipe_name(configs)
+    if call.estimate and (chosen := [name for name in _ONE_RUN if given[name]]):
+        raise SmolbenchError(
+            f"--estimate is of a whole, new run and leaves none behind: leave out {chosen[0]}."
+        )
     if not call.only_shown:
         _settle_checkpoint(call, _last(given["--ckpt_path"]), configs)
         if call.extend and not call.resumes:
@@ -131,13 +138,16 @@ def _completed(call: Invocation) -> Invocation:
 
 
 _SETTLED = ("--ckpt_path", "--run_dir", "--runs_dir")
+_ONE_RUN = ("--ckpt_path", "--run_dir", "--extend")
+"""Options that are about one run's folder."""
+_FLAGS_OF_FIT = ("--extend", "--estimate")
 _SETTLED_OF_PREDICT = ("--text", "--input", "--text_column", "--encoding", "--output", "--before")
 
 
 def _split(subcommand: Subcommand, arguments: list[str]) -> tuple[dict[str, list[str]], list[str]]:
     """Values of the options settled here, and the other arguments with recipes as paths."""
     given: dict[str, list[str]] = {
-        name: [] for name in ("--config", "--extend", *_SETTLED, *_SETTLED_OF_PREDICT)
+        name: [] for name in ("--config", *_FLAGS_OF_FIT, *_SETTLED, *_SETTLED_OF_PREDICT)
     }
     settled = _SETTLED + (_SETTLED_OF_PREDICT if subcommand == "predict" else ())
     kept: list[str] = []
@@ -145,7 +155,7 @@ def _split(subcommand: Subcommand, arguments: list[str]) -> tuple[dict[str, list
     for argument in rest:
         name, equals, value = argument.partition("=")
         name = "--config" if name == "-c" else name
-        if argument == "--extend" and subcommand == "fit":
+        if argument in _FLAGS_OF_FIT and subcommand == "fit":
             given[name].append("true")
         elif name != "--config" and name not in settled:
             kept.append(argument)

@@ -135,6 +135,11 @@ class SmolCLI(LightningCLI):
                 help="Let a resumed run train for longer although its learning rate falls to 0 "
                 "over the steps it was planned for.",
             )
+            group.add_argument(
+                "--estimate",
+                action="store_true",
+                help="Train for 20 steps, say what the whole run would take, and leave no run.",
+            )
         if self._parsed_subcommand == "predict":
             for option, help_ in _OF_PREDICT.items():
                 group.add_argument(f"--{option}", type=str | None, help=help_)
@@ -166,7 +171,7 @@ class SmolCLI(LightningCLI):
         call = self.call
         self._refuse_misplaced()
         settings = self._settings()
-        self.folder, fresh = choose_folder(call, settings)
+        self.folder, fresh = self._choose_folder(settings)
         # a resumed run may have become longer
         if fresh or call.resumes:
             self.config_text = yaml.safe_dump(settings, sort_keys=False)
@@ -174,10 +179,14 @@ class SmolCLI(LightningCLI):
         if call.checkpoint is not None:
             self._check_checkpoint(read_checkpoint(call.checkpoint))
 
+    def _choose_folder(self, settings: Settings) -> tuple[Path, bool]:
+        """The folder, and whether what is written there begins with this command."""
+        return choose_folder(self.call, settings)
+
     def _refuse_misplaced(self) -> None:
         """Refuse in files what is settled before they are read, and would be passed over."""
         call, config = self.call, self.config[self.subcommand]
-        settled = {"run_dir": None, "runs_dir": "runs", "extend": False}
+        settled = {"run_dir": None, "runs_dir": "runs", "extend": False, "estimate": False}
         settled |= dict.fromkeys(_OF_PREDICT)
         settled["ckpt_path"] = str(call.checkpoint) if call.checkpoint is not None else None
         for name, value in settled.items():

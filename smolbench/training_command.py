@@ -52,9 +52,16 @@ def run(subcommand: Subcommand, arguments: list[str]) -> int:
     try:
         if call.subcommand == "predict" and not call.only_shown:
             predict(call, stop, watch)
+        elif call.estimate and not call.only_shown:
+            from smolbench.estimate.command import estimate  # lazy: other commands need none of it
+
+            estimate(call, stop, watch)
         else:
             SmolCLI(call, stop, watch)
     except RunInterrupted as interruption:
+        if call.estimate:
+            log.warning("Stopped; nothing is left behind.")
+            return interruption.status
         again = ""
         if call.resumes or (call.made is not None and (call.made / FILE_NAME).is_file()):
             again = " Go on with the same command and --ckpt_path last."

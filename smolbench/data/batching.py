@@ -211,6 +211,32 @@ class _MappedPlace:
         return array
 
 
+class Plan(Protocol):
+    """Which rows come in which batch.
+
+    Attributes:
+        n_rows: Rows that there are.
+        batch_size: Rows per batch and rank.
+        epoch: The current epoch.
+    """
+
+    n_rows: int
+    batch_size: int
+    epoch: int
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to an epoch."""
+        ...
+
+    def batches(self) -> list[Indices]:
+        """Return this rank's batches of the current epoch, each the row numbers [B]."""
+        ...
+
+    def __len__(self) -> int:
+        """Return this rank's number of batches per epoch."""
+        ...
+
+
 class BatchPlan:
     """The order of one epoch: a pure function of the seed and the epoch's number.
 
@@ -295,6 +321,12 @@ class BatchPlan:
             self._planned = (epoch, (whole, whole[self.rank :: self.world_size]))
         return self._planned[1]
 
+    def sizes(self) -> list[int]:
+        """Return the tokens of each of them, padding included; rows where all rows are alike."""
+        if self._lengths is None:
+            return [len(batch) for batch in self.batches()]
+        return [len(batch) * int(self._lengths[batch].max()) for batch in self.batches()]
+
     def __len__(self) -> int:
         """Return this rank's number of batches per epoch; in training all ranks have the same."""
         return len(range(self.rank, self._n_batches(), self.world_size))
@@ -352,7 +384,7 @@ class BatchLoader:
     """
 
     def __init__(
-        self, rows: Rows, plan: BatchPlan, num_workers: int = 0, pin_memory: bool = False
+        self, rows: Rows, plan: Plan, num_workers: int = 0, pin_memory: bool = False
     ) -> None:
         """Join rows and plan.
 
@@ -373,7 +405,7 @@ class BatchLoader:
         self._resume: tuple[int, int] | None = None
 
     @property
-    def sampler(self) -> BatchPlan:
+    def sampler(self) -> Plan:
         """The plan, under the name by which Lightning tells it the epoch."""
         return self.plan
 

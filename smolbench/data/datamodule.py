@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from lightning.pytorch import LightningDataModule, Trainer
 
-from smolbench.data.batching import BatchLoader, BatchPlan, Rows, TokenRows
+from smolbench.data.batching import BatchLoader, BatchPlan, Plan, Rows, TokenRows
 from smolbench.data.columns import column_digest, column_numbers, column_values, repeated_texts
 from smolbench.data.sources import Source, Split, select
 from smolbench.data.token_cache import EncodeFn, TokenTable, encode_to_cache
@@ -134,6 +134,8 @@ class BaseDataModule(LightningDataModule):
         self._facts: dict[str, Any] = {}
         self._temporary: list[Path] = []
         self._unprepared: Exception | None = None
+        self.part_of: Callable[[str, BatchPlan], Plan] | None = None
+        """Given where a run is only estimated: takes a part of a split's batches."""
 
     # -- what a dataset says ----------------------------------------------------------------------
 
@@ -358,6 +360,12 @@ class BaseDataModule(LightningDataModule):
             )
         return self.trainer.lightning_module
 
+    @property
+    def encoded_bytes(self) -> int:
+        """What the token ids of the splits so far take on the disk."""
+        tables = [split.table for split in self._splits.values()]
+        return sum(table.nbytes for table in tables if table is not None)
+
     # -- batches ----------------------------------------------------------------------------------
 
     def train_dataloader(self) -> BatchLoader:
@@ -394,8 +402,9 @@ class BaseDataModule(LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
         )
+        chosen = plan if self.part_of is None else self.part_of(name, plan)
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return BatchLoader(rows, plan, num_workers=self.num_workers, pin_memory=pin)
+        return BatchLoader(rows, chosen, num_workers=self.num_workers, pin_memory=pin)
 
     def _train_batch_size(self, rows: Rows) -> int:
         """Examples per training step; ``auto`` is settled once per run, and then kept."""

@@ -55,6 +55,11 @@ class Ragged:
         self._offsets = _map(offsets, OFFSET_DTYPE)
         self.lengths: npt.NDArray[np.int64] = np.diff(self._offsets)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the disk."""
+        return int(self._values.nbytes + self._offsets.nbytes)
+
     def __len__(self) -> int:
         """Return the number of rows, N."""
         return len(self.lengths)
@@ -103,6 +108,12 @@ class TokenTable:
     ragged: dict[str, Ragged]
     scalars: dict[str, npt.NDArray[Any]]
     seconds: float
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the disk."""
+        ragged = sum(column.nbytes for column in self.ragged.values())
+        return ragged + sum(values.nbytes for values in self.scalars.values())
 
     def __len__(self) -> int:
         """Return the number of examples, N."""

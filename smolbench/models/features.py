@@ -16,6 +16,7 @@ from smolbench.errors import SmolbenchError
 from smolbench.models.backbone import Backbone, Facts, layer_outputs, shared_prefix
 from smolbench.models.frozen_cache import ComputeBlock, cached_outputs, plan_blocks
 from smolbench.models.output_files import CachedOutputs
+from smolbench.models.pass_part import PassRehearsal
 from smolbench.models.template import TemplateEncoder
 from smolbench.ranks import Ranks
 
@@ -107,6 +108,7 @@ class FrozenFeatures:
         cache_dir: Path,
         ranks: Ranks | None = None,
         once: bool = False,
+        rehearsal: PassRehearsal | None = None,
     ) -> np.ndarray:
         """Features of a split's texts, from the cache or computed now.
 
@@ -117,6 +119,7 @@ class FrozenFeatures:
             cache_dir: Root of the caches.
             ranks: The job's other processes, which share the pass; none if not given.
             once: Whether no later run will ask for these texts; other layers are not kept then.
+            rehearsal: Given where the run is only estimated: a part is read, and nothing kept.
 
         Returns:
             Memory-mapped float32, shape ``(N, D)``.
@@ -129,14 +132,16 @@ class FrozenFeatures:
         asked: _Place = (self.backbone.layer, self.pooling)
         wanted = [asked] if self.layers == "one" or once else self._places(facts)
         places = {self._key(table, place, device): place for place in wanted}
+        description = f"{self.backbone.name} reads {split}"
         cached = cached_outputs(
             cache_dir / "features",
             self._key(table, asked, device),
             widths={key: facts.widths[layer] for key, (layer, _) in places.items()},
             blocks=blocks,
             start_compute=lambda: self.start_pass(table, device, places),
-            description=f"{self.backbone.name} reads {split}",
+            description=description,
             ranks=ranks,
+            part=rehearsal and rehearsal.begin(description, split, lengths),
         )
         self._passes[split] = _Pass(
             cached=cached,

@@ -19,6 +19,7 @@ import numpy as np
 from smolbench.cache_folder import locked, writing
 from smolbench.errors import SmolbenchError
 from smolbench.models.output_files import CachedOutputs, Entry
+from smolbench.models.pass_part import PassPart
 from smolbench.progress import progress_bar
 from smolbench.ranks import Ranks
 
@@ -63,6 +64,7 @@ def cached_outputs(
     start_compute: Callable[[], ComputeBlock],
     description: str,
     ranks: Ranks | None = None,
+    part: PassPart | None = None,
 ) -> CachedOutputs:
     """Open an entry of the cache, computing what is missing of it first.
 
@@ -83,6 +85,8 @@ def cached_outputs(
             returns the function that runs it.
         description: What the progress bar says.
         ranks: The job's other processes; none if not given.
+        part: Given where the run is only estimated: if the entry is missing, a few blocks are
+            computed, and nothing is written.
 
     Raises:
         SmolbenchError: If the folder cannot be written or the disk is full, or too full for several
@@ -96,7 +100,12 @@ def cached_outputs(
     with ExitStack() as locks, ranks.together():  # the locks are kept until all ranks are out
         missing, found = _missing(entries, key, ranks)
         if not missing:
-            return found or asked.open_shared()
+            opened = found or asked.open_shared()
+            if part is not None:
+                part.reuse(opened)
+            return opened
+        if part is not None:
+            return part.stand_in(missing, asked, blocks, start_compute, ranks)
         if ranks.rank == 0:
             for name in sorted(missing):  # in one order, else two jobs could wait for each other
                 waiting = f"Another process is computing {missing[name].folder}; waiting for it."

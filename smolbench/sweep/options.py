@@ -11,7 +11,7 @@ from smolbench.errors import SmolbenchError
 from smolbench.recipes import in_place_of, resolve_config
 from smolbench.sweep.space import Space
 
-_SETTLED = ("--ckpt_path", "--run_dir", "--extend", "--print_config")
+_SETTLED = ("--ckpt_path", "--run_dir", "--extend", "--estimate", "--print_config")
 _DESCRIPTION = """\
 Run one recipe under many settings and compare what comes out. Every trial is `smolbench fit` in a
 process and a run folder of its own. All options that are not listed here are those of `smolbench

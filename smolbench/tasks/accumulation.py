@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from lightning.pytorch import Trainer
 
-from smolbench.data.batching import BatchLoader
+from smolbench.data.batching import BatchLoader, BatchPlan
 
 
 def weight_of_batch(trainer: Trainer, batch_idx: int, sizes: npt.NDArray[np.int64]) -> float:
@@ -26,6 +26,8 @@ def weight_of_batch(trainer: Trainer, batch_idx: int, sizes: npt.NDArray[np.int6
     loader, ranks = trainer.train_dataloader, trainer.world_size
     shared_by = trainer.accumulate_grad_batches * ranks
     if shared_by == 1 or not isinstance(loader, BatchLoader):
+        return 1.0
+    if not isinstance(loader.plan, BatchPlan):  # an estimate's part of one, which decides nothing
         return 1.0
     first = batch_idx - batch_idx % trainer.accumulate_grad_batches
     # the last step of an epoch may be of fewer batches, which Lightning divides by as many

@@ -157,6 +157,13 @@ class ClassicalTask(ClassificationTask):
             )
         return []
 
+    def remarks_on_estimate(self) -> list[str]:
+        """None can be given; see the base class."""
+        raise SmolbenchError(
+            "--estimate times a few steps and a classical classifier is fitted in one, so there is "
+            "nothing to extrapolate: fit it on a part, with --data.limit_train, and see."
+        )
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Nothing is optimised by gradients; see :meth:`training_step`.
 

@@ -95,7 +95,12 @@ class DistillationTask(TaughtTask[ClassifyingTeacher], FineTuneTask):
         if split != "train":
             return rows
         self._lesson = teacher_logits(
-            self.teacher, self._data, self.label_names, self.device, TrainerRanks(self.trainer)
+            self.teacher,
+            self._data,
+            self.label_names,
+            self.device,
+            TrainerRanks(self.trainer),
+            self.rehearsal,
         )
         return JoinedRows(rows, ArrayRows({"teacher_logits": self._lesson.outputs}))
 

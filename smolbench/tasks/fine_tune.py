@@ -210,6 +210,7 @@ class FineTuneTask(ClassificationTask):
             device=self.device,
             cache_dir=cache_root(asked),
             ranks=TrainerRanks(self.trainer),
+            rehearsal=self.rehearsal,
         )
         arrays = {"features": features}
         if labels is not None:

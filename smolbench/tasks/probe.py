@@ -183,6 +183,7 @@ class ProbeTask(ClassificationTask):
             cache_dir=cache_root(asked),
             ranks=TrainerRanks(self.trainer),
             once=split == "predict",
+            rehearsal=self.rehearsal,
         )
         arrays = {"features": features}
         if labels is not None:

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from smolbench.data.batching import Rows
 from smolbench.errors import SmolbenchError
 from smolbench.models.export.exported import Exported
+from smolbench.models.pass_part import PassRehearsal
 from smolbench.ranks import TrainerRanks
 from smolbench.tasks.batch_size import largest_batch
 
@@ -53,6 +54,8 @@ class BaseTask(LightningModule):
     pad_token_id: int = 0
     runs_dir: Path = Path("runs")
     """Where a run is looked for that is named by its recipe."""
+    rehearsal: PassRehearsal | None = None
+    """Given where a run is only estimated: frozen passes then read a part of their rows."""
 
     def __init__(
         self,
@@ -101,6 +104,14 @@ class BaseTask(LightningModule):
         Raises:
             SmolbenchError: Saying what is wrong.
         """
+
+    def remarks_on_estimate(self) -> list[str]:
+        """What there is to be known about an estimate of a run of this task, as sentences.
+
+        Raises:
+            SmolbenchError: If a part of such a run says nothing about the whole.
+        """
+        return []
 
     def before_data(self, checkpoint: Mapping[str, Any]) -> None:
         """Take from the checkpoint of this command what encoding needs: a vocabulary, for example.

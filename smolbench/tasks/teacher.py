@@ -17,6 +17,7 @@ from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
 from smolbench.models.frozen_cache import ComputeBlock, cached_outputs, plan_blocks
 from smolbench.models.output_files import CachedOutputs
+from smolbench.models.pass_part import PassRehearsal
 from smolbench.models.precision import native_bfloat16
 from smolbench.ranks import Ranks
 from smolbench.tasks.classification import ClassificationTask
@@ -78,6 +79,7 @@ def teacher_logits(
     label_names: Sequence[str],
     device: torch.device,
     ranks: Ranks,
+    rehearsal: PassRehearsal | None = None,
 ) -> CachedOutputs:
     """Logits of the training texts, from the cache or computed now in one pass.
 
@@ -89,6 +91,7 @@ def teacher_logits(
         label_names: Names of the ``C`` classes.
         device: Where the network runs.
         ranks: The job's processes, which share the pass.
+        rehearsal: Given where the run is only estimated: a part is read, and nothing kept.
 
     Returns:
         Float32, shape ``(N, C)``, and what they took.
@@ -132,6 +135,8 @@ def teacher_logits(
         start_compute=start,
         description="The teacher reads train",
         ranks=ranks,
+        part=rehearsal
+        and rehearsal.begin("The teacher reads train", "train", table.ragged["input_ids"].lengths),
     )
     if not cached.reused:
         gc.collect()  # a module and its parts refer to each other

@@ -202,6 +202,15 @@ class WritingTask(BaseTask):
         ids = self._generated(batch)
         return {"index": batch["index"].cpu(), "summaries": self._texts(ids)}
 
+    def remarks_on_estimate(self) -> list[str]:
+        """Which validations write summaries; see the base class."""
+        if self.rouge_every == 1 or not self.rouge_examples:
+            return []
+        return [
+            "Every validation is counted with its summaries, although only every "
+            f"{self.rouge_every}th epoch's writes them (model.rouge_every)."
+        ]
+
     @property
     def _greedy(self) -> Decoding:
         return Decoding(self.decoding.max_new_tokens, 1)
@@ -210,7 +219,7 @@ class WritingTask(BaseTask):
     def _rows_are_due(self) -> bool:
         """Whether this validation writes summaries."""
         due = (self.trainer.current_epoch + 1) % self.rouge_every == 0
-        due = due or self.trainer.state.fn == "validate"
+        due = due or self.trainer.state.fn == "validate" or self.rehearsal is not None
         return due and bool(self.rouge_examples) and not self.trainer.sanity_checking
 
     def _summarized(self, validated: torch.Tensor) -> Summaries | None:
