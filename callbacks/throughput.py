@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from smolbench.callbacks.clock import synchronised_s
+from smolbench.callbacks.devices import wait_for
 from smolbench.callbacks.memory import reduce_over_ranks
 from smolbench.errors import SmolbenchError
 
@@ -176,7 +176,8 @@ class _Meter:
         return now
 
     def _now(self) -> float:
-        return synchronised_s(self._device)
+        wait_for(self._device)
+        return perf_counter()
 
     def _settled(self) -> tuple[_Work, _StepTimes]:
         """Sums without warm-up, but with as much of it as few batches make necessary."""

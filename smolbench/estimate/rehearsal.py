@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from time import perf_counter
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
 from lightning.pytorch.trainer.states import RunningStage
 
-from smolbench.callbacks.clock import synchronised_s
+from smolbench.callbacks.devices import wait_for
 from smolbench.data.batching import BatchPlan, Indices, Plan
 from smolbench.errors import SmolbenchError
 from smolbench.extrapolate import Span, Timed, spread
@@ -110,6 +110,12 @@ class Rehearsal:
         return PartPlan(plan, chosen)
 
 
+def _now(trainer: Trainer) -> float:
+    """Seconds on the clock, once the device has done its work."""
+    wait_for(trainer.strategy.root_device)
+    return perf_counter()
+
+
 class PartPlan:
     """Some batches of a plan's first epoch.
 
@@ -155,18 +161,18 @@ class RehearsalClock(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note when."""
         self._mark, self._seconds = None, []
-        self.began_training = synchronised_s(trainer.strategy.root_device)
+        self.began_training = _now(trainer)
 
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:  # noqa: ANN401
+    def on_train_batch_start(self, trainer: Trainer, *args: object, **kwargs: object) -> None:
         """Start to time, unless the last batch's end did."""
         if self._mark is None:
-            self._mark = synchronised_s(trainer.strategy.root_device)
+            self._mark = _now(trainer)
 
     on_validation_batch_start = on_test_batch_start = on_train_batch_start
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # noqa: ANN401
+    def on_train_batch_end(self, trainer: Trainer, *args: object, **kwargs: object) -> None:
         """Take the time, waiting for the device."""
-        now = synchronised_s(trainer.strategy.root_device)
+        now = _now(trainer)
         assert self._mark is not None, "the batch has begun"
         self._seconds.append(now - self._mark)
         self._mark = now
@@ -182,7 +188,7 @@ class RehearsalClock(Callback):
         """End the training's times, and start an evaluation's."""
         if self._seconds:
             self._settle("train")
-        self._began = synchronised_s(trainer.strategy.root_device)
+        self._began = _now(trainer)
 
     on_test_start = on_validation_start
 
@@ -196,7 +202,7 @@ class RehearsalClock(Callback):
 
     def _evaluated(self, trainer: Trainer, split: str) -> None:
         self._settle(split)
-        total = synchronised_s(trainer.strategy.root_device) - self._began
+        total = _now(trainer) - self._began
         self.rehearsal.parts[split].total_s = total
 
     def _settle(self, split: str) -> None:
