@@ -24,8 +24,12 @@ def cache_root(override: str | Path | None = None) -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "smolbench"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old content or the new, never a part of it.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that readers see the old content or the new, never a part of it.
+
+    Args:
+        path: The file.
+        content: A text, which is written in UTF-8, or bytes.
 
     Raises:
         OSError: Naming the file, if it cannot be written; what was there before is untouched.
@@ -33,7 +37,10 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        if isinstance(content, bytes):
+            temporary.write_bytes(content)
+        else:
+            temporary.write_text(content, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
         error.filename = str(path)  # a full disk is reported without a name, or with the temporary

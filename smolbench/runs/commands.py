@@ -94,7 +94,18 @@ def report(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--csv", type=_path, metavar="DIR", help="write every table into this folder as CSV"
     )
+    parser.add_argument(
+        "--png",
+        type=_path,
+        metavar="DIR",
+        help="write the plots of quality over costs into this folder as PNG, with --details also "
+        "learning curves (needs matplotlib)",
+    )
     options = parser.parse_args(arguments)
+    if options.png is not None:
+        from smolbench.runs.pictures import require_matplotlib
+
+        require_matplotlib()
     records, status = _read(options.runs or [options.runs_dir])
     datasets = build_report(records, options.price_per_hour)
     if options.significance:
@@ -124,6 +135,8 @@ def report(arguments: Sequence[str]) -> int:
     _write(options.output, page)
     if options.csv is not None:
         _write_tables(datasets, options.csv)
+    if options.png is not None:
+        _write_pictures(datasets, options.png, curves=options.details)
     if options.markdown is not None:
         _write(options.markdown, text)
     _say(text)
@@ -138,6 +151,16 @@ def _write_tables(datasets: Sequence[DatasetReport], folder: Path) -> None:
     except OSError as error:
         raise SmolbenchError(f"{folder} cannot be written ({error.strerror}).") from error
     log.info("Written: %d tables in %s", len(written), folder)
+
+
+def _write_pictures(datasets: Sequence[DatasetReport], folder: Path, *, curves: bool) -> None:
+    from smolbench.runs.pictures import write_pictures
+
+    try:
+        written = write_pictures(datasets, folder, curves=curves)
+    except OSError as error:
+        raise SmolbenchError(f"{folder} cannot be written ({error.strerror}).") from error
+    log.info("Written: %d pictures in %s", len(written), folder)
 
 
 def _say(text: str) -> None:

@@ -59,7 +59,7 @@ def render(
         boards = []
         for board in dataset.boards:
             name = f"board-{len(plots) + 1}"
-            plots[name] = _plot(name, board)
+            plots[name] = plot_of(name, board)
             boards.append(
                 {
                     "id": name,
@@ -103,7 +103,7 @@ def part(name: str) -> str:
     return (PARTS / name).read_text(encoding="utf-8").rstrip()
 
 
-def _plot(name: str, board: Board) -> dict[str, Any]:
+def plot_of(name: str, board: Board) -> dict[str, Any]:
     """What the plot of a board shows."""
     costs = costs_of(board.rows)
     return {

@@ -27,7 +27,7 @@ def write_tables(report: Sequence[DatasetReport], folder: Path) -> list[Path]:
     """
     tables: list[tuple[str, Table]] = []
     for dataset in report:
-        name = _plain(dataset.dataset)
+        name = plain_name(dataset.dataset)
         for number, board in enumerate(dataset.boards, start=1):
             tables.append((f"{name}-{number}-leaderboard", leaderboard_table(board)))
             tables.append((f"{name}-{number}-published", comparison_table(board)))
@@ -35,7 +35,7 @@ def write_tables(report: Sequence[DatasetReport], folder: Path) -> list[Path]:
         rows = [*(row for board in dataset.boards for row in board.rows), *dataset.unscored]
         for record in (record for row in rows for record in row.records):
             details = details_of(record)
-            run = _plain(record.name)
+            run = plain_name(record.name)
             tables += [
                 (f"run-{run}-{kind}", table)
                 for kind, table in (("classes", details.classes), ("confusion", details.confusion))
@@ -64,5 +64,6 @@ def _csv(table: Table) -> str:
     return text.getvalue()
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A name as part of a file's."""
     return re.sub(r"[^\w.+-]+", "_", name)
