@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import glob
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from smolbench import __version__
 from smolbench.errors import SmolbenchError
@@ -62,14 +63,15 @@ def export(arguments: Sequence[str]) -> int:
         SmolbenchError: If there is nothing to export, or the target exists or cannot be written.
     """
     request = _read(arguments)
-    _check_target(request)
+    earlier = _check_target(request)
+    replaced: list[str] = []
     if request.push is not None:
-        _check_repository(request.push, overwrite=request.overwrite)
-    with _new_folder(request.folder, overwrite=request.overwrite) as unfinished:
+        replaced = _check_repository(request.push, overwrite=request.overwrite)
+    with _new_folder(request.folder, earlier) as unfinished:
         _write(request, unfinished)
     log.info("Written: %s", request.folder)
     if request.push is not None:
-        _push(request)
+        _push(request, replaced)
     return 0
 
 
@@ -173,7 +175,7 @@ def _write(request: Request, folder: Path) -> None:
 
 def _mark(folder: Path, trained: TrainedRun, exported: Exported, labels: Sequence[str]) -> None:
     model = (trained.settings.get("model") or {}).get("init_args") or {}
-    known = {
+    known: dict[str, Any] = {
         "schema": SCHEMA,
         "smolbench": __version__,
         "library": exported.framework,
@@ -186,6 +188,8 @@ def _mark(folder: Path, trained: TrainedRun, exported: Exported, labels: Sequenc
         "max_length": model.get("max_length"),
         "labels": list(labels) or None,
     }
+    # what --overwrite may replace; all else in the folder is somebody's own
+    known["files"] = sorted([*_files(folder), MARK])
     text = json.dumps(known, indent=2, ensure_ascii=False)
     (folder / MARK).write_text(text + "\n", encoding="utf-8")
 
@@ -201,13 +205,17 @@ def _quieten_libraries() -> None:
 # -- the folder -----------------------------------------------------------------------------------
 
 
-def _check_target(request: Request) -> None:
-    """Refuse a target before anything is loaded."""
+def _check_target(request: Request) -> list[str] | None:
+    """Refuse a target before anything is loaded.
+
+    Returns:
+        The files of the export that is there and may be replaced; ``None`` if there is none.
+    """
     folder = request.folder
     if folder.exists() and not folder.is_dir():
         raise SmolbenchError(f"{folder} is a file; name a folder.")
     if not folder.is_dir() or not any(folder.iterdir()):
-        return
+        return None
     if not (folder / MARK).is_file():
         raise SmolbenchError(
             f"{folder} is not empty and holds no export of smolbench: name another folder."
@@ -217,11 +225,70 @@ def _check_target(request: Request) -> None:
             f"{folder} holds an export already: name another folder, or replace it with "
             "--overwrite."
         )
+    return _files_of_export(folder / MARK, str(folder))
+
+
+def _files_of_export(mark: Path, where: str) -> list[str]:
+    """What an export has written.
+
+    Raises:
+        SmolbenchError: If it does not say so.
+    """
+    try:
+        known = json.loads(mark.read_text(encoding="utf-8"))
+        files = known["files"]
+        if all(isinstance(name, str) for name in files):
+            return list(files)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise SmolbenchError(
+        f"{where} holds an export whose {MARK} does not list its files, so what is somebody's own "
+        "there cannot be told: name another place, or empty this one."
+    )
+
+
+def _files(folder: Path) -> list[str]:
+    """All files and links below a folder, by their paths from it."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def _keep_others(before: Path, exported: list[str], now: Path) -> None:
+    """Link what others have put into an export's folder into the one that takes its place.
+
+    Raises:
+        SmolbenchError: If a file of the new export has the name of one of theirs.
+    """
+    written = set(_files(now))
+    for name in _files(before):
+        if name in exported:
+            continue
+        # a folder where there is a file now, or the other way round, clashes as well
+        if (
+            name in written
+            or not written.isdisjoint(map(str, Path(name).parents))
+            or (now / name).exists()
+        ):
+            raise SmolbenchError(
+                f"{before / name} is no file of the export that is there, and this one would "
+                "replace it: move it away."
+            )
+        target = now / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(before / name, target, follow_symlinks=False)
+        except OSError:  # a disk without links, or something that is no file
+            shutil.copy2(before / name, target, follow_symlinks=False)
 
 
 @contextmanager
-def _new_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
-    """An empty folder that gets its name when all is written into it; else nothing stays."""
+def _new_folder(folder: Path, earlier: list[str] | None) -> Iterator[Path]:
+    """An empty folder that gets its name when all is written into it; else nothing stays.
+
+    Args:
+        folder: The folder.
+        earlier: Files of the export that it replaces; others stay in the folder.
+    """
     unfinished = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
     new_parents = [parent for parent in folder.parents if not parent.exists()]
@@ -229,7 +296,8 @@ def _new_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         unfinished.mkdir(parents=True)
         yield unfinished
         try:
-            if overwrite and folder.is_dir():
+            if earlier is not None:
+                _keep_others(folder, earlier, unfinished)
                 folder.rename(replaced)
             unfinished.rename(folder)
         except BaseException:
@@ -252,9 +320,13 @@ def _new_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
 # -- the Hub --------------------------------------------------------------------------------------
 
 
-def _check_repository(repo_id: str, *, overwrite: bool) -> None:
-    """Refuse a repository before anything is loaded."""
-    from huggingface_hub import HfApi  # lazy: import cost
+def _check_repository(repo_id: str, *, overwrite: bool) -> list[str]:
+    """Refuse a repository before anything is loaded.
+
+    Returns:
+        The files of the export in it, which may be replaced; none if it is new or empty.
+    """
+    from huggingface_hub import HfApi, hf_hub_download  # lazy: import cost
 
     with _readable_errors(repo_id):
         exists = HfApi().repo_exists(repo_id)
@@ -263,21 +335,36 @@ def _check_repository(repo_id: str, *, overwrite: bool) -> None:
             f"The repository {repo_id} exists already: name another, or replace what it holds with "
             "--overwrite."
         )
+    if not exists:
+        return []
+    with _readable_errors(repo_id):
+        if not HfApi().file_exists(repo_id, MARK):
+            return []
+        mark = hf_hub_download(repo_id, MARK)
+    return _files_of_export(Path(mark), f"The repository {repo_id}")
 
 
-def _push(request: Request) -> None:
-    """Upload the folder as it is; what else the repository holds is removed."""
+def _push(request: Request, replaced: list[str]) -> None:
+    """Upload what the export has written, in place of an earlier one.
+
+    Args:
+        request: What was exported.
+        replaced: Files of the earlier one in the repository; all else there stays.
+    """
     from huggingface_hub import HfApi  # lazy: import cost
 
     assert request.push is not None, "the caller has asked"
     api = HfApi()
+    written = [glob.escape(name) for name in _files_of_export(request.folder / MARK, "It")]
     with _readable_errors(request.push, f"{request.folder} is written, but "):
         made = api.create_repo(request.push, private=request.private, exist_ok=request.overwrite)
         api.upload_folder(
             repo_id=made.repo_id,
             folder_path=request.folder,
             commit_message=f"Export of {request.run.path.name} by smolbench {__version__}",
-            delete_patterns="*",
+            # no file of somebody's own beside it is uploaded, and none there removed
+            allow_patterns=written,
+            delete_patterns=[glob.escape(name) for name in replaced],
         )
     log.info("Pushed: %s", made)
 

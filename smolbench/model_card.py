@@ -128,16 +128,28 @@ def _limits(record: RunRecord, exported: Exported) -> list[str]:
     ]
     if (overlap := record.number("data/overlap")) is not None and overlap > 0:
         said.append(f"{overlap:,.0f} test texts also stand in the training set.")
-    if (limit := record.number("data/limit_train")) is not None:
-        said.append(f"It was trained on a part of the dataset: {limit:,.0f} examples.")
-    tested = record.metric is not None
-    if tested and (limit := record.number("data/limit_test")) is not None:
-        said.append(f"It was scored on a part of the test set: {limit:,.0f} examples.")
+    if (part := _part(record, "train")) is not None:
+        said.append(f"It was trained on a part of the dataset: {part:,.0f} examples.")
+    if record.metric is not None and (part := _part(record, "test")) is not None:
+        said.append(f"It was scored on a part of the test set: {part:,.0f} examples.")
     if exported.base is not None:
         said.append(
             "Its pretrained network brings its own licence, and whatever it has learned before."
         )
     return said
+
+
+def _part(record: RunRecord, split: str) -> float | None:
+    """Examples of a split that a limit has cut; ``None`` if it has them all.
+
+    A limit may be above what there is. Results that do not say how many there were, as earlier ones
+    do not, are believed to be cut if as many examples as the limit were used.
+    """
+    used, limit = record.number(f"data/n_{split}"), record.number(f"data/limit_{split}")
+    there = record.number(f"data/n_{split}_unlimited")
+    if limit is None or (used is not None and used < limit):
+        return None
+    return None if there is not None and there <= limit else limit
 
 
 def _options(settings: Settings) -> list[tuple[str, str]]:

@@ -155,10 +155,19 @@ def test_a_replacement_that_fails_leaves_what_was_there(here, capsys, monkeypatc
 def test_only_an_export_is_ever_replaced(here, capsys):
     assert main(["export", "run", "out"]) == 0
     assert "--overwrite" in refused(capsys, "run", "out")
-    (here / "out/stale").touch()
+    (here / "out/notes").mkdir()
+    (here / "out/notes/mine.txt").write_text("mine")
     assert main(["export", "run", "out", "--overwrite", "--adapter"]) == 0
-    assert "stale" not in names("out")
+    assert (here / "out/notes/mine.txt").read_text() == "mine", "it is no file of an export"
     assert "model.safetensors" not in names("out")
+    assert "notes/mine.txt" not in json.loads((here / "out/smolbench.json").read_text())["files"]
+    (here / "out/model.safetensors").write_text("mine, too")
+    assert "move it away" in refused(capsys, "run", "out", "--overwrite")
+    assert (here / "out/model.safetensors").read_text() == "mine, too"
+    assert "adapter_config.json" in names("out")
+    (here / "out/model.safetensors").unlink()
+    (here / "out/smolbench.json").write_text("{}")
+    assert "does not list its files" in refused(capsys, "run", "out", "--overwrite")
     (here / "mine").mkdir()
     (here / "mine/thesis.txt").touch()
     assert "holds no export" in refused(capsys, "run", "mine", "--overwrite")
@@ -209,8 +218,8 @@ def test_a_damaged_checkpoint_is_refused(here, capsys):
 class Hub:
     """What stands in for the Hub; it remembers what is asked of it."""
 
-    def __init__(self, exists=False, broken=False):
-        self.exists, self.broken, self.calls = exists, broken, []
+    def __init__(self, exists=False, broken=False, holds=()):
+        self.exists, self.broken, self.holds, self.calls = exists, broken, holds, []
 
     def __call__(self):
         return self
@@ -222,10 +231,15 @@ class Hub:
         self.calls.append(("create", repo_id, private, exist_ok))
         return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
 
-    def upload_folder(self, *, repo_id, folder_path, commit_message, delete_patterns):
+    def file_exists(self, repo_id, name):
+        return name in self.holds
+
+    def upload_folder(
+        self, *, repo_id, folder_path, commit_message, allow_patterns, delete_patterns
+    ):
         if self.broken:
             raise ConnectionError("the line is dead")
-        self.calls.append(("upload", repo_id, sorted(names(folder_path)), delete_patterns))
+        self.calls.append(("upload", repo_id, sorted(allow_patterns), delete_patterns))
 
 
 def test_a_push_makes_a_repository_and_fills_it(here, monkeypatch):
@@ -234,7 +248,7 @@ def test_a_push_makes_a_repository_and_fills_it(here, monkeypatch):
     assert main(["export", "run", "out", "--push", "me/model", "--private"]) == 0
     created, uploaded = hub.calls
     assert created == ("create", "me/model", True, False)
-    assert uploaded == ("upload", "me/model", sorted(names("out")), "*")
+    assert uploaded == ("upload", "me/model", sorted(names("out")), [])
     card = (here / "out/README.md").read_text()
     assert 'from_pretrained("me/model")' in card
     assert card.count("# model\n") == 1
@@ -248,6 +262,23 @@ def test_a_repository_that_exists_is_refused_before_anything_is_done(here, monke
     assert left(here) == []
     assert main(["export", "run", "out", "--push", "me/model", "--overwrite"]) == 0
     assert hub.calls[0] == ("create", "me/model", False, True)
+
+
+def test_in_a_repository_only_what_an_export_wrote_is_replaced(here, monkeypatch, capsys):
+    hub = Hub(exists=True, holds=["smolbench.json"])
+    monkeypatch.setattr(huggingface_hub, "HfApi", hub)
+    mark = here / "mark.json"
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo_id, name: str(mark))
+    mark.write_text(json.dumps({"files": ["README.md", "old[1].bin"]}))
+    assert main(["export", "run", "out"]) == 0
+    written = sorted(names("out"))
+    (here / "out/secret.txt").touch()
+    assert main(["export", "run", "out", "--push", "me/model", "--overwrite"]) == 0
+    assert hub.calls[1] == ("upload", "me/model", written, ["README.md", "old[[]1].bin"])
+    mark.write_text("{}")
+    assert "does not list its files" in refused(
+        capsys, "run", "out", "--push", "me/model", "--overwrite"
+    )
 
 
 def test_a_push_that_fails_keeps_the_folder(here, monkeypatch, capsys):

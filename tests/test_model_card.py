@@ -70,6 +70,16 @@ def test_what_people_read(tmp_path):
     assert "It has a limit." in text
 
 
+@pytest.mark.parametrize(
+    ("used", "there", "said"),
+    [(100, 500, True), (100, 100, False), (80, 80, False), (80, None, False), (100, None, True)],
+)
+def test_a_limit_above_what_there_is_cuts_nothing(tmp_path, used, there, said):
+    known = {"data__n_train": used, "data__limit_train": 100}
+    known |= {} if there is None else {"data__n_train_unlimited": there}
+    assert ("on a part of the dataset: 100 examples" in card(tmp_path, **known)) is said
+
+
 def test_what_loads_from_disk_only_is_fetched_from_the_hub_first():
     usage = f'folder = "{HERE}"\nload(folder)'
     probe = dataclasses.replace(EXPORTED, framework="smolbench", usage=usage)

@@ -222,6 +222,8 @@ class BaseDataModule(LightningDataModule):
                 elif name == "val":
                     rows = rows[:0]
             limit, strata = self.limits[name], None
+            if limit is not None:
+                self._facts[f"data/n_{name}_unlimited"] = len(rows)
             if limit is not None and limit < len(rows) and self.limit_mode == "stratified":
                 strata = self.strata(source, own)
                 strata = None if strata is None else strata[rows]

@@ -29,11 +29,13 @@ class Checked:
         monitor: Metric that decides about a run's best checkpoint.
         mode: Whether it should rise (``max``) or fall (``min``), where that is said.
         validates: Whether there is a validation split.
+        metrics: Names of the metrics of a validation, such as ``val/accuracy``; empty if not known.
     """
 
     monitor: str | None
     mode: str | None
     validates: bool
+    metrics: tuple[str, ...] = ()
 
 
 def check(settings: Sequence[Sequence[str]]) -> list[Checked | str]:
@@ -61,7 +63,12 @@ def check(settings: Sequence[Sequence[str]]) -> list[Checked | str]:
         raise SmolbenchError(
             f"The settings of the sweep cannot be checked: {last_words_of(done.stderr)}"
         ) from None
-    return [one if isinstance(one, str) else Checked(**one) for one in found]
+    return [one if isinstance(one, str) else _checked(one) for one in found]
+
+
+def _checked(facts: dict[str, Any]) -> Checked:
+    """From what a process has said; JSON knows lists only."""
+    return Checked(**{**facts, "metrics": tuple(facts["metrics"])})
 
 
 def _check_here(settings: Sequence[Sequence[str]]) -> list[dict[str, Any] | str]:
@@ -94,6 +101,7 @@ def _check_here(settings: Sequence[Sequence[str]]) -> list[dict[str, Any] | str]
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
                 call = read_invocation("fit", list(arguments))
                 cli = Settings(call, GracefulStop(), BatchWatch())
+                validates = _validates(cli.datamodule)
         except SmolbenchError as error:
             found.append(str(error))
             break
@@ -103,16 +111,25 @@ def _check_here(settings: Sequence[Sequence[str]]) -> list[dict[str, Any] | str]
         model: BaseTask = cli.model
         chosen = cli.config["fit"]["checkpoint"]
         monitor, mode = getattr(model, "monitor", (None, None))
-        fraction = getattr(cli.datamodule, "val_fraction", None)
         found.append(
             {
                 "monitor": chosen["monitor"] or monitor,
                 # the task's is that of its own monitor
                 "mode": chosen["mode"] or (None if chosen["monitor"] else mode),
-                "validates": fraction != 0,
+                "validates": validates,
+                "metrics": [f"val/{name}" for name in model.validated()],
             }
         )
     return found
+
+
+def _validates(data: object) -> bool:
+    """Whether there are validation rows: held out, or the dataset's own, for which it is read."""
+    from smolbench.data import BaseDataModule  # lazy: see above
+
+    if not isinstance(data, BaseDataModule) or data.val_fraction > 0:
+        return True
+    return len(data.split("val")) > 0
 
 
 def _short(said: str) -> str:

@@ -105,6 +105,11 @@ def _compared_by(options: argparse.Namespace, fit: list[str], space: Space) -> t
             f"Trials are compared on validation rows, by a metric such as val/accuracy, not by "
             f"{metric!r}."
         )
+    if checked.metrics and metric not in checked.metrics:
+        raise SmolbenchError(
+            f"A validation of this task does not measure {metric}, but "
+            f"{', '.join(checked.metrics)}: name one of these with --metric."
+        )
     mode = options.mode or (checked.mode if metric == checked.monitor else None)
     return metric, mode or ("min" if metric.endswith("loss") else "max")
 
@@ -121,8 +126,8 @@ def _checked(fit: list[str], space: Space) -> Checked:
             raise SmolbenchError(f"{culprit} is refused by `smolbench fit`: {_sentence(one)}")
         if not one.validates:
             raise SmolbenchError(
-                "There are no validation rows to compare trials by, data.val_fraction is 0: add "
-                "--data.val_fraction 0.1."
+                "There are no validation rows to compare trials by: data.val_fraction is 0 and "
+                "the dataset has none of its own. Add --data.val_fraction 0.1."
             )
     checked = found[0]
     assert isinstance(checked, Checked), "refusals are raised above"

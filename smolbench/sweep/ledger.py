@@ -129,7 +129,7 @@ class Ledger:
         self.space = space
         self.sampler = sampler
         self.seed = seed
-        size = space.size
+        size = space.distinct
         limit = size if trials is None else trials if size is None else min(trials, size)
         assert limit is not None, "without an end of points their number is given"
         self.limit = limit
@@ -321,8 +321,24 @@ class Ledger:
                 number = free[(self.seed + len(taken)) * 7919 % len(free)]
                 self._enter(number, self.space.point(number), 0)
                 return self._study.ask(self._distributions())
+        elif self.space.distinct is not None and (other := self._instead_of(trial)) is not None:
+            self._tell(trial.number, self._optuna.trial.TrialState.FAIL)
+            self._enter(number, other, 0)
+            return self._study.ask(self._distributions())
         trial.set_user_attr("point", number)
         return trial
+
+    def _instead_of(self, trial: optuna.Trial) -> Point | None:
+        """A random point that nobody has, if somebody has a trial's already."""
+        taken = {
+            tuple(self._point_of(other).values())
+            for other in self._trials()
+            if other.user_attrs.get("point") is not None
+        }
+        if tuple(self.space.texts(trial.params).values()) not in taken:
+            return None
+        drawn = (point for _, point in self.space.drawn(len(taken) + 1, self.seed))
+        return next(point for point in drawn if tuple(point.values()) not in taken)
 
     def _distributions(self) -> dict[str, BaseDistribution]:
         kinds = self._optuna.distributions

@@ -61,6 +61,19 @@ class Space:
             found *= len(key.texts)
         return found
 
+    @property
+    def distinct(self) -> int | None:
+        """Number of different points, ranges of whole numbers included; ``None`` if no end."""
+        found = 1
+        for key in self.keys.values():
+            if isinstance(key, Choices):
+                found *= len(key.texts)
+            elif key.whole:
+                found *= int(key.high) - int(key.low) + 1
+            else:
+                return None
+        return found
+
     def point(self, index: int) -> Point:
         """A point of a finite space; the last key changes fastest."""
         found: dict[str, str] = {}
@@ -101,14 +114,19 @@ class Space:
     def drawn(self, number: int, seed: int) -> list[tuple[int, Point]]:
         """Random points and their numbers; the first ones of a larger number are the same.
 
-        Those of a finite space are drawn without repetition, so there may be fewer.
+        They are drawn without repetition, so there may be fewer where there is an end of them.
         """
         generator = random.Random(seed)
         if self.size is not None:
             indices = list(range(self.size))
             generator.shuffle(indices)
             return [(index, self.point(index)) for index in indices[:number]]
-        return [(i, self._drawn_once(generator)) for i in range(number)]
+        wanted = number if self.distinct is None else min(number, self.distinct)
+        found: dict[tuple[str, ...], Point] = {}
+        while len(found) < wanted:
+            point = self._drawn_once(generator)
+            found.setdefault(tuple(point.values()), point)
+        return list(enumerate(found.values()))
 
     def _drawn_once(self, generator: random.Random) -> Point:
         found = {}

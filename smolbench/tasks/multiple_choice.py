@@ -345,6 +345,10 @@ class MultipleChoiceTask(BaseTask):
         columns = ("labels", "lengths", "n_bytes", "ending_tokens", "truncated")
         self._keep(batch["index"], self(batch), *(batch[name] for name in columns))
 
+    def validated(self) -> tuple[str, ...]:
+        """See the base class."""
+        return ("acc", "acc_norm", "acc_bytes", "choice_loss", "ending_loss")
+
     def on_validation_epoch_end(self) -> None:
         """Score the whole validation split."""
         choices, labels, truncated = self._gathered_choices()

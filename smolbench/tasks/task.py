@@ -105,6 +105,13 @@ class BaseTask(LightningModule):
             SmolbenchError: Saying what is wrong.
         """
 
+    def validated(self) -> tuple[str, ...]:
+        """Names of the metrics, without ``val/``, that a validation can be compared by.
+
+        Empty where that is not known before one has run.
+        """
+        return ()
+
     def remarks_on_estimate(self) -> list[str]:
         """What there is to be known about an estimate of a run of this task, as sentences.
 

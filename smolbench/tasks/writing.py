@@ -156,6 +156,10 @@ class WritingTask(BaseTask):
         """Keep a batch's losses."""
         self._keep_losses(batch, self(batch))
 
+    def validated(self) -> tuple[str, ...]:
+        """See the base class; what is said of summaries, where any are written."""
+        return ("loss", *(ROUGE if self.rouge_examples else ()))
+
     def on_validation_epoch_end(self) -> None:
         """Score the whole validation split, and write and score summaries of a part of it."""
         rows, losses = self._gathered_losses()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from smolbench.cli import main
-from smolbench.sweep.check import Checked, _check_here, check
-from tests.helpers.command import FEW
+from smolbench.sweep.check import Checked, _check_here, _checked, check
+from tests.helpers.command import FEW, QUIET, results
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def in_process(folder_here, monkeypatch):
     """Torch is here already: no process is needed to import it."""
 
     def here(settings):
-        return [x if isinstance(x, str) else Checked(**x) for x in _check_here(settings)]
+        return [x if isinstance(x, str) else _checked(x) for x in _check_here(settings)]
 
     monkeypatch.setattr("smolbench.sweep.definition.check", here)
 
@@ -51,6 +51,38 @@ def test_there_must_be_rows_to_compare_by(in_process, capsys):
     assert "data.val_fraction is 0" in capsys.readouterr().err
 
 
+def test_the_datasets_own_validation_rows_will_do(in_process, tmp_path):
+    for name in ("train", "val"):
+        rows = [f"text {name} {n},{'good' if n % 2 else 'bad'}\n" for n in range(20)]
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "".join(rows))
+    files = [f"--data.{name}_file={tmp_path / name}.csv" for name in ("train", "val")]
+    recipe = ["--config=text_files_probe", "--config=tiny", "--data.source=files", *files]
+    recipe += ["--data.val_fraction=0", f"--data.cache_dir={tmp_path}", *QUIET]
+    (found,) = (_checked(one) for one in _check_here([recipe]))
+    assert found.validates
+
+
+def test_a_metric_that_no_validation_measures(in_process, capsys):
+    sweep = ["sweep", *FEW, "--grid=model.lr=1e-3", "--metric=val/acuracy"]
+    assert main(sweep) == 2
+    said = capsys.readouterr().err
+    assert "does not measure val/acuracy, but val/accuracy, val/f1_macro, val/loss" in said
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    "recipe", ["imdb_probe", "samsum_flan-t5-base", "hellaswag_lora_smollm2-135m"]
+)
+def test_the_names_are_those_that_a_validation_logs(in_process, folder_here, recipe):
+    few = [f"--data.limit_{split}=12" for split in ("train", "val", "test")]
+    arguments = [f"--config={recipe}", "--config=tiny", "--data.val_fraction=0.2", *few, *QUIET]
+    (found,) = (_checked(one) for one in _check_here([arguments]))
+    assert main(["fit", *arguments, "--trainer.max_epochs=1", "--run_dir=run"]) == 0
+    logged = {name for name in results(Path("run")) if name.startswith("val/")}
+    assert set(found.metrics) <= logged
+    assert found.monitor in found.metrics
+
+
 def test_what_cannot_be_trained_is_not_swept(in_process, capsys):
     recipe = "--config=imdb_zero_shot_smollm2-135m"
     assert main(["sweep", recipe, "--config=tiny", "--grid=model.max_length=64,128"]) == 2
@@ -60,7 +92,8 @@ def test_what_cannot_be_trained_is_not_swept(in_process, capsys):
 @pytest.mark.slow
 def test_in_a_process_of_its_own(folder_here, monkeypatch):
     found = check([FEW, [*FEW, "--model.lr=abc"]])
-    assert found == [Checked("val/accuracy", "max", validates=True), found[1]]
+    metrics = ("val/accuracy", "val/f1_macro", "val/loss")
+    assert found == [Checked("val/accuracy", "max", True, metrics), found[1]]
     assert "abc" in found[1]
 
     def broken(*args, **kwargs):

@@ -22,8 +22,9 @@ def opened(request, tmp_path):
         storage = None if request.param == "journal" else f"sqlite:///{tmp_path}/db"
         settings = {"sampler": "grid", "trials": None, "seed": 0, "mode": "max", "prunes": False}
         settings |= {"storage": storage, **options}
+        space = settings.pop("space", SPACE)
         return Ledger(
-            tmp_path / folder, "name", SPACE, definition or {"grid": ["a=1,2"]}, **settings
+            tmp_path / folder, "name", space, definition or {"grid": ["a=1,2"]}, **settings
         )
 
     return open_one
@@ -50,6 +51,19 @@ def test_every_point_once(opened):
     entries = opened().entries()
     assert [entry.outcome.value for entry in entries] == [0.0, 0.1, 0.2, 0.3]
     assert [entry.status for entry in entries] == ["finished"] * 4
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_range_of_whole_numbers_ends(opened, sampler):
+    space = read_space([], ["a=1:3"])
+    worker = opened(space=space, sampler=sampler, trials=20)
+    assert worker.limit == 3
+    points = []
+    while (claim := worker.claim()) is not None:
+        points.append(claim.point["a"])
+        assert worker.finish(claim, done(len(points) / 10))
+    assert sorted(points) == ["1", "2", "3"], "each is run once"
+    assert worker.is_done()
 
 
 def test_points_that_two_workers_entered_at_once(opened):

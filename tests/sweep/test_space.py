@@ -88,6 +88,16 @@ def test_random_points_of_a_grid_do_not_repeat():
     assert len(space.drawn(100, seed=0)) == 9
 
 
+def test_random_whole_numbers_do_not_repeat():
+    space = read_space(["b=x,y"], ["a=1:4", "c=1:9:log"])
+    assert space.size is None
+    assert space.distinct == 2 * 4 * 9
+    drawn = [tuple(point.values()) for _, point in space.drawn(50, seed=0)]
+    assert len(set(drawn)) == 50
+    assert len(space.drawn(1000, seed=0)) == 72
+    assert read_space([], ["a=0.5:4"]).distinct is None
+
+
 def test_probes_have_every_value_once():
     space = read_space(["a=1,2", "b=x,y"], ["c=0.5:2"])
     probes = space.probes()
