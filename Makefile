@@ -47,6 +47,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/prompting.py
 	$(BIN)/python benchmarks/fine_tune_vs_trainer.py
 	$(BIN)/python benchmarks/peft_memory.py
+	$(BIN)/python benchmarks/footprint_vs_measured.py
 	$(BIN)/python benchmarks/distillation.py
 	$(BIN)/python benchmarks/summarization.py
 

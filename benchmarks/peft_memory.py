@@ -49,17 +49,12 @@ STEPS = 2
 
 def main() -> None:
     """Measure and write the result."""
-    options = parse()
+    options = parse(__doc__.splitlines()[0])
     with tempfile.TemporaryDirectory(prefix="smolbench-benchmark-") as name:
         folder = Path(name)
         require_hub()
         where = machine()
-        job = {
-            "batch_size": options.batch_size,
-            "length": options.length,
-            "dtype": options.dtype,
-            "accelerator": options.accelerator,
-        }
+        job = job_of(options)
         say("preparing: weights and tokenizers are downloaded where they are missing ...")
         for model in options.models:
             train(folder, {**job, "model": model, "method": "lora", "length": 8})
@@ -100,15 +95,25 @@ def main() -> None:
     say(f"Written: {path}")
 
 
-def parse() -> argparse.Namespace:
+def parse(description: str) -> argparse.Namespace:
     """Options of the command line."""
-    parser = option_parser(__doc__)
+    parser = option_parser(description)
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--batch_size", type=positive, default=4)
     parser.add_argument("--length", type=positive, default=256, help="tokens per row")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--accelerator", choices=("cpu", "cuda"), default="cpu")
     return parser.parse_args()
+
+
+def job_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What all sides have in common, for their processes."""
+    return {
+        "batch_size": options.batch_size,
+        "length": options.length,
+        "dtype": options.dtype,
+        "accelerator": options.accelerator,
+    }
 
 
 def side(model: str, method: str) -> str:
@@ -280,6 +285,7 @@ def work(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
         "dtype": task.facts()["model/dtype"],
         "trained": task.facts()["model/trainable_params"],
         "peak_allocated_mib": memory.facts().get("cost/peak_allocated_mib"),
+        "peak_fit_mib": memory.facts()["cost/peak_rss_mib_fit"],
     }
 
 

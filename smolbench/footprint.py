@@ -121,6 +121,7 @@ def _training(memory: TrainingMemory) -> dict[str, Any]:
         "gradients": memory.gradients,
         "optimizer": memory.optimizer,
         "activations": memory.activations,
+        "step": memory.step,
         "total": memory.total,
     }
 
@@ -144,7 +145,7 @@ def _text(facts: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
         ("parameters", *parts),
         *((one["model"], *(f"{one['parameters'][part]:,}" for part in parts)) for one in facts),
     ]
-    columns = ("weights", "gradients", "optimizer", "activations", "total")
+    columns = ("weights", "gradients", "optimizer", "activations", "step", "total")
     training = [
         ("training, MB", "method", *columns, "trainable parameters"),
         *(
@@ -161,7 +162,10 @@ def _text(facts: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
     said = [_table(weights), _table(parameters)]
     if len(training) > 1:
         batch = f"{options.batch_size} x {facts[0]['length']} tokens, {options.dtype}"
-        said.append(f"Training to classify, a step over {batch}:\n" + _table(training))
+        said.append(
+            f"Training to classify, a step over {batch}; step: the most that activations and "
+            "gradients take at one time; total: that, weights and optimizer:\n" + _table(training)
+        )
     return "\n".join(said)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from smolbench.errors import SmolbenchError
+from smolbench.models.freed_memory import return_freed_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -206,6 +207,7 @@ def hold_frozen_in(model: nn.Module, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if not parameter.requires_grad and parameter.ndim > 1 and parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
+    return_freed_memory()
 
 
 def parameter_count(model: nn.Module) -> int:

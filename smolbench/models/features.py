@@ -141,7 +141,7 @@ class FrozenFeatures:
             start_compute=lambda: self.start_pass(table, device, places),
             description=description,
             ranks=ranks,
-            part=rehearsal and rehearsal.begin(description, split, lengths),
+            part=None if rehearsal is None else rehearsal.begin(description, split, lengths),
         )
         self._passes[split] = _Pass(
             cached=cached,

@@ -127,16 +127,19 @@ def teacher_logits(
 
         return compute
 
+    description = "The teacher reads train"
+    part = None
+    if rehearsal is not None:
+        part = rehearsal.begin(description, "train", table.ragged["input_ids"].lengths)
     cached = cached_outputs(
         data.cache_dir / "teachers",
         key,
         widths={key: len(label_names)},
         blocks=pass_blocks(table),
         start_compute=start,
-        description="The teacher reads train",
+        description=description,
         ranks=ranks,
-        part=rehearsal
-        and rehearsal.begin("The teacher reads train", "train", table.ragged["input_ids"].lengths),
+        part=part,
     )
     if not cached.reused:
         gc.collect()  # a module and its parts refer to each other

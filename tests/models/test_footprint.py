@@ -9,6 +9,7 @@ from smolbench.models.adaptation import LoRAOptions, adapt, hold_frozen_in
 from smolbench.models.backbone import Backbone
 from smolbench.models.classifier import classify, load_classifier
 from smolbench.models.footprint import cache_bytes_per_token, training_memory, weights_of
+from smolbench.models.live_bytes import LiveBytes
 from tests.helpers.tiny import tiny_backbone, tiny_language_model
 
 SMOLLM2 = {
@@ -132,6 +133,38 @@ def test_training_memory_is_that_of_a_real_step(kind, method):
     assert found.optimizer == sum(v.numel() * v.element_size() for v in averages)
     # what differs at this size: masks that are written out, and the format of norms' statistics
     assert found.activations == pytest.approx(activations, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [("llama", "full"), ("llama", "lora"), ("llama", "bitfit_added"), ("opt", "full"),
+     ("opt", "lora"), ("opt", "bitfit")],
+)  # fmt: skip
+def test_a_steps_most_is_that_of_a_real_step(kind, method):
+    backbone = Backbone(tiny_backbone(kind), None, "bfloat16")
+    found = training_memory(backbone, method, 3, 40)
+    model = load_classifier(backbone, 2, seed=0)
+    adapt(model, method, LoRAOptions(), seed=0)
+    hold_frozen_in(model, torch.bfloat16)
+    rows = torch.ones(3, 40, dtype=torch.long)
+    mask = torch.ones_like(rows)
+    own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers(), rows, mask]}
+    with LiveBytes(own) as live:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = classify(model, rows, mask).logsumexp(dim=1).sum()
+        loss.backward()
+    # what differs at this size: masks that are written out
+    assert found.step == pytest.approx(live.peak, rel=0.15)
+    assert found.total == found.weights + found.optimizer + found.step
+    assert found.step >= max(found.activations, found.gradients)
+
+
+def test_what_trains_is_in_float32_whatever_the_files_hold(tmp_path):
+    model = smollm2(tmp_path, "135M")
+    model.config.dtype = torch.bfloat16
+    found = training_memory(model, "full", 1, 8)
+    assert found.weights == 4 * found.trainable
+    assert found.step >= 4 * found.trainable, "all gradients"
 
 
 def test_memory_grows_with_the_batch_and_falls_with_the_method():

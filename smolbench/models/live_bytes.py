@@ -1,0 +1,59 @@
+"""How many bytes of tensors live at one time, with or without data in them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call] # of its base
+    """Follows every storage that operations make under it, from its making to its end.
+
+    As torch's own ``MemTracker`` (torch.distributed._tools) does it, without telling apart what
+    the storages are for.
+
+    Args:
+        own: Storages that do not count, by their ``_cdata``.
+
+    Attributes:
+        now: Bytes that live.
+        peak: The most that have lived at one time.
+    """
+
+    def __init__(self, own: Collection[int] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._own = frozenset(own)
+        self._known: Any = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        """Run an operation, and take down what it makes."""
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        return made
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known or storage._cdata in self._own:
+            return
+        size = storage.nbytes()
+        self._known[storage] = True
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, size)
+
+    def _drop(self, size: int) -> None:
+        self.now -= size
