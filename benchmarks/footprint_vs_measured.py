@@ -6,8 +6,8 @@ Each method trains in a process of its own for a few steps on batches of the sam
 `peft_memory.py` lets it. Measured is the peak resident memory of the training, less what was
 resident before the model was loaded, when the same had been done with the built-in tiny model:
 Python, the libraries and what they set up do not count. glibc keeps freed memory in holes between
-what lives, which no model of tensors knows of; so every method is measured twice, with an allocator
-that gives freed memory back at once, which the prediction is compared with, and with the usual one.
+what lives, which no model of tensors knows of; so the prediction is compared with an allocator that
+gives freed memory back at once, and LoRA is also measured with the usual one.
 With ``--accelerator cuda`` it is the peak of what the allocator gave out. Predicted is what
 `smolbench footprint` says from the model's configuration alone.
 """
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def sides_of(folder: Path, models: Sequence[str], job: Mapping[str, Any]) -> dict[str, Side]:
-    """Every method on every model, with both allocators."""
+    """Every method on every model, and LoRA with both allocators."""
 
     def made(name: str, own: Mapping[str, Any], env: Mapping[str, str]) -> Side:
         return lambda _: {name: train(folder, own, env)}
@@ -98,9 +98,10 @@ def sides_of(folder: Path, models: Sequence[str], job: Mapping[str, Any]) -> dic
     for model in models:
         for method in METHODS:
             own = {**job, "model": model, "method": method}
-            for kind, env in (("", GIVING_BACK), (USUAL, {})):
-                name = side(model, method) + kind
-                sides[name] = made(name, own, env)
+            name = side(model, method)
+            sides[name] = made(name, own, GIVING_BACK)
+            if method == "lora":
+                sides[name + USUAL] = made(name + USUAL, own, {})
     return sides
 
 
