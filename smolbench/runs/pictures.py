@@ -126,9 +126,10 @@ def quality_over_cost(plot: Mapping[str, Any], cost: Mapping[str, Any]) -> Figur
         axes.step(
             places, [row["value"] for row in front], "--", color="0.5", where="post", label="front"
         )
-    for row in front:
+    recipes = [row["name"].split("/")[0] for row in front]
+    for row, recipe in zip(front, recipes, strict=True):
         axes.annotate(
-            row["name"],
+            recipe if recipes.count(recipe) == 1 else row["name"],
             (_cost_of(row, key), row["value"]),
             xytext=(4, 4),
             textcoords="offset points",
