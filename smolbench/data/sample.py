@@ -7,6 +7,8 @@ words of the other class, and a few reviews mean the opposite of what they say.
 
 from __future__ import annotations
 
+import copy
+import functools
 import random
 import re
 from typing import Any, Literal
@@ -202,14 +204,22 @@ def imdb_sample(split: Literal["train", "test"], seed: int = 0) -> dict[str, lis
     Returns:
         ``text``, a list of reviews of 20 to 250 words, and ``label``, 0 negative or 1 positive.
     """
+    if split not in SIZES:
+        raise ValueError(f"There is no split {split!r}; there are {', '.join(SIZES)}.")
+    return copy.deepcopy(_splits(seed)[split])
+
+
+@functools.cache
+def _splits(seed: int) -> dict[str, dict[str, list[Any]]]:
+    """All splits: they must not overlap, and a command asks for each of them several times."""
     writer = _Writer(seed)
     seen: set[str] = set()
-    for name, size in SIZES.items():  # test needs train too: the splits must not overlap
+    made = {}
+    for name, size in SIZES.items():
         labels = [0] * (size // 2) + [1] * (size // 2)
         texts = [writer.new_review(label, seen) for label in labels]
-        if name == split:
-            return {"text": texts, "label": labels}
-    raise ValueError(f"There is no split {split!r}; there are {', '.join(SIZES)}.")
+        made[name] = {"text": texts, "label": labels}
+    return made
 
 
 class _Writer:

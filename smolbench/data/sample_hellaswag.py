@@ -7,6 +7,8 @@ brackets, which the scoring conventions treat differently, and without a second 
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import Any, Literal
 
 from smolbench.data.grammar import Grammar, Phrases, phrases
@@ -100,9 +102,18 @@ def hellaswag_sample(split: Literal["train", "validation"], seed: int = 0) -> di
         ``ind``, ``activity_label``, ``ctx_a``, ``ctx_b``, ``ctx``, ``endings``, ``source_id``,
         ``split``, ``split_type`` and ``label`` (as text, like the original).
     """
+    if split not in SIZES:
+        raise ValueError(f"There is no split {split!r}; there are {', '.join(SIZES)}.")
+    return copy.deepcopy(_splits(seed)[split])
+
+
+@functools.cache
+def _splits(seed: int) -> dict[str, dict[str, list[Any]]]:
+    """All splits: they must not overlap, and a command asks for each of them several times."""
     grammar = Grammar("hellaswag", seed)
     seen: set[str] = set()
     source = 0
+    made = {}
     for name, size in SIZES.items():
         rows: list[dict[str, Any]] = []
         while len(rows) < size:
@@ -119,9 +130,8 @@ def hellaswag_sample(split: Literal["train", "validation"], seed: int = 0) -> di
                 rows.append(
                     {"ind": len(rows), **row, **origin, "split_type": "indomain", "label": label}
                 )
-        if name == split:
-            return {column: [row[column] for row in rows] for column in rows[0]}
-    raise ValueError(f"There is no split {split!r}; there are {', '.join(SIZES)}.")
+        made[name] = {column: [row[column] for row in rows] for column in rows[0]}
+    return made
 
 
 def _row(grammar: Grammar, scene: int, *, article: bool) -> dict[str, Any]:

@@ -6,6 +6,8 @@ and quantities, some teasers touch a second topic, and a few are filed under a w
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import Any, Literal
 
 from smolbench.data.grammar import Grammar, phrases
@@ -121,9 +123,18 @@ def news_sample(split: Literal["train", "test"], seed: int = 0) -> dict[str, lis
     Returns:
         ``text``, a list of teasers, and ``label``, the topics' numbers.
     """
+    if split not in SIZES:
+        raise ValueError(f"There is no split {split!r}; there are {', '.join(SIZES)}.")
+    return copy.deepcopy(_splits(seed)[split])
+
+
+@functools.cache
+def _splits(seed: int) -> dict[str, dict[str, list[Any]]]:
+    """All splits: they must not overlap, and a command asks for each of them several times."""
     grammar = Grammar("news", seed)
     seen: set[str] = set()
-    for name, size in SIZES.items():  # test needs train too: the splits must not overlap
+    made = {}
+    for name, size in SIZES.items():
         labels = [row % len(LABELS) for row in range(size)]
         texts = []
         for label in labels:
@@ -131,9 +142,8 @@ def news_sample(split: Literal["train", "test"], seed: int = 0) -> dict[str, lis
                 pass
             seen.add(text)
             texts.append(text)
-        if name == split:
-            return {"text": texts, "label": labels}
-    raise ValueError(f"There is no split {split!r}; there are {', '.join(SIZES)}.")
+        made[name] = {"text": texts, "label": labels}
+    return made
 
 
 def _teaser(grammar: Grammar, label: int) -> str:

@@ -7,6 +7,8 @@ dialogue, as in copies of the original.
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import Literal
 
 from smolbench.data.grammar import Grammar, phrases
@@ -71,9 +73,18 @@ def samsum_sample(
     Returns:
         ``id``, ``dialogue`` and ``summary``.
     """
+    if split not in SIZES:
+        raise ValueError(f"There is no split {split!r}; there are {', '.join(SIZES)}.")
+    return copy.deepcopy(_splits(seed)[split])
+
+
+@functools.cache
+def _splits(seed: int) -> dict[str, dict[str, list[str]]]:
+    """All splits: they must not overlap, and a command asks for each of them several times."""
     grammar = Grammar("samsum", seed)
     seen: set[str] = set()
     number = 0
+    made = {}
     for name, size in SIZES.items():
         rows: list[tuple[str, str, str]] = []
         while len(rows) < size:
@@ -85,10 +96,9 @@ def samsum_sample(
             if name == "train" and len(rows) == size // 2:
                 dialogue = ""
             rows.append((f"sample-{number:04d}", dialogue, summary))
-        if name == split:
-            ids, dialogues, summaries = zip(*rows, strict=True)
-            return {"id": list(ids), "dialogue": list(dialogues), "summary": list(summaries)}
-    raise ValueError(f"There is no split {split!r}; there are {', '.join(SIZES)}.")
+        ids, dialogues, summaries = zip(*rows, strict=True)
+        made[name] = {"id": list(ids), "dialogue": list(dialogues), "summary": list(summaries)}
+    return made
 
 
 def _row(grammar: Grammar) -> tuple[str, str]:
