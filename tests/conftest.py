@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
+import signal
 import socket
 import tempfile
 
@@ -21,11 +23,21 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 
+# a shell lets what it starts in the background ignore Ctrl-C, and so would all processes of tests
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-# more threads than processors make every test slower
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+# a second one only waits where models are this small, and costs most where others want it, too
+torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: no search for garbage need look at its million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -32,6 +31,7 @@ from tests.helpers.command import (
     weights,
 )
 from tests.helpers.kill import Killed
+from tests.helpers.processes import Process
 
 ROOT = Path(__file__).parents[1]
 TWO_EPOCHS = "--trainer.max_epochs=2"
@@ -125,24 +125,25 @@ for arguments in ("--help", "--version", "recipes", "no", "runs --no", "report -
 heavy = {"torch", "lightning", "transformers", "datasets", "numpy", "rich"} & set(sys.modules)
 sys.exit(f"imported: {heavy}" if heavy else 0)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = Process("-c", code, fresh=True).result()
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("recipe", ["imdb_probe", "sentiment140_probe", "imdb_gpt2"])
-def test_settings_are_printed_before_libraries_of_data_and_models_are_imported(recipe):
+def test_settings_are_printed_before_libraries_of_data_and_models_are_imported():
     """The option parser runs `if TYPE_CHECKING:` blocks of the modules of models and data."""
-    code = f"""
+    code = """
 import sys
 from smolbench.cli import main
-status = main(["fit", "--config={recipe}", "--print_config"])
-heavy = {{"accelerate", "bitsandbytes", "datasets", "pandas", "peft", "psutil", "pyarrow"}}
-heavy &= set(sys.modules)
-sys.exit(f"imported: {{heavy}}" if heavy else status)
+heavy = {"accelerate", "bitsandbytes", "datasets", "pandas", "peft", "psutil", "pyarrow"}
+for recipe in ("imdb_probe", "sentiment140_probe", "imdb_gpt2"):
+    if status := main(["fit", f"--config={recipe}", "--print_config"]):
+        sys.exit(status)
+    if imported := heavy & set(sys.modules):
+        sys.exit(f"imported for {recipe}: {imported}")
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = Process("-c", code, fresh=True).result()
     assert done.returncode == 0, done.stderr
-    assert "class_path: smolbench.tasks." in done.stdout
+    assert done.stdout.count("class_path: smolbench.tasks.") == 3
 
 
 @pytest.mark.parametrize(
@@ -1020,35 +1021,30 @@ def test_signals_to_real_processes(constant, cli, folder_here):
     options = [*FEW, CONSTANT, "--trainer.max_epochs=3"]
     options.append("--trainer.callbacks+=tests.helpers.signals.Slow")
     # as many threads as this process has: sums depend on their number
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     processes = {}
     for name, seconds, workers in (("term", "0.3", 2), ("twice", "60", 2)):
         (folder_here / name).mkdir()
-        command = [sys.executable, "-m", "smolbench", "fit", *options, "--run_dir=run"]
-        command.append(f"--data.num_workers={workers}")
-        processes[name] = subprocess.Popen(
-            command,
+        processes[name] = Process(
+            *("-m", "smolbench", "fit", *options, "--run_dir=run"),
+            f"--data.num_workers={workers}",
             cwd=folder_here / name,
             env=environment | {"SLOW_S": seconds},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
         )
     try:
         for name, process in processes.items():
             wait(lambda name=name: (folder_here / name / "step").exists(), process)
             os.killpg(process.pid, signal.SIGTERM if name == "term" else signal.SIGINT)
-        time.sleep(0.5)
-        assert processes["twice"].poll() is None  # its step takes a minute
-        os.killpg(processes["twice"].pid, signal.SIGINT)
-        errors = {name: process.communicate(timeout=50)[1] for name, process in processes.items()}
+        twice = processes["twice"]  # its step takes a minute
+        wait(lambda: "finishing the current step" in twice.stderr, twice)
+        os.killpg(twice.pid, signal.SIGINT)
+        ended = {name: process.result(timeout=50) for name, process in processes.items()}
     finally:
         for process in processes.values():
-            if process.poll() is None:
-                process.kill()
-    assert processes["term"].returncode == 143, errors["term"]
-    assert processes["twice"].returncode == 130, errors["twice"]
+            process.kill()
+    errors = {name: done.stderr for name, done in ended.items()}
+    assert ended["term"].returncode == 143, errors["term"]
+    assert ended["twice"].returncode == 130, errors["twice"]
     for name in processes:
         assert errors[name].count("finishing the current step") == 1, errors[name]
         assert "Traceback" not in errors[name]
@@ -1062,7 +1058,7 @@ def test_signals_to_real_processes(constant, cli, folder_here):
 def wait(condition, process, seconds=90):
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, process.result().stderr
         assert time.monotonic() < end
         time.sleep(0.05)
 

@@ -64,7 +64,8 @@ def test_a_recipe_parses_alone(capsys, folder_here, name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_on_the_tiny_model(capsys, files, name):
     overlay = str(ROOT / "configs" / "tiny.yaml")
-    few = ["--data.limit_train=64", "--data.limit_test=40", "--data.limit_val=30"]
+    few = ["--data.limit_train=24", "--data.limit_test=12", "--data.limit_val=10"]
+    few.append("--data.batch_size=12")  # two steps an epoch
     written = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     epochs = min(2, written.get("trainer", {}).get("max_epochs", 2))
     run = ["--config", name, "--config", overlay, *few, *QUIET, f"--trainer.max_epochs={epochs}"]

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,12 @@ from smolbench.callbacks import memory, throughput
 from smolbench.callbacks.memory import reduce_over_ranks
 from smolbench.cli import main
 from smolbench.errors import SmolbenchError
+from tests.helpers.processes import Process
 from tests.helpers.tiny import tiny_summarizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-ROOT = Path(__file__).parents[1]
-PYTHON = [sys.executable, "-m"]
-TORCHRUN = [*PYTHON, "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 # what another launcher or an earlier test in this process may have left behind
 _LEFT_BEHIND = ("LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_", "PL_", "SLURM_")
 TRAIN = 120
@@ -106,33 +106,26 @@ class Job:
         self.folder = folder
         self.rows_log = rows_log or folder / "rows"
 
-    def run(self, *command: str, intruder: str = "") -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, intruder: str = "", launcher: Sequence[str] = (), fresh: bool = False
+    ) -> subprocess.CompletedProcess[str]:
         env = {k: v for k, v in os.environ.items() if not k.startswith(_LEFT_BEHIND)}
         env |= {
-            "PYTHONPATH": str(ROOT),
             "SMOLBENCH_CACHE": str(self.folder / "cache"),
             "OMP_NUM_THREADS": "1",
             "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
             "ROWS_LOG": str(self.rows_log),
             "INTRUDER": intruder,
         }
-        return subprocess.run(
-            command,
-            cwd=self.folder,
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            start_new_session=True,  # a group of its own, for the intruder to kill
-            check=False,
-        )
+        command = [*launcher, "-m", "smolbench", *arguments]
+        return Process(*command, cwd=self.folder, env=env, fresh=fresh).result()
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     """A run of two processes, started by torchrun with nothing in its caches."""
     job = Job(tmp_path_factory.mktemp("ddp"))
-    done = job.run(*TORCHRUN, "smolbench", "fit", *FIT)
+    done = job.run("fit", *FIT, launcher=TORCHRUN, fresh=True)
     assert done.returncode == 0, done.stderr
     return job
 
@@ -205,8 +198,6 @@ def test_processes_predict_like_one(job, undisturbed, tested_alone, devices):
     folder = job.folder / f"tested{devices}"
     job = Job(job.folder, rows_log=job.folder / f"rows{devices}")
     done = job.run(
-        *PYTHON,
-        "smolbench",
         *scored_by(undisturbed),
         f"--trainer.devices={devices}",
         "--trainer.callbacks+=tests.test_ddp.Intruder",
@@ -260,7 +251,7 @@ def check_costs_of_the_job(job: Job, found: dict, devices: int) -> None:
 
 
 def test_killed_and_resumed_job_is_equal(job, undisturbed):
-    fit = [*PYTHON, "smolbench", "fit", *FIT, "--run_dir=killed"]
+    fit = ["fit", *FIT, "--run_dir=killed"]
     killed = job.run(*fit, intruder="kill")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     run = job.folder / "killed"
@@ -310,7 +301,7 @@ class Killer(Callback):
 def test_processes_that_learn_to_choose(tmp_path):
     """The epoch's losses so far, rank by rank, outlive a kill; scores are those of one process."""
     job = Job(tmp_path)
-    fit = [*PYTHON, "smolbench", "fit", *CHOOSE]
+    fit = ["fit", *CHOOSE]
     done = job.run(*fit, "--run_dir=whole")
     assert done.returncode == 0, done.stderr
     killed = job.run(*fit, "--run_dir=killed", intruder="kill")
@@ -333,7 +324,7 @@ def test_processes_that_learn_to_choose(tmp_path):
     for devices in (1, 2):
         run = tmp_path / f"tested{devices}"
         options = [best, f"--trainer.devices={devices}", f"--run_dir={run}"]
-        done = job.run(*PYTHON, "smolbench", "test", *CHOOSE, *options)
+        done = job.run("test", *CHOOSE, *options)
         assert done.returncode == 0, done.stderr
         assert results(run)["test/n"] == 21
         scored.append(pyarrow.parquet.read_table(run / "predictions.parquet").to_pydict())
@@ -359,7 +350,7 @@ WORDS = [
 def test_processes_that_learn_from_words(tmp_path):
     """They share one vocabulary, and a kill changes nothing; scores are those of one process."""
     job = Job(tmp_path)
-    fit = [*PYTHON, "smolbench", "fit", *WORDS]
+    fit = ["fit", *WORDS]
     done = job.run(*fit, "--run_dir=whole")
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "cache" / "vocabularies").iterdir())) == 1
@@ -377,7 +368,7 @@ def test_processes_that_learn_from_words(tmp_path):
     for devices in (1, 2):
         run = tmp_path / f"tested{devices}"
         options = [best, f"--trainer.devices={devices}", f"--run_dir={run}"]
-        done = job.run(*PYTHON, "smolbench", "test", *WORDS, *options)
+        done = job.run("test", *WORDS, *options)
         assert done.returncode == 0, done.stderr
         assert results(run)["test/n"] == 21
         scored.append(pyarrow.parquet.read_table(run / "predictions.parquet").to_pydict())
@@ -388,7 +379,7 @@ def test_processes_that_learn_from_words(tmp_path):
 
 
 def test_error_on_one_rank_ends_both(job):
-    failed = job.run(*PYTHON, "smolbench", "fit", *FIT, "--run_dir=failed", intruder="error")
+    failed = job.run("fit", *FIT, "--run_dir=failed", intruder="error")
     # the first rank finds the connection closed, or Lightning's observer ends it
     assert failed.returncode in {2, -signal.SIGKILL}
     assert "smolbench: error: The second rank cannot go on.\n" in failed.stderr
@@ -398,7 +389,7 @@ def test_error_on_one_rank_ends_both(job):
 
 def test_error_on_one_rank_in_the_frozen_pass_ends_both_with_its_sentence(job):
     fit = [*FIT, "--run_dir=unread", f"--data.cache_dir={job.folder}/unread-cache"]
-    failed = job.run(*PYTHON, "smolbench", "fit", *fit, intruder="pass")
+    failed = job.run("fit", *fit, intruder="pass")
     assert failed.returncode == 2, failed.stderr
     sentence = "smolbench: error: The second rank cannot read this.\n"
     assert failed.stderr.count(sentence) == 2, failed.stderr
@@ -410,7 +401,7 @@ def test_error_on_one_rank_in_the_frozen_pass_ends_both_with_its_sentence(job):
 def test_error_of_the_process_that_prepares_the_data_ends_both_with_its_sentence(job):
     (job.folder / "file").touch()
     fit = [*FIT, "--run_dir=unprepared", f"--data.cache_dir={job.folder}/file"]
-    failed = job.run(*PYTHON, "smolbench", "fit", *fit)
+    failed = job.run("fit", *fit)
     assert failed.returncode == 2, failed.stderr
     said = [line for line in failed.stderr.splitlines() if "smolbench: error:" in line]
     assert len(said) == 2, failed.stderr
@@ -421,7 +412,8 @@ def test_error_of_the_process_that_prepares_the_data_ends_both_with_its_sentence
 
 
 def test_signal_to_one_rank_stops_both_after_the_step(job):
-    stopped = job.run(*PYTHON, "smolbench", "fit", *FIT, "--run_dir=stopped", intruder="terminate")
+    # both by Lightning's own launcher, as users start them
+    stopped = job.run("fit", *FIT, "--run_dir=stopped", intruder="terminate", fresh=True)
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
     run = job.folder / "stopped"
     assert results(run)["status"] == "interrupted"
@@ -439,7 +431,7 @@ def test_ranks_share_a_teachers_pass(job, undisturbed, tmp_path, monkeypatch):
         "--model.max_length=64",
         "--trainer.max_epochs=1",
     ]
-    done = job.run(*PYTHON, "smolbench", *fit, "--run_dir=distilled")
+    done = job.run(*fit, "--run_dir=distilled")
     assert done.returncode == 0, done.stderr
     found = results(job.folder / "distilled")
     assert found["hardware/world_size"] == 2
@@ -486,7 +478,7 @@ def test_summaries_are_those_of_one_process(tmp_path):
     found = {}
     for devices in (1, 2, 4):
         options = ["--ckpt_path=none", f"--trainer.devices={devices}", f"--run_dir=on{devices}"]
-        done = job.run(*PYTHON, "smolbench", "test", *SUMMARIZE, *options)
+        done = job.run("test", *SUMMARIZE, *options)
         assert done.returncode == 0, done.stderr
         run = tmp_path / f"on{devices}"
         scores = {k: v for k, v in results(run).items() if k.startswith("test/")}
@@ -501,9 +493,7 @@ def test_summaries_are_those_of_one_process(tmp_path):
 def test_processes_that_learn_to_summarize(tmp_path):
     """Both write summaries in the validation; the first one writes the sample."""
     job = Job(tmp_path)
-    done = job.run(
-        *PYTHON, "smolbench", "fit", *SUMMARIZE, "--trainer.max_epochs=1", "--run_dir=run"
-    )
+    done = job.run("fit", *SUMMARIZE, "--trainer.max_epochs=1", "--run_dir=run")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
     assert results(run)["val/rouge_n"] == 7

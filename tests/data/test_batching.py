@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
@@ -16,6 +13,7 @@ import torch
 from smolbench.data.batching import ArrayRows, BatchLoader, BatchPlan, JoinedRows, TokenRows
 from smolbench.data.token_cache import encode_to_cache
 from smolbench.errors import SmolbenchError
+from tests.helpers.processes import Process
 
 LENGTHS = np.random.default_rng(0).integers(1, 100, size=103)
 
@@ -400,9 +398,6 @@ next(batches)
 sys.modules["something that lives until the very end"] = batches
 {ending}
 """
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=120
-    )
+    done = Process("-c", program).result()
     assert done.returncode == (1 if ending else 0), done.stderr
     assert ("on purpose" in done.stderr) == bool(ending)

@@ -6,8 +6,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,6 +18,7 @@ from smolbench.models import frozen_cache, output_files
 from smolbench.models.frozen_cache import cached_outputs, plan_blocks
 from smolbench.models.output_files import Entry
 from smolbench.ranks import Ranks
+from tests.helpers.processes import Process
 
 LENGTHS = np.array([3, 9, 1, 4, 4, 7, 2, 0, 5, 6, 30])
 WIDTH = 4
@@ -189,8 +188,8 @@ run(sys.argv[1], network)
 
 def test_a_killed_process_is_gone_on_with(folder, undisturbed):
     code = KILLED.format(tests=str(Path(__file__).parent))
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
-    assert done.returncode == 9
+    done = Process("-c", code, str(folder)).result()
+    assert done.returncode == 9, done.stderr
     rest = Network()
     assert np.array_equal(run(folder, rest).outputs, undisturbed)
     assert rest.blocks == [b.tolist() for b in plan_blocks(LENGTHS, 12)][2:]
