@@ -509,7 +509,7 @@ def test_validation_summaries_are_those_of_one_process(tmp_path):
     for devices in (1, 2):
         options = ["--ckpt_path=none", f"--trainer.devices={devices}", f"--run_dir=on{devices}"]
         options += ["--model.method=none", "--model.dtype=bfloat16"]
-        done = job.run(*PYTHON, "smolbench", "validate", *SUMMARIZE, *options)
+        done = job.run("validate", *SUMMARIZE, *options)
         assert done.returncode == 0, done.stderr
         said = results(tmp_path / f"on{devices}")
         found[devices] = {k: v for k, v in said.items() if k.startswith("val/")}
@@ -538,8 +538,6 @@ def test_two_processes_learn_from_a_teacher_as_one_does(tmp_path, steady):
     for devices in (1, 2):
         options = [option for option in SUMMARIZE[1:] if "batch_size" not in option]
         done = job.run(
-            *PYTHON,
-            "smolbench",
             "fit",
             "--config=samsum_distill_flan-t5-small",
             *options,
