@@ -137,7 +137,7 @@ def test_something_that_begins_like_help_is_not_help():
 
 
 def test_unknown_recipe():
-    with pytest.raises(SmolbenchError, match=r"'nope'.*imdb_probe.*tiny"):
+    with pytest.raises(SmolbenchError, match=r"'nope'.*neither a file nor a shipped recipe"):
         read("fit", "--config", "nope")
 
 
