@@ -174,6 +174,8 @@ def test_tables_wider_than_the_vocabulary_are_compared_as_far_as_both_go(tmp_pat
         ("t5", tiny_summarizer("gpt2"), {}, "is a causal one and the student .* encoder-decoder"),
         ("t5", "nobody/nothing", {}, "tried in vain"),
     ],
+    # a folder made here is another one in each of pytest-xdist's workers
+    ids=["other vocabulary", "other kind", "unknown"],
 )
 def test_a_teacher_that_cannot_be_followed_is_refused(tmp_path, kind, teacher, options, words):
     with pytest.raises(SmolbenchError, match=words):
