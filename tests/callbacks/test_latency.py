@@ -28,8 +28,9 @@ class Texts(LightningDataModule):
 class Answering(PlainModule):
     """Takes a given time for a text, and a long time for the first four."""
 
-    def __init__(self, seconds=0.0, warmup_s=0.0):
+    def __init__(self, seconds=0.0, warmup_s=0.0, sleep=time.sleep):
         super().__init__()
+        self.sleep = sleep
         self.seconds = seconds
         self.warmup_s = warmup_s
         self.asked = []
@@ -41,7 +42,7 @@ class Answering(PlainModule):
 
         def answer(texts):
             assert torch.is_inference_mode_enabled()
-            time.sleep(self.warmup_s if len(self.asked) < WARMUP_TEXTS else self.seconds)
+            self.sleep(self.warmup_s if len(self.asked) < WARMUP_TEXTS else self.seconds)
             self.asked += texts
             return torch.ones(len(texts), 2)
 
@@ -54,11 +55,27 @@ def measured(tmp_path, module, monitor, *others, data=None):
     return monitor.facts()
 
 
-def test_single_texts_are_timed_after_a_warm_up(tmp_path):
-    module = Answering(seconds=0.004, warmup_s=0.1)
+class Clock:
+    """A busy machine sleeps longer than it is asked to."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+def test_single_texts_are_timed_after_a_warm_up(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("smolbench.callbacks.latency.perf_counter", clock)
+    module = Answering(seconds=0.004, warmup_s=0.1, sleep=clock.sleep)
     facts = measured(tmp_path, module, LatencyMonitor(examples=10))
     assert facts["cost/test_latency_n"] == 10
-    assert 4 <= facts["cost/test_latency_ms_p50"] <= facts["cost/test_latency_ms_p95"] < 90
+    assert facts["cost/test_latency_ms_p50"] == pytest.approx(4)
+    assert facts["cost/test_latency_ms_p95"] == pytest.approx(4)
     assert module.asked[0] == max(spread_texts(TEXTS, 10), key=len)
     assert module.asked[WARMUP_TEXTS:] == spread_texts(TEXTS, 10)
 

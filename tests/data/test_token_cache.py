@@ -224,15 +224,15 @@ def test_remains_of_a_killed_process_do_not_matter(tmp_path):
     assert not (tmp_path / "key.part").exists()
 
 
-def slow_encode(batch):
-    time.sleep(0.3)
-    return encode(batch)
-
-
 def fill_in_process(folder, encode, queue):
     messages = []
+
+    def note(record):
+        messages.append(record.getMessage())
+        (folder / "said").touch()
+
     handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())
+    handler.emit = note
     logging.getLogger("smolbench").addHandler(handler)
     queue.put("started")
     table = fill(folder, encode=encode)
@@ -240,9 +240,17 @@ def fill_in_process(folder, encode, queue):
 
 
 def test_second_process_waits_and_reads_what_the_first_wrote(tmp_path):
+    def encode_when_the_other_waits(batch):
+        end = time.monotonic() + 10
+        while not (tmp_path / "said").exists() and time.monotonic() < end:
+            time.sleep(0.01)
+        return encode(batch)
+
     context = multiprocessing.get_context("fork")
     first_queue, second_queue = context.Queue(), context.Queue()
-    first = context.Process(target=fill_in_process, args=(tmp_path, slow_encode, first_queue))
+    first = context.Process(
+        target=fill_in_process, args=(tmp_path, encode_when_the_other_waits, first_queue)
+    )
     first.start()
     while not (tmp_path / "key.part").exists():
         time.sleep(0.01)

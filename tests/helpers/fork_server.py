@@ -1,9 +1,10 @@
 """Processes that need no imports: each is forked from one that has made them and does nothing else.
 
 ``python -m smolbench`` imports for seconds, most of a test that starts it. The server imports once
-what it takes, starts no thread and computes nothing; what it forks runs like a fresh interpreter
-with the environment, folder, streams and process group that it is given. What libraries read while
-they are imported (``HF_HUB_OFFLINE`` ...) is the test session's.
+what it takes and computes nothing; what it forks runs like a fresh interpreter with the
+environment, folder, streams and process group that it is given. What libraries read while they are
+imported (``HF_HUB_OFFLINE`` ...) is the test session's. The one thread in it is that of the
+allocator that comes with pyarrow, which knows of forks.
 
 The program is the server, the class :class:`Forked` is one of its processes, seen from outside.
 """
@@ -40,6 +41,8 @@ PRELOADED = (
     "transformers.models.t5.modeling_t5",
     "pytest",  # tests' own callbacks are in modules that import it
 )
+PYTHON = [sys.executable, "-m", "tests.helpers.fork_server"]
+"""What stands for ``python`` in commands that such a process starts itself."""
 _HEADER = struct.Struct("!I")
 _LOOK_S = 0.02
 
@@ -214,7 +217,21 @@ def _become(asked: dict[str, Any]) -> None:
         runpy.run_module(what, run_name="__main__", alter_sys=True)
 
 
+def _hand_on(command: Sequence[str]) -> None:
+    """Be a process of the server's, for a parent that starts its children itself."""
+    process = Forked(os.environ[ADDRESS], command, os.environ, Path.cwd(), (0, 1, 2))
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda signum, _: os.kill(process.pid, signum))
+    status = process.wait()
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
+    if sys.argv[1].startswith("-"):
+        _hand_on(sys.argv[1:])
     server = _Server(sys.argv[1])
     gc.disable()
     for name in PRELOADED:

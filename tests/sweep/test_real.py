@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,27 +12,35 @@ import pytest
 
 from smolbench.cli import main
 from tests.helpers.command import FEW, assert_equal_runs, config, results
+from tests.helpers.processes import Process
 
-ROOT = Path(__file__).parents[2]
+# the settings are checked by a process that imports all; the trials are forked
+SWEEP = """
+import os, sys
+import smolbench.sweep.process
+from smolbench.cli import main
+from tests.helpers.fork_server import ADDRESS, PYTHON
+if ADDRESS in os.environ:
+    smolbench.sweep.process.SMOLBENCH = [*PYTHON, "-m", "smolbench"]
+sys.exit(main(["sweep", *sys.argv[1:]]))
+"""
 
 
 @pytest.mark.slow
-def test_killed_and_gone_on_it_ends_as_if_it_never_was(folder_here, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_killed_and_gone_on_it_ends_as_if_it_never_was(folder_here):
     slow = [*FEW, "--trainer.max_epochs=2", "--trainer.callbacks=tests.helpers.signals.Slow"]
     sweep = [*slow, "--grid=model.lr=1e-3,3e-3", "--metric=val/f1_macro"]
-    command = [sys.executable, "-m", "smolbench", "sweep", *sweep]
-    first = subprocess.Popen(command, env={**os.environ, "SLOW_S": "2"})
+    command = ["-c", SWEEP, *sweep]
+    first = Process(*command, env={**os.environ, "SLOW_S": "2"})
     begun = time.monotonic()
     while not Path("step").exists():
         assert time.monotonic() - begun < 120
         assert first.poll() is None
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
-    first.wait()
+    assert first.result().returncode == -signal.SIGKILL
     folder = Path("runs/sweeps/imdb_probe+tiny")
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = Process(*command).result()
     assert done.returncode == 0, done.stderr
     trials = sorted(path for path in (folder / "trials").iterdir() if path.is_dir())
     assert [path.name for path in trials] == ["000_lr=1e-3", "001_lr=3e-3"]
@@ -54,8 +60,8 @@ def test_killed_and_gone_on_it_ends_as_if_it_never_was(folder_here, monkeypatch)
     assert float(tested[0]["val/f1_macro"]) == max(float(r["val/f1_macro"]) for r in rows.values())
 
     alone = ["fit", *slow, "--checkpoint.monitor=val/f1_macro", "--model.lr=1e-3"]
-    # a process with as many threads
-    subprocess.run([*command[:3], *alone, "--run_dir=alone"], check=True, capture_output=True)
+    done = Process("-m", "smolbench", *alone, "--run_dir=alone").result()
+    assert done.returncode == 0, done.stderr
     assert_equal_runs(Path("alone"), trials[0])
     assert main(["report"]) == 0
     assert main(["runs"]) == 0
