@@ -268,7 +268,7 @@ CASES = [
     command("recipes with more", "recipes all", "recipes", "all"),
     command("no recipe", "fit", "--config"),
     command("option without value", "fit --config", "--config", "value"),
-    command("recipe unknown", "fit --config no_such", "no_such", "text_files_probe"),
+    command("recipe unknown", "fit --config imdb_prob", "imdb_prob", "Meant may be imdb_probe"),
     command("recipe is no yaml", "fit --config r.yaml", "r.yaml", r__yaml=b"model: [1,\n"),
     command("recipe is a list", "fit --config r.yaml", "r.yaml", r__yaml=b"- 1\n"),
     command("recipe is bytes", "fit --config r.yaml", "r.yaml", r__yaml=b"\xff\xfe\0"),

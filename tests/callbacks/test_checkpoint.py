@@ -30,6 +30,8 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    perf_counter = monotonic
+
 
 class Written(RunCheckpoint):
     """Remembers what it writes, and at which step."""

@@ -210,6 +210,7 @@ def test_facts_say_on_what_it_was():
         "data/n_train": 48,
         "data/n_val": 12,
         "data/n_test": 2,
+        "data/n_test_unlimited": 3,
     }
 
 

@@ -87,7 +87,7 @@ def test_points_are_the_tables(three):
     assert axes.get_xlabel() == "fit + cache, s"
     assert axes.get_ylabel() == board.metric
     shown = {text.get_text() for text in axes.texts}
-    assert shown == {row["name"] for row in plot["rows"] if row["value"] in (0.80, 0.93)}
+    assert shown == {"cheap", "good"}, "recipes, where no two points are of the same one"
     # a published figure stands at the right edge, at its quality
     published = [row.value for row in board.rows if row.is_published]
     drawn = [line.get_ydata()[0] for line in axes.lines if line.get_label() == "published"]
