@@ -36,6 +36,8 @@ SourceName = Literal["hub", "sample"]
 
 
 Numbers = npt.NDArray[np.int64]
+VAL_FRACTION = 0.1
+"""Share of the training rows that is held out for validation, if nothing else is said."""
 
 
 class BaseDataModule(LightningDataModule):
@@ -57,7 +59,8 @@ class BaseDataModule(LightningDataModule):
         eval_batch_size: Examples per step and device in evaluation; ``batch_size`` if not given,
             with ``auto`` 32.
         val_fraction: Share of the training rows that is held out for validation. ``0`` trains on
-            all of them: nothing is monitored and the last state is the best.
+            all of them: without validation rows of the dataset's own nothing is monitored and the
+            last state is the best. Another share than the usual is refused where there are such.
         limit_train: Use at most this many training examples.
         limit_val: Use at most this many validation examples.
         limit_test: Use at most this many test examples.
@@ -86,7 +89,7 @@ class BaseDataModule(LightningDataModule):
         batch_size: int | Literal["auto"] = 32,
         effective_batch_size: int | None = None,
         eval_batch_size: int | None = None,
-        val_fraction: float = 0.1,
+        val_fraction: float = VAL_FRACTION,
         limit_train: int | None = None,
         limit_val: int | None = None,
         limit_test: int | None = None,

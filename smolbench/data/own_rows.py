@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from smolbench.data.datamodule import VAL_FRACTION
 from smolbench.data.readers import FileReader, file_reader
 from smolbench.data.sources import Source, load_hub
 from smolbench.errors import SmolbenchError
@@ -40,6 +41,7 @@ class OwnRows:
         val_split: Name of its validation split.
         test_split: Name of its test split.
         revision: Its branch, tag or commit.
+        val_fraction: Share of the training rows for validation, where there are no rows for it.
     """
 
     train_file: str | None
@@ -56,6 +58,7 @@ class OwnRows:
     val_split: str | None
     test_split: str | None
     revision: str | None
+    val_fraction: float
 
     # -- what goes together -----------------------------------------------------------------------
 
@@ -120,6 +123,7 @@ class OwnRows:
                     f"data.encoding {self.encoding!r} is for files; {self.dataset_id} is a dataset "
                     "on the Hub: leave it out."
                 )
+            has_val = None if self.val_split is None else f"data.val_split {self.val_split!r}"
             has_test = None if self.test_split is None else f"data.test_split {self.test_split!r}"
             without = "give data.test_split null to draw them from the training rows"
         else:
@@ -141,8 +145,14 @@ class OwnRows:
                     f"data.encoding {self.encoding!r} is for files of text; Parquet has one of its "
                     "own: leave it out."
                 )
+            has_val = None if self.val_file is None else f"data.val_file {self.val_file}"
             has_test = None if self.test_file is None else f"data.test_file {self.test_file}"
             without = "leave data.test_file out to draw them from the training rows"
+        if has_val and self.val_fraction not in (0, VAL_FRACTION):  # 0: none is drawn, as it is
+            raise SmolbenchError(
+                f"data.val_fraction {self.val_fraction} and {has_val} both say what the validation "
+                "rows are: leave one out."
+            )
         if has_test and self.test_fraction != TEST_FRACTION:
             raise SmolbenchError(
                 f"data.test_fraction {self.test_fraction} and {has_test} both say what the test "

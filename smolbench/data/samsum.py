@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from smolbench.data.datamodule import VAL_FRACTION
 from smolbench.data.sample_samsum import samsum_sample
 from smolbench.data.sources import Source, load_hub
 from smolbench.data.summarization import SummarizationDataModule, renamed_pairs
+from smolbench.errors import SmolbenchError
 
 
 class SAMSumDataModule(SummarizationDataModule):
@@ -20,12 +22,19 @@ class SAMSumDataModule(SummarizationDataModule):
     splits.
 
     Args:
-        **options: See :class:`~smolbench.data.datamodule.BaseDataModule`; ``val_fraction`` is
-            passed over, because there are validation rows.
+        **options: See :class:`~smolbench.data.datamodule.BaseDataModule`.
+
+    Raises:
+        SmolbenchError: If a ``val_fraction`` is given that would draw validation rows.
     """
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - those of the base class
         super().__init__(**options)
+        if self.val_fraction not in (0, VAL_FRACTION):  # 0: none is drawn, as it is
+            raise SmolbenchError(
+                f"data.val_fraction {self.val_fraction} would divide the training rows, but SAMSum "
+                "has validation rows of its own: leave it out (data.limit_val takes fewer of them)."
+            )
 
     def load_hub(self) -> Source:
         """See the base class."""

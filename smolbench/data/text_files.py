@@ -89,6 +89,7 @@ class TextFilesDataModule(TextDataModule):
             val_split=val_split,
             test_split=test_split,
             revision=self.revision,
+            val_fraction=self.val_fraction,
         )
         self.own.check(source, "the built-in reviews")
 

@@ -91,6 +91,7 @@ class TextPairsDataModule(SummarizationDataModule):
             val_split=val_split,
             test_split=test_split,
             revision=self.revision,
+            val_fraction=self.val_fraction,
         )
         self.own.check(source, "the built-in dialogues")
 

@@ -64,6 +64,12 @@ def test_another_dataset_of_the_name_is_refused(monkeypatch, tmp_path):
         made.split("train")
 
 
+def test_validation_rows_are_not_drawn(tmp_path):
+    with pytest.raises(SmolbenchError, match=r"val_fraction 0\.3 .* validation rows of its own"):
+        data(tmp_path, val_fraction=0.3)
+    assert len(data(tmp_path, val_fraction=0).split("val")) == SIZES["validation"]
+
+
 def test_the_sample_is_the_same_everywhere():
     rows = samsum_sample("train")
     assert rows == samsum_sample("train")

@@ -152,12 +152,26 @@ def test_contradicting_options(tmp_path, options, said):
             {"train_file": "a.csv", "test_file": "b.csv", "test_fraction": 0.1},
             "both say what the test rows are",
         ),
+        (
+            {"train_file": "a.csv", "val_file": "b.csv", "val_fraction": 0.2},
+            "data.val_fraction 0.2 and data.val_file b.csv both say what the validation rows are",
+        ),
+        (
+            {"dataset_id": "x/y", "val_split": "dev", "val_fraction": 0.2},
+            "data.val_fraction 0.2 and data.val_split 'dev' both say",
+        ),
     ],
 )
 @pytest.mark.parametrize("kind", [TextPairsDataModule, TextFilesDataModule])
 def test_options_that_nothing_would_read(kind, options, said):
     with pytest.raises(SmolbenchError, match=said):
         kind(**options)
+
+
+@pytest.mark.parametrize("kind", [TextPairsDataModule, TextFilesDataModule])
+def test_none_drawn_for_validation_goes_with_rows_of_their_own(kind):
+    # as a recipe that validates on nothing has it
+    kind(train_file="a.csv", val_file="b.csv", val_fraction=0)
 
 
 def test_a_text_with_several_summaries_stays_together(tmp_path):
