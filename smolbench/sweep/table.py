@@ -161,8 +161,9 @@ def legend_of(results: Sequence[Result], best: Sequence[Result], metric: str) ->
 
 def columns_of(metric: str) -> list[Column]:
     """Figure 5 of Henderson et al. 2025, and what other tasks and devices have in its place."""
-    quality = [metric, "val/f1_macro", "val/accuracy", "val/acc_norm"]
-    tested = ["test/accuracy", "test/f1_macro", "test/acc_norm"]
+    rouge = ("rouge1", "rouge2", "rougeL")
+    quality = [metric, *(f"val/{name}" for name in ("f1_macro", "accuracy", "acc_norm", *rouge))]
+    tested = [f"test/{name}" for name in ("accuracy", "f1_macro", "acc_norm", *rouge)]
     costs = [
         Column("runtime_s", "runtime, s", lambda r: r.training_s, is_cost=True),
         _cost("cost/rss_delta_mib", "memory delta, MiB"),

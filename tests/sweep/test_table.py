@@ -73,6 +73,24 @@ def test_figure_5(tmp_path):
     ]
 
 
+def test_summaries_are_shown_by_their_rouge(tmp_path):
+    space = read_space(["model.lr=5e-5,1e-4"], [])
+    tested = {"test/rouge1": 0.47, "test/rouge2": 0.23, "test/rougeL": 0.39}
+    results = [
+        result(0, space.point(0), 1.4, **{"val/loss": 1.4, "val/rouge1": 0.46, **tested}),
+        result(1, space.point(1), 1.5, **{"val/loss": 1.5, "val/rouge1": 0.45}),
+    ]
+    text = write_tables(tmp_path, "summaries", space, results, "val/loss", "min")
+    heading, _, first, second = (
+        [c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line
+    )
+    best = dict(zip(heading, first, strict=True))
+    assert best["val/loss"] == "1.4000"
+    assert best["val/rouge1"] == "0.4600"
+    assert [best[key] for key in tested] == ["0.4700", "0.2300", "0.3900"]
+    assert dict(zip(heading, second, strict=True))["test/rouge1"] == ""
+
+
 def test_the_best_in_the_mean_and_complete_ones_first(curve):
     best = best_of(curve, "max")
     assert {said["model.method"] for said in (r.point for r in best)} == {"full"}
