@@ -14,8 +14,9 @@ _LEGEND = (
     "and say why."
 )
 _LEGEND_OF_P = (
-    "p is that of McNemar's exact test against the best row, on the same texts, adjusted for the "
-    "number of rows (Holm); of several seeds the newest run is tested."
+    "p is that of McNemar's exact test against the best row, on the same texts, of summaries that "
+    "of a paired bootstrap, adjusted for the number of rows (Holm); of several seeds the newest "
+    "run is tested."
 )
 _PRICE = Cost(MONEY, "training price", lambda record: None)
 

@@ -4,12 +4,12 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_rel
 
 from smolbench.cli import main
 from smolbench.runs.leaderboard import build_report
 from smolbench.runs.record import find_folders, read_records
-from smolbench.runs.significance import holm, mcnemar, with_significance
+from smolbench.runs.significance import holm, mcnemar, paired_bootstrap, with_significance
 from tests.helpers.written_runs import MULTIPLE_CHOICE, SUMMARIES, write_run
 
 N = 200
@@ -134,9 +134,48 @@ def test_a_damaged_file_is_named(tmp_path, monkeypatch, capsys):
     assert "McNemar" not in capsys.readouterr().out
 
 
-def test_summaries_are_neither_right_nor_wrong(tmp_path):
-    for name, value in (("a", 0.3), ("b", 0.4)):
-        write_run(tmp_path / name, SUMMARIES, test__rouge1=value, series_digest=name)
-        table = pyarrow.table({"index": [0, 1], "summary": ["x", "y"]})
-        pyarrow.parquet.write_table(table, tmp_path / name / "predictions.parquet")
-    assert p_values(tmp_path) == ({"a": None, "b": None}, [])
+@pytest.mark.parametrize("shift", [0.0, 0.01, 0.02, 0.03, -0.02, 0.2])
+def test_the_paired_bootstrap_of_many_texts_is_the_paired_t_test(shift):
+    generator = np.random.default_rng(1)
+    both = generator.uniform(size=800)  # what makes a text easy for either
+    one, other = both + shift, both + generator.normal(scale=0.3, size=800)
+    expected = ttest_rel(one, other).pvalue
+    assert paired_bootstrap(one, other) == pytest.approx(expected, abs=0.015)
+    assert paired_bootstrap(other, one) == paired_bootstrap(one, other)
+
+
+def test_the_paired_bootstrap_has_its_ends():
+    scores = np.linspace(0, 1, 50)
+    assert paired_bootstrap(scores, scores) == 1.0
+    assert paired_bootstrap(scores + 1, scores) == 1e-4
+
+
+def write_summaries(folder, scores, *, order=None, **changes):
+    order = np.arange(len(scores)) if order is None else order
+    options = {"test__rouge1": scores.mean().item(), "series_digest": folder.name}
+    write_run(folder, SUMMARIES, **{**options, **changes})
+    columns = {"index": order, "summary": ["x"] * len(scores), "rouge1": scores[order]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / "predictions.parquet")
+
+
+def test_summaries_are_tested_by_their_scores(tmp_path):
+    generator = np.random.default_rng(0)
+    best = generator.uniform(size=400)
+    near = best - generator.normal(0.002, 0.1, size=400)
+    write_summaries(tmp_path / "best", best)
+    write_summaries(tmp_path / "near", near, order=generator.permutation(400))
+    write_summaries(tmp_path / "far", best - generator.uniform(0, 0.2, size=400))
+    found, refused = p_values(tmp_path)
+    assert refused == []
+    assert found["best"] is None
+    assert found["far"] == pytest.approx(2e-4)  # two rows
+    assert found["near"] == pytest.approx(paired_bootstrap(best, near))
+    assert found["near"] > 0.05
+
+
+def test_summaries_of_another_score_are_not_tested(tmp_path):
+    scores = np.linspace(0.2, 0.6, 40)
+    write_summaries(tmp_path / "best", scores)
+    write_summaries(tmp_path / "other", scores / 2, test__rouge1=0.3)
+    write_summaries(tmp_path / "undefined", np.full(40, np.nan), test__rouge1=0.3)
+    assert p_values(tmp_path)[0] == {"best": None, "other": None, "undefined": None}
