@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,7 +89,7 @@ def report(arguments: Sequence[str]) -> int:
         "--details",
         action="store_true",
         help="put learning curves, sample predictions and the environment of every run into the "
-        "page (reads all metrics.csv and predictions.parquet)",
+        "page, the tables and the pictures (reads all metrics.csv and predictions.parquet)",
     )
     parser.add_argument(
         "--csv", type=_path, metavar="DIR", help="write every table into this folder as CSV"
@@ -99,7 +99,7 @@ def report(arguments: Sequence[str]) -> int:
         type=_path,
         metavar="DIR",
         help="write the plots of quality over costs into this folder as PNG, with --details also "
-        "learning curves (needs matplotlib)",
+        "learning curves and confusion matrices (needs matplotlib)",
     )
     options = parser.parse_args(arguments)
     if options.png is not None:
@@ -116,48 +116,60 @@ def report(arguments: Sequence[str]) -> int:
             log.warning("%s It is not tested.", sentence)
         status = 1 if refused else status
     text = render_markdown(datasets)
-    if options.details:
-        from smolbench.runs.details import full_details_of
-
-        unread: list[str] = []
-
-        def describe(record: RunRecord) -> Details:
-            details, sentences = full_details_of(record)
-            unread.extend(sentences)
-            return details
-
-        page = render_page(datasets, describe)
-        for sentence in unread:
-            log.warning("%s It is left out.", sentence)
-        status = 1 if unread else status
-    else:
-        page = render_page(datasets)
+    describe, unread = _describer(full=options.details)
+    page = render_page(datasets, describe)  # has every run
+    for sentence in unread:
+        log.warning("%s It is left out.", sentence)
+    status = 1 if unread else status
     _write(options.output, page)
     if options.csv is not None:
-        _write_tables(datasets, options.csv)
+        _write_tables(datasets, options.csv, describe)
     if options.png is not None:
-        _write_pictures(datasets, options.png, curves=options.details)
+        _write_pictures(datasets, options.png, details=options.details)
     if options.markdown is not None:
         _write(options.markdown, text)
     _say(text)
     return status
 
 
-def _write_tables(datasets: Sequence[DatasetReport], folder: Path) -> None:
+def _describer(*, full: bool) -> tuple[Callable[[RunRecord], Details], list[str]]:
+    """What says all of a run that is asked for, reading its files once.
+
+    Returns:
+        It, and a list that gets a sentence for every file that cannot be read.
+    """
+    from smolbench.runs.details import details_of, full_details_of
+
+    known: dict[int, Details] = {}
+    unread: list[str] = []
+
+    def describe(record: RunRecord) -> Details:
+        if id(record) not in known:
+            details, sentences = full_details_of(record) if full else (details_of(record), [])
+            known[id(record)] = details
+            unread.extend(sentences)
+        return known[id(record)]
+
+    return describe, unread
+
+
+def _write_tables(
+    datasets: Sequence[DatasetReport], folder: Path, describe: Callable[[RunRecord], Details]
+) -> None:
     from smolbench.runs.tables_csv import write_tables
 
     try:
-        written = write_tables(datasets, folder)
+        written = write_tables(datasets, folder, describe)
     except OSError as error:
         raise SmolbenchError(f"{folder} cannot be written ({error.strerror}).") from error
     log.info("Written: %d tables in %s", len(written), folder)
 
 
-def _write_pictures(datasets: Sequence[DatasetReport], folder: Path, *, curves: bool) -> None:
+def _write_pictures(datasets: Sequence[DatasetReport], folder: Path, *, details: bool) -> None:
     from smolbench.runs.pictures import write_pictures
 
     try:
-        written = write_pictures(datasets, folder, curves=curves)
+        written = write_pictures(datasets, folder, details=details)
     except OSError as error:
         raise SmolbenchError(f"{folder} cannot be written ({error.strerror}).") from error
     log.info("Written: %d pictures in %s", len(written), folder)

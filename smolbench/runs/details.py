@@ -62,6 +62,7 @@ class Details:
         confusion: How many of each true class (lines) were called what; ``None`` likewise.
         curves: Its learning curves, as SVG.
         predictions: Some of its test's predictions; ``None`` if there are none.
+        samples: Documents with their summaries before and after training; ``None`` likewise.
     """
 
     facts: tuple[tuple[str, str], ...]
@@ -69,6 +70,7 @@ class Details:
     confusion: Table | None
     curves: tuple[str, ...] = ()
     predictions: Table | None = None
+    samples: Table | None = None
 
 
 def full_details_of(record: RunRecord) -> tuple[Details, list[str]]:
@@ -78,7 +80,7 @@ def full_details_of(record: RunRecord) -> tuple[Details, list[str]]:
         The details, and a sentence for every file that cannot be read.
     """
     from smolbench.runs.curves import draw, read_curves  # lazy: only asked for by an option
-    from smolbench.runs.mistakes import sample_table
+    from smolbench.runs.mistakes import sample_table, summaries_table
 
     details, refused = details_of(record), []
     try:
@@ -90,7 +92,8 @@ def full_details_of(record: RunRecord) -> tuple[Details, list[str]]:
         details = replace(details, predictions=sample_table(record.path))
     except SmolbenchError as error:
         refused.append(str(error))
-    return replace(details, facts=(*details.facts, *_environment(record.path))), refused
+    facts = (*details.facts, *_environment(record.path))
+    return replace(details, facts=facts, samples=summaries_table(record.path)), refused
 
 
 def _environment(run: Path) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""A few of a test's predictions: some that are right, and the most confident mistakes."""
+"""A few of a test's predictions: the most confident mistakes and some that are right; summaries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from smolbench.errors import SmolbenchError
-from smolbench.runs.cells import Cell, Heading, Table
+from smolbench.runs.cells import Cell, Heading, Table, without_empty
+from smolbench.runs.samples import SAMPLE_LABELS, read_samples
 from smolbench.runs.significance import FILE_NAME
 
 _RIGHT, _WRONG = 3, 5
@@ -73,6 +74,16 @@ def sample_table(run: Path) -> Table | None:
         for place in [*wrong, *right]
     )
     return Table(headings, lines)
+
+
+def summaries_table(run: Path) -> Table | None:
+    """A run's sample summaries beside their documents and references; ``None`` if it has none."""
+    columns = (*SAMPLE_LABELS, ("before_convention", "before training, written as"))
+    samples = [sample for sample in read_samples(run) if sample]
+    if not samples:
+        return None
+    headings = [Heading(label, is_text=True) for _, label in columns]
+    return without_empty(headings, [[Cell(s.get(key, "")) for key, _ in columns] for s in samples])
 
 
 def _name(names: list[str], number: int | None) -> str:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from smolbench.errors import SmolbenchError
 from smolbench.files import write_atomically
 from smolbench.runs.board import DatasetReport
+from smolbench.runs.cells import Table
 from smolbench.runs.curves import Curve, read_curves
+from smolbench.runs.details import details_of
 from smolbench.runs.page import plot_of
 from smolbench.runs.record import RunRecord
 from smolbench.runs.tables_csv import plain_name
@@ -41,7 +43,7 @@ def require_matplotlib() -> None:
         ) from None
 
 
-def write_pictures(report: Sequence[DatasetReport], folder: Path, *, curves: bool) -> list[Path]:
+def write_pictures(report: Sequence[DatasetReport], folder: Path, *, details: bool) -> list[Path]:
     """Draw the plots of a report.
 
     Every board has one of quality over each of its costs, under the name of its table as CSV:
@@ -50,8 +52,8 @@ def write_pictures(report: Sequence[DatasetReport], folder: Path, *, curves: boo
     Args:
         report: The report.
         folder: Where they go.
-        curves: Whether the runs' learning curves are drawn, too; those that cannot be read are
-            passed over, for the page's details say so.
+        details: Whether the runs' learning curves and confusion matrices are drawn, too; curves
+            that cannot be read are passed over, for the page's details say so.
 
     Returns:
         The files.
@@ -70,12 +72,14 @@ def write_pictures(report: Sequence[DatasetReport], folder: Path, *, curves: boo
                 if (figure := quality_over_cost(plot, cost)) is not None
             ]
         rows = [*(row for board in dataset.boards for row in board.rows), *dataset.unscored]
-        for record in (record for row in rows for record in row.records if curves):
+        for record in (record for row in rows for record in row.records if details):
+            run = plain_name(record.name)
+            if (confusion := details_of(record).confusion) is not None:
+                made.append((f"run-{run}-confusion", confusion_matrix(confusion, record)))
             try:
                 found = read_curves(record.path)
             except SmolbenchError:
                 continue
-            run = plain_name(record.name)
             made += [
                 (f"run-{run}-{plain_name(curve.metric)}", curve_over_steps(curve, record))
                 for curve in found
@@ -174,6 +178,31 @@ def curve_over_steps(curve: Curve, record: RunRecord) -> Figure:
     axes.set_xlabel("optimiser step")
     axes.set_ylabel(curve.metric)
     axes.legend(fontsize=7)
+    return figure
+
+
+def confusion_matrix(table: Table, record: RunRecord) -> Figure:
+    """How many texts of each class (lines) were called what; darker where more of the class were.
+
+    Args:
+        table: From :func:`smolbench.runs.details.details_of`.
+        record: The run.
+    """
+    figure, axes = _figure()
+    names = [heading.label for heading in table.headings[1:]]
+    counts = [[cell.value or 0.0 for cell in line[1:]] for line in table.lines]
+    shares = [[count / (sum(line) or 1.0) for count in line] for line in counts]
+    axes.grid(visible=False)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for y, line in enumerate(table.lines):
+        for x, cell in enumerate(line[1:]):
+            colour = "white" if shares[y][x] > 0.6 else "black"
+            axes.text(x, y, cell.shown, ha="center", va="center", color=colour, fontsize=7)
+    axes.set_xticks(range(len(names)), names, rotation=45 if len(names) > 4 else 0)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("was called")
+    axes.set_ylabel("is")
+    axes.set_title(record.name, fontsize=8)
     return figure
 
 

@@ -5,19 +5,29 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from smolbench.files import write_atomically
 from smolbench.runs.board import DatasetReport
 from smolbench.runs.cells import Table, comparison_table, leaderboard_table, unscored_table
-from smolbench.runs.details import details_of
+from smolbench.runs.details import Details, details_of
+from smolbench.runs.record import RunRecord
 
 
-def write_tables(report: Sequence[DatasetReport], folder: Path) -> list[Path]:
+def write_tables(
+    report: Sequence[DatasetReport],
+    folder: Path,
+    describe: Callable[[RunRecord], Details] = details_of,
+) -> list[Path]:
     """Write the tables of a report, numbers in full.
 
     The names of the files say what they hold: ``stanfordnlp_imdb-1-leaderboard.csv``.
+
+    Args:
+        report: The report.
+        folder: Where they go.
+        describe: What is said of a single run.
 
     Returns:
         The files.
@@ -34,12 +44,13 @@ def write_tables(report: Sequence[DatasetReport], folder: Path) -> list[Path]:
         tables.append((f"{name}-unscored", unscored_table(dataset.unscored)))
         rows = [*(row for board in dataset.boards for row in board.rows), *dataset.unscored]
         for record in (record for row in rows for record in row.records):
-            details = details_of(record)
+            details = describe(record)
             run = plain_name(record.name)
+            kinds = ("classes", "confusion", "predictions", "samples")
             tables += [
                 (f"run-{run}-{kind}", table)
-                for kind, table in (("classes", details.classes), ("confusion", details.confusion))
-                if table is not None
+                for kind in kinds
+                if (table := getattr(details, kind)) is not None
             ]
     written: list[Path] = []
     for name, table in tables:

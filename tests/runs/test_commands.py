@@ -11,7 +11,8 @@ import pyarrow.parquet
 import pytest
 
 from smolbench.cli import main
-from tests.helpers.written_runs import CLASSIFICATION, MULTIPLE_CHOICE, write_run
+from smolbench.runs.samples import write_samples
+from tests.helpers.written_runs import CLASSIFICATION, MULTIPLE_CHOICE, SUMMARIES, write_run
 
 
 @pytest.fixture
@@ -119,6 +120,29 @@ def test_details_of_every_run_are_on_the_page_if_asked_for(two, capsys):
     assert main(["report", "--details"]) == 1
     assert "metrics.csv cannot be read" in capsys.readouterr().err
     assert "0.7000" in (two / "report.html").read_text()
+
+
+def test_sample_predictions_are_written_with_the_details(two, capsys):
+    run = two / "runs" / "imdb_probe" / "1"
+    columns = {"index": [3], "label": [0], "prediction": [1], "score_a": [0.3], "score_b": [0.7]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), run / "predictions.parquet")
+    write_run(two / "runs" / "samsum" / "1", SUMMARIES, recipe="samsum")
+    sample = {"document": "A: <hi>", "reference": "R", "before": None, "after": "same"}
+    write_samples(two / "runs" / "samsum" / "1", [sample, {**sample, "before": "same"}])
+    assert main(["report", "--csv", "plain"]) == 0
+    assert not list((two / "plain").glob("run-*"))
+    assert "after training" not in (two / "report.html").read_text()
+    assert main(["report", "--details", "--csv", "tables"]) == 0
+    predictions = (two / "tables" / "run-imdb_probe_1-predictions.csv").read_text().splitlines()
+    assert predictions[0].startswith("row,,is,was called,its score")
+    assert predictions[1] == "3,wrong,a,b,0.7,0.3,0.7"
+    samples = (two / "tables" / "run-samsum_1-samples.csv").read_text().splitlines()
+    assert samples[0] == "document,before training,after training,reference"
+    assert samples[1:] == ["A: <hi>,,same,R", "A: <hi>,same,same,R"]
+    page = (two / "report.html").read_text()
+    assert page.count("<dt>after training</dt><dd>same</dd>") == 2
+    assert page.count("<dt>before training</dt><dd>same</dd>") == 1
+    assert "A: &lt;hi&gt;" in page
 
 
 def test_tables_as_csv(two, capsys):

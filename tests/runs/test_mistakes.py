@@ -5,7 +5,8 @@ import pyarrow.parquet
 import pytest
 
 from smolbench.errors import SmolbenchError
-from smolbench.runs.mistakes import sample_table
+from smolbench.runs.mistakes import sample_table, summaries_table
+from smolbench.runs.samples import FILE_NAME, write_samples
 
 
 def write(folder, **columns):
@@ -52,6 +53,32 @@ def test_there_may_be_nothing_to_show(tmp_path):
     assert sample_table(tmp_path) is None
     write(tmp_path, index=[0], label=[0], prediction=[0], log_likelihood_0=[-1.0])
     assert sample_table(tmp_path) is None
+
+
+def test_summaries_stand_beside_their_references(tmp_path):
+    assert summaries_table(tmp_path) is None
+    sample = {
+        "document": "A: hi\r\nB: hello",
+        "reference": "They greet.",
+        "before": "B",
+        "after": "B",
+    }
+    write_samples(tmp_path, [{**sample, "after": None}, sample])
+    table = summaries_table(tmp_path)
+    assert [heading.label for heading in table.headings] == [
+        "document",
+        "before training",
+        "after training",
+        "reference",
+    ]
+    assert cells(table) == [
+        ["A: hi\r\nB: hello", "B", "", "They greet."],
+        ["A: hi\r\nB: hello", "B", "B", "They greet."],
+    ]
+    write_samples(tmp_path, [{**sample, "before_convention": "card"}])
+    assert cells(summaries_table(tmp_path))[0][-1] == "card"
+    (tmp_path / FILE_NAME).write_text("[{}]")
+    assert summaries_table(tmp_path) is None
 
 
 def test_a_damaged_file_is_a_sentence(tmp_path):

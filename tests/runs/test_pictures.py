@@ -9,9 +9,15 @@ from pathlib import Path
 import pytest
 
 from smolbench.cli import main
+from smolbench.runs.details import details_of
 from smolbench.runs.leaderboard import build_report
 from smolbench.runs.page import plot_of
-from smolbench.runs.pictures import pareto_front, quality_over_cost, write_pictures
+from smolbench.runs.pictures import (
+    confusion_matrix,
+    pareto_front,
+    quality_over_cost,
+    write_pictures,
+)
 from smolbench.runs.record import find_folders, read_records
 from tests.helpers.written_runs import write_run
 
@@ -55,7 +61,7 @@ def test_files_are_pictures(three, capsys):
 def test_equal_results_give_equal_files_and_others_do_not(three):
     def drawn(folder: str) -> dict[str, bytes]:
         records, _ = read_records(find_folders([three / "runs"]))
-        written = write_pictures(build_report(records, None), three / folder, curves=False)
+        written = write_pictures(build_report(records, None), three / folder, details=False)
         return {path.name: path.read_bytes() for path in written}
 
     before, again = drawn("a"), drawn("b")
@@ -115,6 +121,20 @@ def test_learning_curves_come_with_the_details(three):
     assert main(["report", "--png", "figures", "--details"]) == 0
     names = {path.name for path in (three / "figures").glob("run-*")}
     assert names == {"run-good_good-loss.png", "run-good_good-accuracy.png"}
+
+
+def test_confusion_matrices_come_with_the_details(three):
+    counts = {"test__labels": ["neg", "pos"], "test__confusion": [[1200, 300], [0, 700]]}
+    write_run(three / "runs/good", series_digest="2" * 16, recipe="good", **counts)
+    assert main(["report", "--png", "figures", "--details"]) == 0
+    assert pixels(three / "figures" / "run-good_good-confusion.png") == (1280, 840)
+    (record,) = read_records([three / "runs/good"])[0]
+    axes = confusion_matrix(details_of(record).confusion, record).axes[0]
+    assert axes.images[0].get_array().tolist() == [[0.8, 0.2], [0.0, 1.0]]
+    found = {tuple(map(int, text.get_position())): text.get_text() for text in axes.texts}
+    assert found == {(0, 0): "1,200", (1, 0): "300", (0, 1): "0", (1, 1): "700"}
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["neg", "pos"]
+    assert axes.get_ylabel() == "is"
 
 
 def test_a_single_run_has_nothing_to_weigh(folder_here):
