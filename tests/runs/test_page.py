@@ -212,6 +212,17 @@ parent.document.body.append(outcome);
 """
 
 
+def browsed(page, *options):
+    """What the page's script has found, in a browser."""
+    command = [
+        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000",
+        f"--user-data-dir={page.parent / 'profile'}", "--virtual-time-budget=2000", *options,
+        "--dump-dom", page.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return json.loads(re.search(r"<pre>(.*)</pre>", done.stdout, flags=re.DOTALL)[1])
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 @pytest.mark.parametrize("width", [390, 1300])
 def test_in_a_browser(four, width):
@@ -220,13 +231,7 @@ def test_in_a_browser(four, width):
     # a window is never as narrow as a phone, a frame may be
     style = f"width: {width}px; height: 900px; border: 0"
     page.write_text(f'<meta charset="utf-8"><iframe style="{style}" srcdoc="{clicked}"></iframe>')
-    command = [
-        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000",
-        f"--user-data-dir={four / 'profile'}", "--virtual-time-budget=2000",
-        "--dump-dom", page.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    found = json.loads(re.search(r"<pre>(.*)</pre>", done.stdout, flags=re.DOTALL)[1])
+    found = browsed(page)
     cheap, middle, dear, failed = (f"imdb_probe/{name}" for name in RUNS)
     assert len(found["given"]) > 10
     assert found["unpublished"] == [dear, cheap, middle, failed]
@@ -245,3 +250,55 @@ def test_in_a_browser(four, width):
     assert found["named"] == cheap
     assert found["overflow"] <= 0
     assert found["width"] == width
+
+
+LOOK = """
+<script>
+const colour = (selector, name) => getComputedStyle(document.querySelector(selector))[name];
+const found = { dark: matchMedia("(prefers-color-scheme: dark)").matches };
+found.paper = colour("body", "backgroundColor");
+found.band = colour("tr.published td", "backgroundColor");
+found.on_paper = [colour("body", "color"), colour(".faint", "color"), colour("td a", "color"),
+  colour("tr.unranked td", "color"), colour(".plot text", "fill"), colour(".dot", "fill")];
+found.on_band = [colour("tr.published td", "color"), colour("th", "color"),
+  colour("select", "color")];
+const link = document.querySelector("td a");
+const named = document.querySelector(link.getAttribute("href"));
+found.open = [named.open];
+addEventListener("hashchange", () => {
+  found.open.push(named.open);
+  found.facts = named.querySelector("dl").getBoundingClientRect().height;
+  const outcome = document.createElement("pre");
+  outcome.textContent = JSON.stringify(found);
+  document.body.append(outcome);
+});
+link.click();
+</script>
+"""
+
+
+def contrast(one, other):
+    """The ratio of two colours' luminances, as WCAG 2 has it."""
+
+    def luminance(colour):
+        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    darker, brighter = sorted((luminance(one), luminance(other)))
+    return (brighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_both_colour_schemes_can_be_read_and_a_name_opens_its_run(four, scheme):
+    page = four / "page.html"
+    page.write_text(rendered(four).replace("</body>", f"{LOOK}</body>"))
+    number = ("dark", "light").index(scheme)  # as Chromium numbers them
+    found = browsed(page, f"--blink-settings=preferredColorScheme={number}")
+    assert found["dark"] == (scheme == "dark")
+    assert found["paper"] == ("rgb(20, 23, 27)" if found["dark"] else "rgb(255, 255, 255)")
+    assert min(contrast(colour, found["paper"]) for colour in found["on_paper"]) >= 4.5
+    assert min(contrast(colour, found["band"]) for colour in found["on_band"]) >= 4.5
+    assert found["open"] == [False, True]
+    assert found["facts"] > 0
