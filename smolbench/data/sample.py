@@ -214,7 +214,7 @@ def _splits(seed: int) -> dict[str, dict[str, list[Any]]]:
     """All splits: they must not overlap, and a command asks for each of them several times."""
     writer = _Writer(seed)
     seen: set[str] = set()
-    made = {}
+    made: dict[str, dict[str, list[Any]]] = {}
     for name, size in SIZES.items():
         labels = [0] * (size // 2) + [1] * (size // 2)
         texts = [writer.new_review(label, seen) for label in labels]

@@ -133,7 +133,7 @@ def _splits(seed: int) -> dict[str, dict[str, list[Any]]]:
     """All splits: they must not overlap, and a command asks for each of them several times."""
     grammar = Grammar("news", seed)
     seen: set[str] = set()
-    made = {}
+    made: dict[str, dict[str, list[Any]]] = {}
     for name, size in SIZES.items():
         labels = [row % len(LABELS) for row in range(size)]
         texts = []
