@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,18 @@ from smolbench.runs.significance import FILE_NAME
 
 _RIGHT, _WRONG = 3, 5
 _SCORE = "score_"
+_LOG_LIKELIHOOD, _LENGTH = "log_likelihood_", "length_"
 _MOST_SCORES = 8
 
 
 def sample_table(run: Path) -> Table | None:
-    """Predictions of a classification run, the most confident mistakes first.
+    """Predictions of a run that chooses classes or endings, the most confident mistakes first.
 
-    The texts are not in the file: ``row`` is their place in the test split, from 0.
+    The texts are not in the file: ``row`` is their place in the test split, from 0. Endings are
+    chosen as for ``acc_norm``, and numbered from 0; confident is what is far ahead of all others.
 
     Returns:
-        ``None`` if there are no predictions, or they are not of classes.
+        ``None`` if there are no predictions, or they are of neither kind.
 
     Raises:
         SmolbenchError: If the file is there and cannot be read.
@@ -34,19 +37,23 @@ def sample_table(run: Path) -> Table | None:
         return None
     try:
         table: Any = pyarrow.parquet.read_table(path)
-        names = [n.removeprefix(_SCORE) for n in table.column_names if n.startswith(_SCORE)]
-        if not names or not {"index", "label", "prediction"} <= set(table.column_names):
+        known = set(table.column_names)
+        prefix = _LOG_LIKELIHOOD if "prediction_norm" in known else _SCORE
+        names = [n.removeprefix(prefix) for n in table.column_names if n.startswith(prefix)]
+        answer = "prediction_norm" if prefix == _LOG_LIKELIHOOD else "prediction"
+        if not names or not {"index", "label", answer} <= known:
             return None
-        index, label, prediction = (
-            table[name].to_pylist() for name in ("index", "label", "prediction")
-        )
-        scores = [table[f"{_SCORE}{name}"].to_pylist() for name in names]
+        index, label, prediction = (table[name].to_pylist() for name in ("index", "label", answer))
+        scores = [table[f"{prefix}{name}"].to_pylist() for name in names]
+        if prefix == _LOG_LIKELIHOOD:
+            lengths = [table[f"{_LENGTH}{name}"].to_pylist() for name in names]
+            scores = [_ratios(*pair) for pair in zip(scores, lengths, strict=True)]
         confidence = [
-            scores[said][place] if 0 <= said < len(names) else 0.0
+            _confidence([column[place] for column in scores], said, ahead=answer != "prediction")
             for place, said in enumerate(prediction)
         ]
         order = sorted(range(len(index)), key=lambda place: (-confidence[place], index[place]))
-    except (OSError, ValueError, TypeError, IndexError) as error:  # pyarrow's are among them
+    except (OSError, ValueError, TypeError, LookupError) as error:  # pyarrow's are among them
         said = " ".join(str(error).split())
         raise SmolbenchError(f"{path} cannot be read ({said}).") from error
     wrong = [place for place in order if label[place] != prediction[place]][:_WRONG]
@@ -56,10 +63,10 @@ def sample_table(run: Path) -> Table | None:
     shown = names if len(names) <= _MOST_SCORES else []
     headings = (
         Heading("row"),
-        Heading("", is_text=True),
+        Heading("answer", is_text=True),
         Heading("is", is_text=True),
         Heading("was called", is_text=True),
-        Heading("its score"),
+        Heading("its score" if answer == "prediction" else "ahead by"),
         *(Heading(f"score of {name}") for name in shown),
     )
     lines = tuple(
@@ -84,6 +91,21 @@ def summaries_table(run: Path) -> Table | None:
         return None
     headings = [Heading(label, is_text=True) for _, label in columns]
     return without_empty(headings, [[Cell(s.get(key, "")) for key, _ in columns] for s in samples])
+
+
+def _ratios(values: list[float], lengths: list[float]) -> list[float]:
+    return [
+        value / length if length else -math.inf
+        for value, length in zip(values, lengths, strict=True)
+    ]
+
+
+def _confidence(scores: list[float], said: int, *, ahead: bool) -> float:
+    """The score of what was said, or how far that is ahead of the second; 0 if it is neither."""
+    if not 0 <= said < len(scores):
+        return 0.0
+    others = [score for number, score in enumerate(scores) if number != said]
+    return scores[said] - (max(others) if ahead and others else 0.0)
 
 
 def _name(names: list[str], number: int | None) -> str:

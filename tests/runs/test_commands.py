@@ -134,7 +134,7 @@ def test_sample_predictions_are_written_with_the_details(two, capsys):
     assert "after training" not in (two / "report.html").read_text()
     assert main(["report", "--details", "--csv", "tables"]) == 0
     predictions = (two / "tables" / "run-imdb_probe_1-predictions.csv").read_text().splitlines()
-    assert predictions[0].startswith("row,,is,was called,its score")
+    assert predictions[0].startswith("row,answer,is,was called,its score")
     assert predictions[1] == "3,wrong,a,b,0.7,0.3,0.7"
     samples = (two / "tables" / "run-samsum_1-samples.csv").read_text().splitlines()
     assert samples[0] == "document,before training,after training,reference"

@@ -49,9 +49,37 @@ def test_an_answer_that_is_no_class_is_no_confident_one(tmp_path):
     assert [line[3] for line in found] == ["b", "-1"]
 
 
+def test_endings_are_ranked_by_what_they_are_ahead(tmp_path):
+    write(
+        tmp_path,
+        index=[0, 1, 2],
+        label=[0, 1, 0],
+        prediction=[0, 1, 0],  # by the plain sum
+        prediction_norm=[1, 0, 0],
+        log_likelihood_0=[-4.0, -3.0, -1.0],
+        log_likelihood_1=[-6.0, -2.0, -9.0],
+        length_0=[2.0, 6.0, 1.0],
+        length_1=[4.0, 1.0, 9.0],
+    )
+    table = sample_table(tmp_path)
+    assert [heading.label for heading in table.headings][4:] == [
+        "ahead by",
+        "score of 0",
+        "score of 1",
+    ]
+    assert cells(table) == [
+        ["1", "wrong", "1", "0", "1.5000", "-0.5000", "-2.0000"],
+        ["0", "wrong", "0", "1", "0.5000", "-2.0000", "-1.5000"],
+        ["2", "right", "0", "0", "0.0000", "-1.0000", "-1.0000"],
+    ]
+    write(tmp_path, index=[0], label=[0], prediction_norm=[0], log_likelihood_0=[-1.0])
+    with pytest.raises(SmolbenchError, match=r"predictions\.parquet cannot be read"):
+        sample_table(tmp_path)
+
+
 def test_there_may_be_nothing_to_show(tmp_path):
     assert sample_table(tmp_path) is None
-    write(tmp_path, index=[0], label=[0], prediction=[0], log_likelihood_0=[-1.0])
+    write(tmp_path, index=[0], label=[0], prediction=[0], summary=["x"])
     assert sample_table(tmp_path) is None
 
 
