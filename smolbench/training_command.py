@@ -19,10 +19,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from smolbench.callbacks import BatchWatch, GracefulStop, RunInterrupted
 from smolbench.errors import SmolbenchError
-from smolbench.invocation import Subcommand, read_invocation
+from smolbench.invocation import Invocation, Subcommand, read_invocation
 from smolbench.prediction import predict
 from smolbench.run_folder import remove_empty
-from smolbench.runs.results import FILE_NAME
+from smolbench.runs.results import FILE_NAME, read_results
 from smolbench.training_cli import SmolCLI
 
 log = logging.getLogger("smolbench")
@@ -62,10 +62,7 @@ def run(subcommand: Subcommand, arguments: list[str]) -> int:
         if call.estimate:
             log.warning("Stopped; nothing is left behind.")
             return interruption.status
-        again = ""
-        if call.resumes or (call.made is not None and (call.made / FILE_NAME).is_file()):
-            again = " Go on with the same command and --ckpt_path last."
-        log.warning("%s%s", interruption, again if subcommand == "fit" else "")
+        log.warning("%s%s", interruption, _what_next(call) if subcommand == "fit" else "")
         return interruption.status
     except MisconfigurationException as error:
         raise SmolbenchError(" ".join(str(error).split())) from error
@@ -89,6 +86,16 @@ def run(subcommand: Subcommand, arguments: list[str]) -> int:
         _leave_job()
         remove_empty(call)
     return 0
+
+
+def _what_next(call: Invocation) -> str:
+    """What to do about a training that was stopped; nothing if it has left nothing."""
+    if not call.resumes:
+        if call.made is None or not (call.made / FILE_NAME).is_file():
+            return ""
+        if read_results(call.made).get("resumable") is False:
+            return " It is fitted in one step and cannot be gone on with: repeat the command."
+    return " Go on with the same command and --ckpt_path last."
 
 
 def _quieten_libraries() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import shutil
 import signal
 import subprocess
 import time
@@ -117,6 +118,8 @@ class Trials:
 
     def _command(self, claim: Claim, run_dir: Path) -> list[str]:
         swept = [f"--{name}={text}" for name, text in claim.point.items()]
+        if results_of(run_dir).get("resumable") is False:  # fitted in one step
+            shutil.rmtree(run_dir)
         begun = (run_dir / FILE_NAME).is_file()
         on = ["--ckpt_path=last"] if begun else []
         return ["fit", *self.arguments, *swept, f"--run_dir={run_dir}", *on]

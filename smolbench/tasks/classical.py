@@ -247,6 +247,7 @@ class ClassicalTask(ClassificationTask):
         numbers = learned_numbers(self.pipeline) if self.pipeline is not None else None
         return {
             **super().facts(),
+            "resumable": False,  # what is stopped has to begin anew
             "model/id": f"tfidf-{self.options.classifier}",
             "model/revision": None,
             "model/total_params": numbers,

@@ -2,7 +2,8 @@
 
 ``python -m tests.helpers.fake_sweep --grid fake.lr=1,2 ...`` is ``smolbench sweep`` with them.
 Every start of a trial adds a line to ``starts.txt``. ``--fake.do`` is ``fail``, ``die`` (killed on
-its first attempt), ``die_always``, ``slow`` (10 s unless it was begun before) or ``no_metric``.
+its first attempt), ``die_always``, ``die_anew`` (like ``die``, of a task that cannot be gone on
+with), ``slow`` (10 s unless it was begun before) or ``no_metric``.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def _trial(subcommand: str, options: dict[str, str]) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    write_results(run_dir, {"status": "running"})
+    write_results(run_dir, {"status": "running", "resumable": what != "die_anew"})
+    if what == "die_anew" and Path("starts.txt").read_text().count(run_dir.name) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
     if what == "die_always" or (what == "die" and not resumes):
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "slow" and not resumes:

@@ -108,6 +108,12 @@ def test_failures_are_recorded_and_stop_nothing(here, capsys):
     assert "004_do=ok,lr=3" not in again
 
 
+def test_what_cannot_be_gone_on_with_begins_anew(here):
+    assert sweep("--grid=fake.do=die_anew", "--grid=fake.lr=3") == 0
+    assert [how for _, how, _ in starts()] == ["new", "new"]
+    assert [row["status"] for row in results()] == ["finished"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("storage", [[], ["--storage=sqlite:///shared.db"], ["--storage=own.log"]])
 def test_workers_share_the_points_and_each_runs_once(here, storage):

@@ -91,6 +91,15 @@ def test_there_is_nothing_to_go_on_with(folder_here, capsys):
     assert "there is nothing to go on with" in capsys.readouterr().err
 
 
+def test_a_stopped_fit_says_to_repeat_it(folder_here, capsys):
+    stop = ["--trainer.callbacks=tests.helpers.signals.SignalAt", "--trainer.callbacks.batch=0"]
+    assert main(["fit", *RUN, *stop]) == 130
+    said = " ".join(capsys.readouterr().err.split())
+    assert "cannot be gone on with: repeat the command." in said
+    assert "--ckpt_path" not in said
+    assert results(folder_here)["resumable"] is False
+
+
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
