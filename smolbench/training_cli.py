@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import LightningDataModule, Trainer
+from jsonargparse import ArgumentParser, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 import smolbench.tasks  # noqa: F401 - imported classes can be named without their module
@@ -172,6 +175,8 @@ class SmolCLI(LightningCLI):
         self._refuse_misplaced()
         settings = self._settings()
         self.folder, fresh = self._choose_folder(settings)
+        if call.subcommand == "predict":  # nothing is measured: nobody's tracker hears of it
+            self.config[self.subcommand]["trainer"]["logger"] = False
         # a resumed run may have become longer
         if fresh or call.resumes:
             self.config_text = yaml.safe_dump(settings, sort_keys=False)
@@ -224,10 +229,12 @@ class SmolCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, SmolbenchError):
-                cause = cause.__cause__ or cause.__context__
-            raise cause or error from error
+            # the option parser puts what a class objects to into words of its own
+            if (ours := _cause(error, SmolbenchError)) is not None:
+                raise ours from error
+            if (said := _objection(self.config[self.subcommand]["trainer"])) is not None:
+                raise SmolbenchError(said) from error
+            raise
         if self.call.checkpoint is not None:
             self.model.before_data(read_checkpoint(self.call.checkpoint))
 
@@ -348,3 +355,35 @@ class SmolCLI(LightningCLI):
             from smolbench.runs.summary import print_summary  # lazy: rich and the report's tables
 
             print_summary(self.writer.results, self.folder, splits=splits)
+
+
+def _objection(trainer: Namespace) -> str | None:
+    """What a logger lacks (its package), or a callback objects to.
+
+    The option parser has tried all that `trainer.logger` and `trainer.callbacks` may be, and its
+    error is of the first of these; so each is built once more, as what it is.
+    """
+    for option, kind in (("logger", Logger), ("callbacks", Callback)):
+        given = trainer[option]
+        for one in given if isinstance(given, list) else [given]:
+            if not isinstance(one, Namespace):  # true, false, null
+                continue
+            parser = ArgumentParser(exit_on_error=False)
+            parser.add_argument("--one", type=kind)
+            try:
+                parser.instantiate_classes(Namespace(one=one))  # type: ignore[no-untyped-call]
+            except Exception as error:  # whatever a class raises
+                cause = _cause(error, ImportError, MisconfigurationException)
+                if cause is not None:
+                    name = one["class_path"].rpartition(".")[2]
+                    said = str(cause).strip() or type(cause).__name__
+                    return f"trainer.{option} {name}: {said.splitlines()[0]}"
+    return None
+
+
+def _cause(error: BaseException, *kinds: type[BaseException]) -> BaseException | None:
+    """The first error of some kinds among an error and its causes."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, kinds):
+        cause = cause.__cause__ or cause.__context__
+    return cause
