@@ -101,7 +101,7 @@ def _ratios(values: list[float], lengths: list[float]) -> list[float]:
 
 
 def _confidence(scores: list[float], said: int, *, ahead: bool) -> float:
-    """The score of what was said, or how far that is ahead of the second; 0 if it is neither."""
+    """The score of what was said, or how far it is ahead of the second; 0 if that is no choice."""
     if not 0 <= said < len(scores):
         return 0.0
     others = [score for number, score in enumerate(scores) if number != said]
