@@ -13,6 +13,8 @@ from smolbench.digest import digest, file_digest
 from smolbench.errors import SmolbenchError
 from smolbench.models.backbone import Backbone, DType, readable_errors
 from smolbench.models.gpt_neo import use_fused_attention
+from smolbench.models.lean_layers import use_lean_layers
+from smolbench.models.products import use_quick_products
 from smolbench.models.quantization import keep_gradients
 from smolbench.models.scoring import last_states, next_token_logits
 
@@ -116,6 +118,8 @@ def load_language_model(
     model.config.use_cache = False  # else every pass keeps all layers' keys and values
     if fused:
         use_fused_attention(model)
+    use_lean_layers(model)
+    use_quick_products(model)
     keep_gradients(model)
     network: torch.nn.Module = model  # transformers' own methods are untyped
     network.eval()

@@ -42,7 +42,8 @@ class Prompted:
             lengths: Real tokens per row, shape ``(B,)``.
         """
         rows = torch.cat([self._in_front.expand(len(input_ids), -1), input_ids], dim=1)
-        return self._next(self._states(rows), lengths + len(self._in_front))
+        lengths = lengths + len(self._in_front)
+        return self._next(self._states(rows, lengths), lengths)
 
     @torch.inference_mode()
     def continuations(
@@ -94,9 +95,9 @@ class Prompted:
             positions = torch.minimum(positions, lengths[:, None] - 1)
             positions = positions.scatter(1, places, lengths[:, None] + depth)
             branch = torch.zeros_like(rows).scatter(1, places, number.expand(count, -1))
-            states = self._states(rows, positions, branch)
+            states = self._states(rows, lengths + len(inner), positions, branch)
         else:
-            states = self._states(rows)
+            states = self._states(rows, lengths + len(inner))
         first = self._next(states, lengths)
         scores = first[:, [answer[0] for answer in answers]]
         start = 0
@@ -111,11 +112,13 @@ class Prompted:
     def _states(
         self,
         rows: torch.Tensor,
+        lengths: torch.Tensor,
         positions: torch.Tensor | None = None,
         branch: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Output of the last layer behind the shared beginning, shape ``(B, T, D)``."""
-        batch = {"input_ids": rows}
+        real = torch.arange(rows.shape[1], device=rows.device) < lengths[:, None]
+        batch = {"input_ids": rows, "attention_mask": real}
         before = 0 if self._prefix is None else self._prefix.get_seq_length()
         if positions is None and before and can_branch(self.model):
             positions = torch.arange(rows.shape[1], device=rows.device).expand(len(rows), -1)

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from smolbench.models.packed_rows import packed_states
+from smolbench.models.products import QuickLinear, product
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
@@ -68,15 +71,18 @@ def last_states(
     Args:
         model: With or without its head.
         batch: ``input_ids`` and, for rows that branch or continue a prefix, ``position_ids`` and
-            ``branch``, all ``(R, T)``.
+            ``branch``, all ``(R, T)``; then also ``attention_mask``, if there is padding.
         prefix: Keys and values in front of every row.
     """
     options: dict[str, object] = {}
     if "branch" in batch:
         before = 0 if prefix is None else prefix.get_seq_length()
         gaps = distances(batch["position_ids"], batch["branch"], before)
+        windowed = model.config.model_type == "gpt_neo"  # by its own attention
+        if gaps.device.type == "cpu" and not torch.is_grad_enabled() and not windowed:
+            return packed_states(model, batch, gaps, prefix)
         # GPT-Neo's layers need the distances themselves: every other one looks back so far only
-        options["attention_mask"] = gaps if model.config.model_type == "gpt_neo" else gaps >= 0
+        options["attention_mask"] = gaps if windowed else gaps >= 0
         options["position_ids"] = batch["position_ids"]
     if prefix is not None:
         options["past_key_values"] = prefix
@@ -151,8 +157,9 @@ def _sliceable_head(model: PreTrainedModel) -> torch.nn.Linear | None:
     A GPU is faster with few large products.
     """
     head = _head(model)
-    if type(head) is not torch.nn.Linear or head._forward_hooks:  # adapted, quantised, watched
-        return None
+    if type(head) not in {torch.nn.Linear, QuickLinear} or head._forward_hooks:
+        return None  # adapted, quantised, watched
+    assert isinstance(head, torch.nn.Linear)
     return head if head.weight.device.type == "cpu" else None
 
 
@@ -168,7 +175,7 @@ def _by_slices(
     for begin in range(0, head.out_features, VOCABULARY_SLICE):
         these = slice(begin, begin + VOCABULARY_SLICE)
         bias = None if head.bias is None else head.bias[these]
-        logits = torch.nn.functional.linear(states, head.weight[these], bias).float()
+        logits = product(states, head.weight[these], bias).float()
         logits = _scaled(model, logits)
         total = torch.logaddexp(total, logits.logsumexp(dim=1))
         place = tokens - begin

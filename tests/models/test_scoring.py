@@ -11,7 +11,7 @@ from smolbench.models import scoring
 from smolbench.models.backbone import shared_prefix
 from smolbench.models.causal_lm import LanguageModel, load_language_model
 from smolbench.models.choice_rows import ChoiceRows
-from smolbench.models.scoring import can_branch, log_likelihoods
+from smolbench.models.scoring import can_branch, last_states, log_likelihoods
 from tests.helpers.tiny import CAUSAL, tiny_language_model
 
 BRANCHING = ["llama", "gpt2", "gpt_neo", "opt", "opt_350m", "qwen2", "qwen3", "gpt_neox"]
@@ -87,6 +87,32 @@ def test_a_shared_row_is_equal_to_four_separate_ones(tmp_path, kind):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(alone, expected, rtol=0, atol=1e-4)
     assert expected.std() > 1  # the endings are told apart
+
+
+@pytest.mark.parametrize("kind", BRANCHING)
+@pytest.mark.parametrize("front", [0, 20])
+def test_packed_rows_are_equal_to_padded_ones(tmp_path, kind, front):
+    prompt = np.random.default_rng(9).integers(5, 300, front).tolist()
+    model, asked = load(kind), questions(prompt=prompt)
+    prefix = shared_prefix(model.base_model, prompt) if front else None
+    batch = everything(rows(tmp_path, asked, prefix=front))
+    real = batch["attention_mask"].bool()
+    assert not real.all()
+    padded = last_states(model, batch, prefix).detach()  # where gradients are asked for
+    attention = model.config._attn_implementation
+    with torch.no_grad():
+        packed = last_states(model, batch, prefix)
+    assert model.config._attn_implementation == attention
+    torch.testing.assert_close(packed[real], padded[real], rtol=0, atol=1e-5)
+    assert bool(packed[~real].any()) == (kind == "gpt_neo")  # whose rows are never packed
+
+
+def test_a_pass_that_fails_leaves_the_attention_as_it_was(tmp_path):
+    model, asked = load("llama"), questions()
+    batch = everything(rows(tmp_path, asked))
+    with torch.no_grad(), pytest.raises(IndexError):
+        log_likelihoods(model, {**batch, "input_ids": batch["input_ids"] + 10**6})
+    assert can_branch(model)
 
 
 @pytest.mark.parametrize("kind", BRANCHING)
