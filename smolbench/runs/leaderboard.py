@@ -27,7 +27,7 @@ from smolbench.runs.board import (
     Row,
 )
 from smolbench.runs.published import Published, published_figures
-from smolbench.runs.record import RunRecord
+from smolbench.runs.record import PROMPT, RunRecord
 
 
 def build_report(
@@ -139,6 +139,8 @@ class _Builder:
         else:
             spread = newest.number(f"test/{metric}_stderr")
         notes = []
+        if newest.text("method") == PROMPT and (rule := newest.text("convention")) is not None:
+            notes.append(f"rule: {rule}")
         if any(record.results.get("teacher/same_rows") is False for record in records):
             notes.append("its teacher may have seen the test set")
         if any(self.trained(record).text("parent_run") for record in records):

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import cast
 
-from smolbench.runs.record import RunRecord, State
+from smolbench.runs.record import PROMPT, RunRecord, State
 
 FILE = Path(__file__).with_name("published.csv")
 _SAME_SIZE = 0.01
@@ -29,7 +29,8 @@ class Published:
         state: Whether the model was trained.
         model: Name of the model, as in ``model/id``.
         method: As in ``method``.
-        convention: How multiple choice was scored or summaries were written; ``None`` elsewhere.
+        convention: How multiple choice was scored, summaries were written or a prompt's answer was
+            found; ``None`` elsewhere.
         metric: Name of the metric, as behind ``test/``.
         value: The figure, a share of 1.
         n_test: Size of the test split.
@@ -50,18 +51,26 @@ class Published:
     source: str
 
     def of_test_set(self, dataset: str, n: int | None, convention: str | None) -> bool:
-        """Whether it is of a test set of this size, scored by this convention."""
-        if n is None or (self.dataset, self.convention) != (dataset, convention):
+        """Whether it is of a test set of this size, scored by this convention.
+
+        A prompt's convention does not divide test sets, see :attr:`RunRecord.convention`.
+        """
+        divides = None if self.method == PROMPT else self.convention
+        if n is None or (self.dataset, divides) != (dataset, convention):
             return False
         return abs(n - self.n_test) <= _SAME_SIZE * self.n_test
 
     def reproduced_by(self, record: RunRecord) -> bool:
-        """Whether a run repeats the experiment: its recipe and model, on all training rows."""
+        """Whether a run repeats the experiment: its recipe and model, on all training rows.
+
+        And by its convention, where it has one.
+        """
         return (
             (self.recipe, self.state, self.model)
             == (record.recipe, record.state, record.text("model/id"))
+            and self.convention in (None, record.text("convention"))
             and record.results.get("data/limit_train") is None
-        )  # fmt: skip
+        )
 
 
 @cache

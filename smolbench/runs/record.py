@@ -17,7 +17,9 @@ MAIN_METRICS = ("acc_norm", "accuracy", "rouge1")
 """What runs are ranked by: multiple choice, classification, summaries. A run has one of them."""
 _BY_CONVENTION = {"acc_norm", "rouge1"}
 """Metrics whose values are comparable within a convention only."""
-_AS_IT_COMES = {"prompt", "none"}
+PROMPT = "prompt"
+"""Method of a model that is prompted; its convention is the rule that finds its answers."""
+_AS_IT_COMES = {PROMPT, "none"}
 """Methods that train nothing: their scores are no untrained baselines."""
 
 

@@ -152,7 +152,7 @@ class MultipleChoiceTask(BaseTask):
         self.lora = lora_options(r, lora_alpha, lora_dropout, target_modules)
         self.method: Method = method
         self.objective: Objective = objective or "lm"
-        self.convention: Convention = convention
+        self._wording: Convention = convention
         self.num_fewshot = num_fewshot
         self.fewshot_seed = fewshot_seed
         self.shared_context = shared_context
@@ -178,6 +178,11 @@ class MultipleChoiceTask(BaseTask):
         """Whether the model is scored as it comes."""
         return self.method == "none"
 
+    @property
+    def convention(self) -> str:  # type: ignore[override] # follows from the options
+        """How examples are worded and scored, and behind how many solved ones."""
+        return f"{self._wording}, {self.num_fewshot}-shot" if self.num_fewshot else self._wording
+
     # -- text to batches --------------------------------------------------------------------------
 
     @property
@@ -200,9 +205,7 @@ class MultipleChoiceTask(BaseTask):
     @cached_property
     def encoder(self) -> ChoiceEncoder:
         """The convention with the backbone's tokenizer and the solved examples."""
-        return ChoiceEncoder(
-            self.backbone.tokenizer, self.convention, self.max_length, self._shots()
-        )
+        return ChoiceEncoder(self.backbone.tokenizer, self._wording, self.max_length, self._shots())
 
     def _shots(self) -> list[dict[str, Any]]:
         """Solved examples, drawn from the training split."""
@@ -409,7 +412,7 @@ class MultipleChoiceTask(BaseTask):
             lora=self.lora if self.method in ADAPTERS else None,
             in_four_bits=self._in_four_bits,
             reads=[
-                f"A context and an ending, worded as the convention `{self.convention}` has it; "
+                f"A context and an ending, worded as the convention `{self._wording}` has it; "
                 "the score of an ending is the sum of its tokens' log-probabilities.",
                 f"At most {self.max_length:,} tokens are read; long contexts lose their beginning.",
             ],

@@ -131,10 +131,12 @@ def test_summaries_are_compared_by_how_they_were_written(tmp_path, runs):
     assert {c.figure.metric for c in found["full"].comparisons} == {"rouge1", "rouge2"}
 
 
-def test_a_prompt_is_ranked_with_trained_models(tmp_path, runs):
+def test_a_prompt_is_ranked_with_trained_models_and_says_its_rule(tmp_path, runs):
     runs("probe", series_digest="a")
     runs("prompt", recipe="p", method="prompt", convention="top_50", attempts=..., test__accuracy=1)
-    assert [row.rank for row in ours(only_board(tmp_path))] == [1, 2]
+    rows = ours(only_board(tmp_path))
+    assert [row.rank for row in rows] == [1, 2]
+    assert [row.notes for row in rows] == [("rule: top_50",), ()]
 
 
 @pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
@@ -291,6 +293,18 @@ def test_a_card_is_compared_by_its_convention_only(tmp_path, runs):
     (dataset,) = report(tmp_path)
     found = {board.convention: [row.value for row in board.rows] for board in dataset.boards}
     assert found == {"lm_eval": [0.43], "smollm2": [0.687, 0.545, 0.421, 0.42]}
+
+
+def test_a_prompt_is_compared_by_its_rule_only(tmp_path, runs):
+    prompt = {"recipe": "imdb_few_shot_smollm2-135m", "method": "prompt", "attempts": ...}
+    runs("a", **prompt, convention="top_50", test__accuracy=0.6, series_digest="a")
+    runs("b", **prompt, convention="verbalizer, none", test__accuracy=0.7, series_digest="b")
+    board = only_board(tmp_path)
+    assert {row.notes: row.difference for row in ours(board)} == {
+        ("rule: top_50",): pytest.approx(0.01),
+        ("rule: verbalizer, none",): None,
+    }
+    assert {0.59, 0.892} <= {row.value for row in board.rows if row.is_published}
 
 
 # -- many runs ------------------------------------------------------------------------------------

@@ -103,6 +103,9 @@ def test_solved_examples_stand_in_front_and_are_read_once(tmp_path, kind):
     made = task(kind, num_fewshot=1, fewshot_seed=3)
     shared, columns = scored(tmp_path, made, limit_test=6)
     assert made.encoder.prompt.endswith("\n\n")
+    # no score without examples stands on a board with this one
+    assert made.facts()["convention"] == "lm_eval, 1-shot"
+    assert task(kind).facts()["convention"] == "lm_eval"
     apart = task(kind, num_fewshot=1, fewshot_seed=3, shared_context=False)
     _, others = scored(tmp_path, apart, limit_test=6)
     assert shared["test/n_truncated"] == 0
