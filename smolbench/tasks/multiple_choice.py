@@ -149,6 +149,11 @@ class MultipleChoiceTask(BaseTask):
                 "model.num_fewshot and fewshot_seed must not be negative, and max_length at least "
                 f"2; given are {num_fewshot}, {fewshot_seed} and {max_length}."
             )
+        if fewshot_seed and not num_fewshot:
+            raise SmolbenchError(
+                f"model.fewshot_seed is {fewshot_seed}, but there are no examples to draw: give "
+                "num_fewshot, too, or leave it out."
+            )
         self.lora = lora_options(r, lora_alpha, lora_dropout, target_modules)
         self.method: Method = method
         self.objective: Objective = objective or "lm"

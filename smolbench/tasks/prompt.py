@@ -59,8 +59,8 @@ class PromptTask(ClassificationTask):
         shot_seeds: Seeds of their choice. With several, metrics are means over the seeds, with
             ``<metric>_std`` for their spread; tables class by class and what `predict` answers are
             the first seed's.
-        shot_separator: What stands behind each example.
-        shot_max_length: Longest text of an example, in tokens.
+        shot_separator: What stands behind each of these examples; an empty line if not given.
+        shot_max_length: Longest text of these examples, in tokens; 64 if not given.
         max_length: Longest row in tokens, template, examples and answer included.
         truncation_side: Which end of a long text is cut off; the template never is.
         dtype: Number format of the model; ``auto`` is bfloat16 where it is native.
@@ -85,8 +85,8 @@ class PromptTask(ClassificationTask):
         calibration: Calibration = "none",
         num_shots: int = 0,
         shot_seeds: list[int] | None = None,
-        shot_separator: str = "\n\n",
-        shot_max_length: int = 64,
+        shot_separator: str | None = None,
+        shot_max_length: int | None = None,
         max_length: int = 512,
         truncation_side: Literal["left", "right"] = "right",
         dtype: DType = "auto",
@@ -103,20 +103,26 @@ class PromptTask(ClassificationTask):
                 "model.calibration is for the rule 'verbalizer', and model.rule is 'top_k': leave "
                 "it out."
             )
-        if shot_seeds is not None and not (num_shots and shot_seeds):
-            raise SmolbenchError(
-                "model.shot_seeds choose the examples of num_shots, which is "
-                f"{num_shots}: give both, or neither."
-            )
+        for name, value in (
+            ("shot_seeds", shot_seeds),
+            ("shot_separator", shot_separator),
+            ("shot_max_length", shot_max_length),
+        ):
+            if value == [] or (value is not None and not num_shots):
+                raise SmolbenchError(
+                    f"model.{name} is for the examples of num_shots; given are {value!r} and "
+                    f"{num_shots}: give both, or neither."
+                )
+        longest = 64 if shot_max_length is None else shot_max_length
         if (
             num_shots < 0
             or min(shot_seeds or [0]) < 0
-            or shot_max_length < 1
+            or longest < 1
             or (top_k is not None and top_k < 1)
         ):
             raise SmolbenchError(
                 "model.num_shots and shot_seeds must not be negative, shot_max_length and top_k "
-                f"positive; given are {num_shots}, {shot_seeds}, {shot_max_length} and {top_k}."
+                f"positive; given are {num_shots}, {shot_seeds}, {longest} and {top_k}."
             )
         if len(set(shot_seeds or [])) != len(shot_seeds or []):
             raise SmolbenchError(f"model.shot_seeds repeat themselves: {shot_seeds}.")
@@ -134,7 +140,8 @@ class PromptTask(ClassificationTask):
         self.shot_seeds = shot_seeds or [0]
         self._label_words = label_words
         self._separator = separator
-        self._shot_format = ShotFormat(template, separator, shot_separator, shot_max_length)
+        between = "\n\n" if shot_separator is None else shot_separator
+        self._shot_format = ShotFormat(template, separator, between, longest)
         self._template = template
         self._max_length = max_length
         self._truncation_side: Literal["left", "right"] = truncation_side

@@ -233,6 +233,7 @@ def test_adapters_in_front_of_four_bits_learn_after_a_validation(tmp_path):
         ({"method": "lora", "quantize": "all"}, "model.quantize is for the method qlora"),
         ({"gradient_checkpointing": True}, "model.gradient_checkpointing"),
         ({"num_fewshot": -1}, "must not be negative"),
+        ({"fewshot_seed": 3}, "no examples to draw"),
         ({"max_length": 1}, "at least 2"),
         ({"method": "lora", "lora_alpha": 0}, "positive"),
     ],

@@ -73,7 +73,7 @@ def plainly(subject, prompts):
 
 @pytest.mark.parametrize("shots", [0, 2])
 def test_the_verbalizer_equals_plain_forward_passes(tmp_path, shots):
-    subject = task(num_shots=shots, shot_max_length=6)
+    subject = task(num_shots=shots, shot_max_length=6 if shots else None)
     _, module = scored(subject, tmp_path)
     encoder = subject.encoders[0]
     texts = module.split("test").examples["text"][:]
@@ -169,6 +169,9 @@ def test_every_class_of_any_dataset(tmp_path):
         ({"rule": "top_k", "calibration": "pmi"}, "for the rule 'verbalizer'"),
         ({"top_k": 5}, "for the rule 'top_k'"),
         ({"shot_seeds": [1]}, "examples of num_shots"),
+        ({"shot_seeds": [], "num_shots": 2}, "examples of num_shots"),
+        ({"shot_max_length": 20}, "shot_max_length is for the examples of num_shots"),
+        ({"shot_separator": "; "}, "shot_separator is for the examples of num_shots"),
         ({"num_shots": 2, "shot_seeds": [1, 1]}, "repeat themselves"),
         ({"num_shots": -1}, "must not be negative"),
         ({"num_shots": 2, "shot_seeds": [0, -1]}, "must not be negative"),
