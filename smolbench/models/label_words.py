@@ -81,6 +81,8 @@ class LabelWords:
         tokenizer = self._tokenizer
         size = min(len(tokenizer), vocabulary)
         texts = tokenizer.batch_decode([[token] for token in range(size)])
+        # parts of characters all read alike: none of them has the text of another
+        texts = [f"\ufffd{n}" if "\ufffd" in text else text for n, text in enumerate(texts)]
         meanings = {word.strip().casefold(): k for k, word in enumerate(self.words)}
         pieces: dict[str, set[int]] = {}
         for k, word in enumerate(self.words):

@@ -42,6 +42,14 @@ def test_a_first_piece_stands_for_the_word_unless_two_begin_with_it():
     assert "the" not in matching
 
 
+def test_parts_of_other_characters_do_not_stand_for_a_word():
+    tokenizer = tiny_tokenizer("gpt2")
+    (first, *rest) = tokenizer("\u597d")["input_ids"]
+    assert rest, "a part of the character"
+    classes = words("the", "\u597d").token_classes(VOCABULARY)
+    assert (classes == 1).nonzero().flatten().tolist() == [first]
+
+
 def test_scores_beyond_the_tokenizer_stand_for_nothing():
     size = len(tiny_tokenizer("gpt2"))
     classes = words("the", "and").token_classes(size + 7)
