@@ -85,7 +85,9 @@ def lora_signature(method: str, lora: LoRAOptions, quantize: str) -> dict[str, A
 
 
 def compute_dtype(backbone: Backbone, trainer: Trainer | None, device: torch.device) -> torch.dtype:
-    """What a network that trains computes in; under 16-mixed frozen weights stay in float32.
+    """What a network that trains, or is scored as it comes, computes in.
+
+    Under 16-mixed frozen weights stay in float32.
 
     Raises:
         SmolbenchError: If the trainer's precision would not leave trained weights in float32, or
@@ -166,12 +168,11 @@ def load_adapted(
     """
     in_four_bits: dict[str, Any] = {}
     with torch.device("cpu"):  # whatever device Lightning has made the default
+        compute = compute_dtype(backbone, trainer, device)
         if method == "none":
-            compute = backbone.dtype(device)
             untrained = load(backbone, compute)
             untrained.requires_grad_(False)
             return Adapted(untrained, compute, in_four_bits)
-        compute = compute_dtype(backbone, trainer, device)
         if method == "qlora":
             bare = skeleton(backbone)
             in_four_bits = four_bits(bare, quantize, lora.targets, compute, device)

@@ -80,7 +80,7 @@ class MultipleChoiceTask(BaseTask):
         max_length: Most tokens that are read in one row; as many as the model has positions for if
             not given. Longer contexts lose their beginning, as in lm_eval, and are counted.
         dtype: What the network computes in; ``auto`` is bfloat16 where it is native. With
-            ``trainer.precision`` bf16-mixed or 16-mixed that decides in training.
+            ``trainer.precision`` bf16-mixed or 16-mixed that decides.
         shared_context: Whether the endings of a question share a row, where the architecture
             allows it; else each is read behind a context of its own, with the same result.
         r: Rank of the adapters (``lora``, ``qlora``); 8 if not given.

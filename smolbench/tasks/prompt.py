@@ -23,6 +23,7 @@ from smolbench.models.label_words import LabelWords
 from smolbench.models.prompting import Prompted, first_answer
 from smolbench.models.shots import ShotFormat, choose_shots
 from smolbench.models.template import SLOT, TemplateEncoder
+from smolbench.tasks.adapting import compute_dtype
 from smolbench.tasks.classification import Batch, ClassificationTask
 
 log = logging.getLogger("smolbench")
@@ -63,7 +64,8 @@ class PromptTask(ClassificationTask):
         shot_max_length: Longest text of these examples, in tokens; 64 if not given.
         max_length: Longest row in tokens, template, examples and answer included.
         truncation_side: Which end of a long text is cut off; the template never is.
-        dtype: Number format of the model; ``auto`` is bfloat16 where it is native.
+        dtype: Number format of the model; ``auto`` is bfloat16 where it is native. With
+            ``trainer.precision`` bf16-mixed or 16-mixed that decides.
 
     Raises:
         SmolbenchError: If the settings contradict each other.
@@ -148,6 +150,7 @@ class PromptTask(ClassificationTask):
         self.backbone = LanguageModel(backbone, revision, dtype)
         self._prompted: list[Prompted] = []
         self._size = 0
+        self._compute = torch.float32
         self._token_classes = torch.empty(0)
         self._calibrator: Calibrator | None = None
         self._example: str | None = None
@@ -285,7 +288,8 @@ class PromptTask(ClassificationTask):
         """
         device = self.trainer.strategy.root_device if self._trainer else self.device
         encoders = self.encoders  # what does not fit is an error before anything is loaded
-        model = load_language_model(self.backbone, self.backbone.dtype(device))
+        self._compute = compute_dtype(self.backbone, self._trainer, device)
+        model = load_language_model(self.backbone, self._compute)
         frozen: torch.nn.Module = model  # transformers' own methods are untyped
         frozen.to(device).requires_grad_(False)
         self._size = sum(p.numel() for p in model.parameters())
@@ -420,7 +424,7 @@ class PromptTask(ClassificationTask):
             "model/id": self.backbone.name,
             "model/revision": self.backbone.revision,
             "model/total_params": self._size,
-            "model/dtype": str(self.backbone.dtype(self.device)).removeprefix("torch."),
+            "model/dtype": str(self._compute).removeprefix("torch."),
             "prompt/example": self._example,
             "prompt/label_words": ", ".join(self.words.words),
             "prompt/num_shots": self.num_shots,

@@ -84,7 +84,7 @@ class SummarizationTask(WritingTask):
             leaves.
         max_summary_length: Most tokens of a reference that is learned from.
         dtype: What the network computes in; ``auto`` is bfloat16 where it is native. With
-            ``trainer.precision`` bf16-mixed or 16-mixed that decides in training.
+            ``trainer.precision`` bf16-mixed or 16-mixed that decides.
         r: Rank of the adapters (``lora``, ``qlora``); 8 if not given.
         lora_alpha: Scale of the adapters' output, divided by ``r``; 2 ``r`` if not given.
         lora_dropout: Dropout in front of the adapters; 0.05 if not given.

@@ -89,6 +89,29 @@ def test_conventions_word_and_divide_differently(tmp_path):
         assert (found[one]["log_likelihood_0"] != found[other]["log_likelihood_0"]).any()
 
 
+@pytest.mark.parametrize(
+    ("precision", "dtype", "expected"),
+    [
+        ("32-true", "float32", "float32"),
+        ("bf16-mixed", "auto", "bfloat16"),
+        ("bf16-mixed", "float32", None),
+        ("bf16-true", "float32", None),
+        ("16-true", "auto", None),
+    ],
+)
+def test_what_is_scored_as_it_comes_computes_in_what_results_say(
+    tmp_path, precision, dtype, expected
+):
+    made, trainer = task(dtype=dtype), plain_trainer(tmp_path, precision=precision)
+    if expected is None:
+        with pytest.raises(SmolbenchError, match="precision"):
+            trainer.test(made, data(tmp_path), verbose=False)
+        return
+    trainer.test(made, data(tmp_path), verbose=False)
+    assert made.facts()["model/dtype"] == expected
+    assert {str(p.dtype) for p in made.parameters()} == {f"torch.{expected}"}
+
+
 def test_long_contexts_are_counted(tmp_path, caplog):
     found, columns = scored(tmp_path, task("gpt2", max_length=60))
     assert 0 < found["test/n_truncated"] <= 12

@@ -199,6 +199,27 @@ def test_what_does_not_fit_the_data_is_a_sentence(tmp_path, options, sentence):
         scored(task(**options), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("precision", "dtype", "expected"),
+    [
+        ("bf16-mixed", "auto", "bfloat16"),
+        ("bf16-mixed", "float32", None),
+        ("bf16-true", "float32", None),
+    ],
+)
+def test_the_trainers_precision_and_dtype_agree_or_are_refused(
+    tmp_path, precision, dtype, expected
+):
+    subject, trainer = task(dtype=dtype), plain_trainer(tmp_path, precision=precision)
+    if expected is None:
+        with pytest.raises(SmolbenchError, match="precision"):
+            trainer.test(subject, data(), verbose=False)
+        return
+    trainer.test(subject, data(), verbose=False)
+    assert subject.facts()["model/dtype"] == expected
+    assert str(subject._prompted[0].model.dtype) == f"torch.{expected}"
+
+
 def test_only_causal_models_are_prompted(tmp_path):
     with pytest.raises(SmolbenchError, match="causal language model"):
         scored(task("bert"), tmp_path)
