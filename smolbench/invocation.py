@@ -39,7 +39,7 @@ class Invocation:
         run: The run that is resumed or scored, if there is one.
         checkpoint: Its checkpoint; ``None`` for a fresh start or an untrained model.
         untrained: Whether the untrained model was asked for.
-        missing: Why there is no checkpoint, for tasks that need one.
+        missing: Why there is no checkpoint, for tasks that need one, where none was asked for.
         extend: Whether a resumed run may go on for longer than its schedule was made for.
         estimate: Whether only a part of a run is run, to say what the whole would cost.
         texts: Texts to predict, from ``--text``.
@@ -254,15 +254,18 @@ def _settle_checkpoint(call: Invocation, asked: str | None, configs: list[Path])
             )
     else:
         name: CheckpointName = "last" if asked == "last" else "best"
-        call.run = _find_run(call, name, configs)
+        # a task whose weights all come pretrained needs no checkpoint, if none is asked for
+        call.run = _find_run(call, name, configs, needed=asked is not None)
         if call.run is not None:
             call.checkpoint = call.run.checkpoint(name)
     if training:
         _check_resumable(call)
 
 
-def _find_run(call: Invocation, name: CheckpointName, configs: list[Path]) -> Run | None:
-    """The run that is meant.
+def _find_run(
+    call: Invocation, name: CheckpointName, configs: list[Path], *, needed: bool
+) -> Run | None:
+    """The run that is meant; an error if there is none but one is ``needed``.
 
     It is the one in ``--run_dir``, else the one whose own ``config.yaml`` is given, else the newest
     that will do.
@@ -289,7 +292,7 @@ def _find_run(call: Invocation, name: CheckpointName, configs: list[Path]) -> Ru
         "folder with --runs_dir or --run_dir"
         + ("." if training else ", or score the untrained model with --ckpt_path none.")
     )
-    if training:
+    if needed:
         raise SmolbenchError(call.missing)
     return None
 

@@ -252,6 +252,9 @@ def test_without_any_run_it_is_said_what_to_do():
     call = read("test", "--config=imdb_probe")  # a task may need no checkpoint
     assert call.checkpoint is None
     assert "--ckpt_path none" in call.missing
+    for asked in ("best", "last"):  # unless one is asked for
+        with pytest.raises(SmolbenchError, match=f"no run with a {asked} checkpoint"):
+            read("test", "--config=imdb_probe", f"--ckpt_path={asked}")
 
 
 def test_a_damaged_results_file_is_passed_over_with_a_word(caplog, monkeypatch):
