@@ -90,6 +90,57 @@ def test_a_recipe_says_what_it_is(name):
     assert describe(name).endswith(".")
 
 
+DABA = {"model.method": "full", "model.lr": 2e-5, "model.weight_decay": 0.01}
+HENDERSON = {"data.downsample": 50_000, "trainer.max_epochs": 3, "model.lr": 1e-4}
+HELLASWAG = {"model.r": None, "model.lora_alpha": 32, "model.objective": None}  # so 8 and lm
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("imdb_gpt2", {**DABA, "trainer.max_epochs": 15, "data.val_fraction": 0.1}),
+        ("imdb_gpt_neo", {**DABA, "trainer.max_epochs": 15, "data.val_fraction": 0.1}),
+        ("ag_news_gpt2", {**DABA, "trainer.max_epochs": 15}),
+        ("ag_news_gpt_neo", {**DABA, "trainer.max_epochs": 50}),
+        ("sentiment140_lora_opt-125m", {**HENDERSON, "data.batch_size": 16}),
+        ("sentiment140_bitfit_opt-125m", {**HENDERSON, "data.batch_size": 8}),
+        ("sentiment140_all_distill_opt-125m", {"data.downsample": None, "data.limit_test": 24_000}),
+        ("hellaswag_lora_smollm2-135m", {**HELLASWAG, "model.method": "lora"}),
+        ("hellaswag_qlora_smollm2-135m", {**HELLASWAG, "model.quantize": "adapted"}),
+    ],
+)
+def test_what_is_published_of_an_experiment_is_what_its_recipe_runs(
+    capsys, folder_here, name, published
+):
+    """Also where it is a default."""
+    assert main(["fit", f"--config={name}", "--print_config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    options = {"trainer": printed["trainer"]}
+    options |= {section: printed[section]["init_args"] for section in ("model", "data")}
+    for key, value in published.items():
+        section, _, option = key.partition(".")
+        assert options[section][option] == value, key
+
+
+ASKED = "Only Answer if this Movie Review is Positive or Negative:"
+SHOTS = f"""\
+Movie Review: I loved this movie ! So good plot ! {ASKED} Positive
+Movie Review: I hated this, could be a lot better {ASKED} Negative
+Movie Review: This move was so good I would recommend to all my friends! {ASKED} Positive
+"""
+
+
+@pytest.mark.parametrize("size", ["135m", "360m", "1.7b"])
+@pytest.mark.parametrize(("shots", "examples"), [("zero", ""), ("few", SHOTS)])
+def test_prompts_are_the_reports_word_for_word(size, shots, examples):
+    """Zwicker et al. (2024), section 2.2 and table 1."""
+    file = CONFIGS / f"imdb_{shots}_shot_smollm2-{size}.yaml"
+    options = yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["init_args"]
+    assert options["template"] == f"{examples}Movie Review: {{text}} {ASKED}"
+    assert options["label_words"] == {"neg": "Negative", "pos": "Positive"}
+    assert options["unknown_as"] == "neg"
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_holds_only_what_differs_from_the_defaults(name):
     written = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
