@@ -413,7 +413,12 @@ def readable_errors(name: str, revision: str | None) -> Iterator[None]:
         reason = " ".join(str(error).split())
         lowered = reason.lower()
         kind = type(error).__name__
-        if "gated" in lowered:
+        if (Path(name) / "checkpoints").is_dir() and not (Path(name) / "config.json").is_file():
+            advice = (
+                f"It is the folder of a run: score it with `smolbench test --run_dir {name}`, or "
+                f"make a model of it with `smolbench export {name} DIR`."
+            )
+        elif "gated" in lowered:
             advice = "It is gated: accept its licence on the Hub and run `hf auth login`."
         elif isinstance(error, OSError) and getattr(error, "errno", None) == 28:
             advice = "The disk is full: free some space or set HF_HOME to another disk."
