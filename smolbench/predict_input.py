@@ -65,6 +65,8 @@ def read_inputs(
         raise SmolbenchError(
             'There is no text to predict: give --text "...", --input FILE, or pipe lines in.'
         )
+    if not all(text.strip() for text in texts):
+        raise SmolbenchError("One of the texts given by --text is empty: leave it out.")
     return Inputs(found, {TEXT_COLUMN: found})
 
 

@@ -78,6 +78,11 @@ def test_nothing_to_predict(stdin, texts):
         read_texts(texts, None)
 
 
+def test_an_empty_text_among_others_is_not_passed_over(stdin):
+    with pytest.raises(SmolbenchError, match="texts given by --text is empty"):
+        read_texts(["good", " "], None)
+
+
 def test_a_file_that_cannot_be_read(stdin, tmp_path):
     with pytest.raises(SmolbenchError, match=r"--input .*missing"):
         read_texts([], str(tmp_path / "missing"))
