@@ -42,6 +42,11 @@ def predict(call: Invocation, stop: GracefulStop, watch: BatchWatch) -> None:
         assert found is not None, "predict has run"
         said[id(one)] = found
         gc.collect()  # memory holds one model at a time; trainer and model refer to each other
+    if call.before is not None and call.before.checkpoint is call.checkpoint is None:
+        raise SmolbenchError(
+            "--before none is the same model, because nothing of it is trained: leave it out, or "
+            "name another run."
+        )
     before = said[id(call.before)] if call.before is not None else None
     if before is not None and type(before) is not type(said[id(call)]):
         raise SmolbenchError(TWO_KINDS)

@@ -244,5 +244,7 @@ def test_a_prompt_is_tested_without_a_checkpoint(folder_here, capsys):
     assert predictions.num_rows == 20
     assert main(["predict", *run, "--text=a film"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split("\t")[0] in {"neg", "pos"}
+    assert main(["predict", *run, "--text=a film", "--before=none"]) == 2
+    assert "is the same model" in capsys.readouterr().err
     assert main(["fit", *run]) == 2
     assert "has nothing to train" in capsys.readouterr().err
