@@ -14,7 +14,12 @@ from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.models.backbone import Backbone, Facts, layer_outputs, shared_prefix
-from smolbench.models.frozen_cache import ComputeBlock, cached_outputs, plan_blocks
+from smolbench.models.frozen_cache import (
+    ComputeBlock,
+    cached_outputs,
+    plan_blocks,
+    tokens_at_once,
+)
 from smolbench.models.output_files import CachedOutputs
 from smolbench.models.pass_part import PassRehearsal
 from smolbench.models.template import TemplateEncoder
@@ -54,7 +59,8 @@ class FrozenFeatures:
         encoder: What made the token ids; it knows the beginning that all rows share.
         pooling: Where the vector of a row is taken, see :func:`pool`.
         anchor: The word of the template for the pooling ``anchor``.
-        pass_tokens: Most tokens, padding included, that the network reads at once.
+        pass_tokens: Most tokens, padding included, that the network reads at once; if not given,
+            what suits the device.
         layers: ``all`` for a pass that keeps the features of every layer and pooling, each where
             a pass over this layer and pooling alone would have put them: ``anchor`` if the word is
             given, ``first`` if it says anything, ``last``, ``mean`` and ``max``.
@@ -67,7 +73,7 @@ class FrozenFeatures:
         *,
         pooling: Pooling,
         anchor: str | None = None,
-        pass_tokens: int = 4096,
+        pass_tokens: int | None = None,
         layers: Layers = "one",
     ) -> None:
         self.backbone = backbone
@@ -128,7 +134,7 @@ class FrozenFeatures:
         tokens = table.ragged["input_ids"]
         own_prefix = [] if facts.causal else self.encoder.shared_ids
         lengths = tokens.lengths + len(own_prefix)
-        blocks = plan_blocks(lengths, self.pass_tokens)
+        blocks = plan_blocks(lengths, self._tokens_at_once(device))
         asked: _Place = (self.backbone.layer, self.pooling)
         wanted = [asked] if self.layers == "one" or once else self._places(facts)
         places = {self._key(table, place, device): place for place in wanted}
@@ -150,6 +156,9 @@ class FrozenFeatures:
             padded=sum(len(block) * int(lengths[block].max()) for block in blocks),
         )
         return cached.outputs
+
+    def _tokens_at_once(self, device: torch.device) -> int:
+        return self.pass_tokens or tokens_at_once(device)
 
     def _places(self, facts: Facts) -> list[_Place]:
         """Every layer with every pooling that this encoder and backbone allow."""
@@ -173,7 +182,7 @@ class FrozenFeatures:
                 "layer": layer,
                 "pooling": pooling,
                 "anchor": self.anchor if pooling == "anchor" else None,
-                "pass_tokens": self.pass_tokens,
+                "pass_tokens": self._tokens_at_once(device),
             }
         )
 

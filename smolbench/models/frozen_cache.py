@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from smolbench.cache_folder import locked, writing
 from smolbench.errors import SmolbenchError
@@ -32,6 +33,14 @@ _HELD_BYTES = 256 << 20
 ComputeBlock = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Row numbers ``[b]`` of one block -> float32 outputs ``[b, D]`` of every entry, by key."""
 Entries = Mapping[str, Entry]
+
+
+def tokens_at_once(device: torch.device) -> int:
+    """Most tokens, padding included, that a frozen network reads best at once on a device.
+
+    On a CPU the activations of a block should stay in its caches; a GPU wants much to do.
+    """
+    return 1024 if device.type == "cpu" else 4096
 
 
 def plan_blocks(lengths: np.ndarray, tokens_per_block: int) -> list[np.ndarray]:

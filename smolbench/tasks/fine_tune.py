@@ -85,7 +85,7 @@ class FineTuneTask(ClassificationTask):
         gradient_checkpointing: Compute the layers' activations again in the backward pass instead
             of keeping them: less memory, more time, the same result.
         pass_tokens: Most tokens, padding included, that the frozen network reads at once
-            (``head``); 4096 if not given.
+            (``head``); 1,024 on a CPU and 4,096 elsewhere if not given.
         num_classes: Number of classes, for data that does not name its labels.
         lr: Peak learning rate of AdamW.
         weight_decay: Decoupled weight decay, on matrices only.
@@ -149,7 +149,7 @@ class FineTuneTask(ClassificationTask):
         self.method: Method = method
         self.quantize: Quantize = quantize or "all"
         self.gradient_checkpointing = gradient_checkpointing
-        self.pass_tokens = 4096 if pass_tokens is None else pass_tokens
+        self.pass_tokens = pass_tokens
         self._max_length = max_length
         self._template = template
         self._truncation_side: Literal["left", "right"] = truncation_side

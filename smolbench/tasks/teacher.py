@@ -15,15 +15,17 @@ import torch
 from smolbench.data.classification import TextDataModule
 from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
-from smolbench.models.frozen_cache import ComputeBlock, cached_outputs, plan_blocks
+from smolbench.models.frozen_cache import (
+    ComputeBlock,
+    cached_outputs,
+    plan_blocks,
+    tokens_at_once,
+)
 from smolbench.models.output_files import CachedOutputs
 from smolbench.models.pass_part import PassRehearsal
 from smolbench.models.precision import native_bfloat16
 from smolbench.ranks import Ranks
 from smolbench.tasks.classification import ClassificationTask
-
-PASS_TOKENS = 4096
-"""Most tokens, padding included, that a teacher reads at once."""
 
 
 class Teacher(ABC):
@@ -109,7 +111,7 @@ def teacher_logits(
             "tokens": table.key,
             "labels": zlib.crc32(labels.tobytes()),  # the built-in teacher is fitted to them
             "bfloat16": native_bfloat16(device),
-            "pass_tokens": PASS_TOKENS,
+            "pass_tokens": tokens_at_once(device),
         }
     )
 
@@ -135,7 +137,7 @@ def teacher_logits(
         data.cache_dir / "teachers",
         key,
         widths={key: len(label_names)},
-        blocks=pass_blocks(table),
+        blocks=pass_blocks(table, device),
         start_compute=start,
         description=description,
         ranks=ranks,
@@ -148,6 +150,6 @@ def teacher_logits(
     return cached
 
 
-def pass_blocks(table: TokenTable) -> list[np.ndarray]:
+def pass_blocks(table: TokenTable, device: torch.device) -> list[np.ndarray]:
     """Row numbers of what a teacher reads at once."""
-    return plan_blocks(table.ragged["input_ids"].lengths, PASS_TOKENS)
+    return plan_blocks(table.ragged["input_ids"].lengths, tokens_at_once(device))

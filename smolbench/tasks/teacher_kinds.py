@@ -250,7 +250,7 @@ class TinyTeacher(ClassifyingTeacher):
         assert isinstance(head, torch.nn.Linear), "its head is linear"
         read = task.reader(table)
         features = np.empty((len(table), head.in_features), dtype=np.float32)
-        for rows in pass_blocks(table):
+        for rows in pass_blocks(table, task.device):
             features[rows] = read(rows)["features"].cpu()
         regression = LogisticRegression(max_iter=1000).fit(features, labels)
         weight, bias = regression.coef_, regression.intercept_
