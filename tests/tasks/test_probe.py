@@ -18,6 +18,7 @@ from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.models import features as features_module
 from smolbench.models.backbone import Backbone, layer_outputs
+from smolbench.models.frozen_cache import tokens_at_once
 from smolbench.tasks import ProbeTask
 from tests.helpers.tiny import (
     BIDIRECTIONAL,
@@ -144,6 +145,17 @@ def test_features_do_not_depend_on_the_size_of_the_blocks(name, pass_tokens, cac
     found = features(probe(name, pass_tokens=pass_tokens), cache)
     expected = [naive(name, text, "mean", -1) for text in TEXTS]
     np.testing.assert_allclose(found, np.stack(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_as_much_is_read_at_once_as_suits_the_device_unless_it_is_said(cache):
+    reused = []
+    for pass_tokens in (None, 1024, 4096):
+        task = probe(pass_tokens=pass_tokens)
+        features(task, cache)
+        reused.append(task.facts()["cost/cache_reused"])
+    assert reused == [False, True, False]
+    gpu = torch.device("cuda")
+    assert tokens_at_once(gpu) > tokens_at_once(torch.device("cpu")) == 1024
 
 
 def test_features_in_bfloat16_are_close_to_those_in_float32(cache):
