@@ -42,7 +42,7 @@ def _lean_classes(family: str) -> dict[type[nn.Module], type[nn.Module]]:
         getattr(library, _FAMILIES[family] + part) for part in ("RMSNorm", "MLP", "Attention")
     )
 
-    class LeanRMSNorm(norm):  # type: ignore[misc] # found by its name
+    class LeanRMSNorm(norm):  # type: ignore[misc, valid-type] # found by name
         """The same weights and formula in three passes instead of six."""
 
         def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -56,7 +56,7 @@ def _lean_classes(family: str) -> dict[type[nn.Module], type[nn.Module]]:
             result = states * mean.add_(self.variance_epsilon).rsqrt_()
             return result.to(states.dtype).mul_(self.weight)
 
-    class LeanMLP(mlp):  # type: ignore[misc] # found by its name
+    class LeanMLP(mlp):  # type: ignore[misc, valid-type] # found by name
         """The same weights and formula, with one tensor of the inner width less in memory."""
 
         def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ def _lean_classes(family: str) -> dict[type[nn.Module], type[nn.Module]]:
             result = self.down_proj(inner)
             return result
 
-    class LeanAttention(attention):  # type: ignore[misc] # found by its name
+    class LeanAttention(attention):  # type: ignore[misc, valid-type] # found by name
         """The same weights and formula; queries and keys are turned to their positions in place."""
 
         def forward(
@@ -106,8 +106,10 @@ def _lean_classes(family: str) -> dict[type[nn.Module], type[nn.Module]]:
             )
             return self.o_proj(states.flatten(2)), weights
 
-    lean = {norm: LeanRMSNorm, mlp: LeanMLP}
-    return lean | {attention: LeanAttention} if family == "llama" else lean
+    lean: dict[type[nn.Module], type[nn.Module]] = {norm: LeanRMSNorm, mlp: LeanMLP}
+    if family == "llama":  # the others' attention has norms or windows of its own
+        lean[attention] = LeanAttention
+    return lean
 
 
 def _turn(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> None:
