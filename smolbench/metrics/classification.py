@@ -62,9 +62,9 @@ def classification_metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[s
         labels: True classes, shape ``(N,)``.
 
     Returns:
-        Those of :func:`validation_metrics`; ``precision``, ``recall``, ``f1`` with the endings
-        ``_macro`` and ``_weighted``; for two classes also ``precision``, ``recall``,
-        ``specificity`` and ``f1`` of class 1; ``auroc`` (of class 1, or with more classes the mean
+        Those of :func:`validation_metrics`; ``precision``, ``recall``, ``specificity`` (recall of
+        the rows that are not of a class), ``f1`` with the endings ``_macro`` and ``_weighted``; for
+        two classes also all four of class 1; ``auroc`` (of class 1, or with more classes the mean
         of one versus rest; ``nan`` unless all classes occur); ``ece``, the expected calibration
         error of the most probable class in 15 bins; ``brier``, as scikit-learn's
         ``brier_score_loss``: of class 1, or with more classes summed over them.
@@ -79,6 +79,7 @@ def classification_metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[s
         for name, function in (
             ("precision", tm.multiclass_precision),
             ("recall", tm.multiclass_recall),
+            ("specificity", tm.multiclass_specificity),
             ("f1", tm.multiclass_f1_score),
         ):
             value = function(predictions, labels, num_classes=classes, average=average)

@@ -47,14 +47,16 @@ def confusion_scores(cells: Array) -> dict[str, Array]:
         cells: True (second last axis) by predicted class (last), shape ``(..., C, C)``.
 
     Returns:
-        ``precision``, ``recall``, ``f1`` with ``_macro`` (over classes that occur or are
-        predicted) and ``_weighted``; for two classes also bare, with ``specificity``, of class 1.
+        ``precision``, ``recall``, ``specificity``, ``f1`` with ``_macro`` (over classes that occur
+        or are predicted) and ``_weighted``; for two classes also bare, of class 1.
     """
     right = np.diagonal(cells, axis1=-2, axis2=-1).astype(np.float64)
     predicted, true = cells.sum(axis=-2), cells.sum(axis=-1)
+    others = cells.sum(axis=(-2, -1))[..., None] - true
     per_class = {
         "precision": _ratio(right, predicted),
         "recall": _ratio(right, true),
+        "specificity": _ratio(others - (predicted - right), others),
         "f1": _ratio(2 * right, predicted + true),
     }
     known = (predicted + true) > 0
@@ -64,7 +66,6 @@ def confusion_scores(cells: Array) -> dict[str, Array]:
         scores[f"{name}_weighted"] = _ratio((values * true).sum(axis=-1), true.sum(axis=-1))
     if cells.shape[-1] == 2:
         scores |= {name: values[..., 1] for name, values in per_class.items()}
-        scores["specificity"] = per_class["recall"][..., 0]
     return scores
 
 

@@ -38,6 +38,7 @@ def by_sklearn(logits, labels):
         "f1_macro": sk.f1_score(labels, predictions, **macro),
         "precision_macro": sk.precision_score(labels, predictions, **macro),
         "recall_macro": sk.recall_score(labels, predictions, **macro),
+        **specificities(labels, predictions, logits.shape[1]),
         "ece": calibration_error(p, predictions == labels),
         "brier": ((p - truth) ** 2).sum(axis=1).mean(),
         "auroc": math.nan,
@@ -61,6 +62,19 @@ def by_sklearn(logits, labels):
         if present:
             expected["auroc"] = sk.roc_auc_score(labels, logits[:, 1] - logits[:, 0])
     return expected
+
+
+def specificities(labels, predictions, classes):
+    """Recall of the rows that are not of a class: the mean over classes, and weighted."""
+    each = np.array(
+        [sk.recall_score(labels != k, predictions != k, zero_division=0) for k in range(classes)]
+    )
+    known = np.isin(np.arange(classes), np.concatenate([labels, predictions]))
+    weights = np.bincount(labels, minlength=classes)
+    return {
+        "specificity_macro": each[known].mean(),
+        "specificity_weighted": np.average(each, weights=weights),
+    }
 
 
 def calibration_error(p, right, bins=15):
