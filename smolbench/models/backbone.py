@@ -20,7 +20,6 @@ import torch
 from smolbench.digest import digest, file_digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root, write_atomically
-from smolbench.models.lean_layers import use_lean_layers
 from smolbench.models.precision import native_bfloat16
 from smolbench.models.template import TemplateEncoder
 
@@ -225,7 +224,6 @@ class Backbone:
         # checkpoints of language models lack the pooler, which hidden states do not pass through
         self.require({name for name in missing if "pooler" not in name})
         model.config.use_cache = False  # else every pass keeps all layers' keys and values
-        use_lean_layers(model)
         frozen: torch.nn.Module = model  # transformers' own methods are untyped
         frozen.to(device).eval().requires_grad_(False)
         return model

@@ -12,8 +12,6 @@ import torch
 from smolbench.digest import digest, file_digest
 from smolbench.errors import SmolbenchError
 from smolbench.models.backbone import Backbone, DType, readable_errors
-from smolbench.models.gpt_neo import use_fused_attention
-from smolbench.models.lean_layers import use_lean_layers
 from smolbench.models.products import use_quick_products
 from smolbench.models.quantization import keep_gradients
 from smolbench.models.scoring import last_states, next_token_logits
@@ -90,8 +88,6 @@ def _base_of(folder: Path) -> tuple[str, str | None]:
 def load_language_model(
     backbone: LanguageModel,
     dtype: torch.dtype,
-    *,
-    fused: bool = True,
     **options: Any,  # noqa: ANN401 - as transformers types them
 ) -> PreTrainedModel:
     """Load a causal language model with its head, in evaluation mode.
@@ -99,8 +95,6 @@ def load_language_model(
     Args:
         backbone: What to load.
         dtype: Number format of the weights.
-        fused: Whether GPT-Neo's attention is replaced by one that is faster but cannot go on from
-            a cache, as writing texts does.
         **options: More for ``from_pretrained``, see
             :func:`~smolbench.models.quantization.in_four_bits`.
 
@@ -116,9 +110,6 @@ def load_language_model(
     if backbone.adapter is not None:
         model = _with_adapter(model, backbone.adapter)
     model.config.use_cache = False  # else every pass keeps all layers' keys and values
-    if fused:
-        use_fused_attention(model)
-    use_lean_layers(model)
     use_quick_products(model)
     keep_gradients(model)
     network: torch.nn.Module = model  # transformers' own methods are untyped

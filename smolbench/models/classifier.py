@@ -9,8 +9,6 @@ import torch
 from smolbench.errors import SmolbenchError
 from smolbench.models.adaptation import head_names
 from smolbench.models.backbone import Backbone, readable_errors
-from smolbench.models.gpt_neo import use_fused_attention
-from smolbench.models.lean_layers import use_lean_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,8 +50,6 @@ def load_classifier(backbone: Backbone, classes: int, seed: int, **options: Any)
     fresh = {name for name, p in model.named_parameters() if id(p) not in base} | missing
     _draw(model, fresh, seed)
     model.config.use_cache = False
-    use_fused_attention(model)
-    use_lean_layers(model)
     model.train()
     return model
 
@@ -83,8 +79,6 @@ def load_trained_classifier(backbone: Backbone) -> PreTrainedModel:
         )
     backbone.require(missing)
     model.config.use_cache = False
-    use_fused_attention(model)
-    use_lean_layers(model)
     frozen: torch.nn.Module = model  # transformers' own methods are untyped
     frozen.eval()
     return model

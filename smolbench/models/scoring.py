@@ -24,7 +24,7 @@ HEAD_ROWS = 512
 """Positions that the head computes at once: 100 MB of float32 for 50,000 tokens."""
 VOCABULARY_SLICE = 4096
 """Tokens of the vocabulary whose logits a CPU computes at once: 8 MB, which its caches hold."""
-BRANCHING = frozenset({"llama", "gpt2", "gpt_neo", "opt", "qwen2", "qwen3", "gpt_neox"})
+BRANCHING = frozenset({"llama", "gpt2", "opt", "qwen2", "qwen3", "gpt_neox"})
 """Architectures whose branching rows have been found equal to separate ones."""
 
 
@@ -35,8 +35,6 @@ def can_branch(model: PreTrainedModel) -> bool:
     attention); for them every continuation must stand in a row of its own.
     """
     config = model.config
-    if config.model_type == "gpt_neo":  # its window is applied by position, see gpt_neo.py
-        return True
     sliding = getattr(config, "sliding_window", None) is not None
     by_fused_kernels = config._attn_implementation == "sdpa"  # others add the mask to the scores
     return config.model_type in BRANCHING and not sliding and by_fused_kernels
@@ -78,11 +76,9 @@ def last_states(
     if "branch" in batch:
         before = 0 if prefix is None else prefix.get_seq_length()
         gaps = distances(batch["position_ids"], batch["branch"], before)
-        windowed = model.config.model_type == "gpt_neo"  # by its own attention
-        if gaps.device.type == "cpu" and not torch.is_grad_enabled() and not windowed:
+        if gaps.device.type == "cpu" and not torch.is_grad_enabled():
             return packed_states(model, batch, gaps, prefix)
-        # GPT-Neo's layers need the distances themselves: every other one looks back so far only
-        options["attention_mask"] = gaps if windowed else gaps >= 0
+        options["attention_mask"] = gaps >= 0
         options["position_ids"] = batch["position_ids"]
     if prefix is not None:
         options["past_key_values"] = prefix

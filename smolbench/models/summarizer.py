@@ -63,7 +63,7 @@ def load_summarizer(
             write texts.
     """
     if not backbone.config.is_encoder_decoder:
-        return load_language_model(backbone, dtype, fused=False, **options)
+        return load_language_model(backbone, dtype, **options)
     from transformers import AutoModelForSeq2SeqLM  # lazy: import cost
 
     _refuse_adapter(backbone)

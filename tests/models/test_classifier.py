@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import sys
 
 import bitsandbytes as bnb
@@ -22,9 +21,8 @@ from smolbench.models.classifier import (
     load_classifier,
     skeleton,
 )
-from smolbench.models.gpt_neo import use_fused_attention
 from smolbench.models.quantization import in_four_bits, keep_gradients
-from tests.helpers.tiny import CONFIGS, EOS, PAD, tiny_backbone
+from tests.helpers.tiny import EOS, PAD, tiny_backbone
 
 KINDS = ["llama", "mistral", "gpt2", "gpt_neo", "opt", "opt_350m", "bert", "roberta"]
 LENGTHS = [3, 17, 1, 40]
@@ -139,47 +137,6 @@ def test_a_model_without_a_classifier_is_refused():
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropout_is_on(kind):
     assert all(module.training for module in loaded(kind).modules())
-
-
-# -- GPT-Neo --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("length", [4, 6, 7, 40])
-def test_gpt_neo_with_fused_attention_is_the_same_model_with_the_same_gradients(length):
-    torch.manual_seed(0)
-    eager = AutoModelForSequenceClassification.from_pretrained(
-        tiny_backbone("gpt_neo"), dtype=torch.float32
-    )
-    assert CONFIGS["gpt_neo"]().window_size == 6
-    fused = copy.deepcopy(eager)
-    use_fused_attention(fused)
-    ids, mask = rows(lengths=[length, max(1, length // 2)])
-    outputs = [
-        eager.transformer(input_ids=ids, attention_mask=mask).last_hidden_state,
-        fused.transformer(input_ids=ids).last_hidden_state,
-    ]
-    real = mask.bool()
-    torch.testing.assert_close(outputs[1][real], outputs[0][real], rtol=1e-5, atol=1e-5)
-    for output in outputs:
-        output[real].square().sum().backward()
-    gradients = dict(fused.named_parameters())
-    for name, parameter in eager.named_parameters():
-        if parameter.grad is not None:
-            torch.testing.assert_close(
-                gradients[name].grad, parameter.grad, rtol=1e-3, atol=1e-3, msg=name
-            )
-
-
-def test_gpt_neo_drops_attention_in_training_only():
-    config = CONFIGS["gpt_neo"]()
-    config.attention_dropout, config.resid_dropout, config.embed_dropout = 0.5, 0.0, 0.0
-    network = AutoModelForSequenceClassification.from_config(config)
-    use_fused_attention(network)
-    ids, mask = rows()
-    trained = [classify(network.train(), ids, mask) for _ in range(2)]
-    scored = [classify(network.eval(), ids, mask) for _ in range(2)]
-    assert not torch.equal(*trained)
-    assert torch.equal(*scored)
 
 
 # -- 4 bits ---------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from smolbench.models.choice_rows import ChoiceRows
 from smolbench.models.scoring import can_branch, last_states, log_likelihoods
 from tests.helpers.tiny import CAUSAL, tiny_language_model
 
-BRANCHING = ["llama", "gpt2", "gpt_neo", "opt", "opt_350m", "qwen2", "qwen3", "gpt_neox"]
+BRANCHING = ["llama", "gpt2", "opt", "opt_350m", "qwen2", "qwen3", "gpt_neox"]
 LABELS = np.array([2, 0, 3, 1, 1])
 
 
@@ -104,7 +104,7 @@ def test_packed_rows_are_equal_to_padded_ones(tmp_path, kind, front):
         packed = last_states(model, batch, prefix)
     assert model.config._attn_implementation == attention
     torch.testing.assert_close(packed[real], padded[real], rtol=0, atol=1e-5)
-    assert bool(packed[~real].any()) == (kind == "gpt_neo")  # whose rows are never packed
+    assert not packed[~real].any()
 
 
 def test_a_pass_that_fails_leaves_the_attention_as_it_was(tmp_path):
@@ -138,7 +138,7 @@ def test_models_that_cannot_branch_score_separate_rows(tmp_path, kind):
     torch.testing.assert_close(found, one_by_one(model, asked), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neo", "opt"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
 def test_a_prefix_that_all_contexts_share_is_read_once(tmp_path, kind):
     prompt = np.random.default_rng(9).integers(5, 300, 40).tolist()
     model, asked = load(kind), questions(prompt=prompt)
@@ -152,7 +152,7 @@ def test_a_prefix_that_all_contexts_share_is_read_once(tmp_path, kind):
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neo", "opt"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt"])
 def test_a_context_too_long_loses_its_beginning_ending_by_ending(tmp_path, kind):
     model, asked = load(kind), questions((60, 10, 25, 26, 90))
     packed = rows(tmp_path, asked, max_length=30)
@@ -191,7 +191,7 @@ def test_only_the_right_ending_is_read_where_it_is_learned(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt_neo"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_gradients_are_those_of_separate_rows(tmp_path, kind, monkeypatch):
     monkeypatch.setattr(scoring, "HEAD_ROWS", 7)
     asked, gradients = questions(), []

@@ -121,7 +121,7 @@ def test_long_contexts_are_counted(tmp_path, caplog):
     assert whole["test/n_truncated"] == 0
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "gpt_neo", "opt"])
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
 def test_solved_examples_stand_in_front_and_are_read_once(tmp_path, kind):
     made = task(kind, num_fewshot=1, fewshot_seed=3)
     shared, columns = scored(tmp_path, made, limit_test=6)

@@ -46,8 +46,7 @@ def write_network(
 ) -> None:
     """Write weights, in float32, and configuration.
 
-    What is changed here for speed is no part of them: not GPT-Neo's attention, and not the cache
-    of keys and values that is switched off.
+    The cache of keys and values that is switched off here is no part of them.
 
     Args:
         model: A network without adapters, of one of transformers' own classes.

@@ -12,7 +12,6 @@ from transformers import (
     BitsAndBytesConfig,
     pipeline,
 )
-from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
 from smolbench.data.batching import pad_rows
 from smolbench.errors import SmolbenchError
@@ -133,18 +132,6 @@ def test_the_code_on_the_card_runs(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert all(line.rpartition(" ")[0] in LABELS for line in lines)
-
-
-def test_nothing_of_what_is_done_for_speed_is_exported(tmp_path):
-    exported(trained("gpt_neo"), tmp_path)
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    attention = [m for m in model.modules() if isinstance(m, GPTNeoSelfAttention)]
-    assert len(attention) == 2
-    assert all(type(module) is GPTNeoSelfAttention for module in attention)
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["architectures"] == ["GPTNeoForSequenceClassification"]
-    assert config["use_cache"] is True
-    assert "auto_map" not in config
 
 
 def test_weights_rounded_in_training_are_exported_as_they_were_scored(tmp_path):
