@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 from smolbench.callbacks.folder import run_folder
 from smolbench.callbacks.graceful_stop import RunInterrupted
@@ -67,6 +68,11 @@ class ResultsWriter(Callback):
         if path.is_file() and read_results(self.folder).get("attempts") == 0:
             path.unlink()
             (self.folder / "config.yaml").unlink(missing_ok=True)
+
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Write what a run has decided before it has begun, so that it goes on with that."""
+        if getattr(rank_zero_only, "rank", 0) == 0 and (self.folder / FILE_NAME).is_file():
+            write_results(self.folder, {**read_results(self.folder), **facts})
 
     def _write_config(self) -> None:
         if self.config is not None:

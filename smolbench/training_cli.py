@@ -42,6 +42,7 @@ from smolbench.predict_output import Labelled, Said, Summarized
 from smolbench.progress import draw_library_bars
 from smolbench.recipes import DEFAULTS
 from smolbench.run_folder import choose_folder, identity_of
+from smolbench.runs.results import read_results
 from smolbench.runs.settings import Settings
 from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask
 
@@ -280,6 +281,11 @@ class SmolCLI(LightningCLI):
         log.info("Run folder: %s", self.folder)
         if self._begins:
             self.writer.claim(self.folder)
+        self.writer.folder = self.folder
+        if (paths := self.model.paths) is not None:
+            if self.call.resumes and self.call.run is not None:
+                paths.restore(read_results(self.call.run.path))
+            paths.on_decision = self.writer.note
 
     @property
     def _begins(self) -> bool:

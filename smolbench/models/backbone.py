@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,12 +20,14 @@ import torch
 from smolbench.digest import digest, file_digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root, write_atomically
+from smolbench.models.kernels.paths import Paths, forward_environment
+from smolbench.models.kernels.prefix import SharedPrefix, keeps_all_tokens, shared_prefix
+from smolbench.models.kernels.proof import Trials, pad, proven
 from smolbench.models.precision import native_bfloat16
 from smolbench.models.template import TemplateEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-    from transformers.cache_utils import Cache
 
 log = logging.getLogger("smolbench")
 
@@ -46,12 +48,14 @@ class Facts:
         width: Features per token at the layer asked for; not always ``config.hidden_size``
             (OPT-350m ends in 512).
         causal: Whether a token sees only what stands before it.
+        prefix: Whether the beginning of rows can be run once.
         parameters: Number of parameters that are loaded and run.
         widths: Features per token at every layer, ``-1`` included.
     """
 
     width: int
     causal: bool
+    prefix: bool
     parameters: int
     widths: Mapping[int, int]
 
@@ -72,6 +76,7 @@ class Backbone:
         self.dtype_name: DType = dtype
         self.layer = layer
         self._asked_revision = revision
+        self.paths = Paths()
 
     @cached_property
     def location(self) -> str:
@@ -249,16 +254,31 @@ class Backbone:
         stored = self._stored_facts(device)
         widths = {int(layer): width for layer, width in stored["widths"].items()}
         _check_layer(self.layer, len(widths) - 1, self.name)
-        return Facts(widths[self.layer], stored["causal"], stored["parameters"], widths)
+        return Facts(
+            widths[self.layer], stored["causal"], stored["prefix"], stored["parameters"], widths
+        )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Which weights, to name caches by: a folder by what is in it, wherever it stands."""
+        return {"model": None if self.is_local else self.name, "revision": self.revision}
+
+    def _facts_file(self, device: torch.device) -> Path:
+        key = {"facts": 4, **self.identity, "forward": forward_environment()}
+        key |= {"dtype": str(self.dtype(device)), "device": device.type}
+        return cache_root() / "models" / f"{digest(key)}.json"
+
+    def forget_facts(self, device: torch.device) -> None:
+        """Let the next :meth:`facts` look again."""
+        self._facts_file(device).unlink(missing_ok=True)
 
     def _stored_facts(self, device: torch.device) -> dict[str, Any]:
-        """``causal``, ``parameters`` and ``widths`` by layer, of this backbone at any layer."""
-        key = digest({"facts": 3, "model": self.name, "revision": self.revision})
-        path = cache_root() / "models" / f"{key}.json"
+        """All of :class:`Facts` but the width, of this backbone at any layer."""
+        path = self._facts_file(device)
         if path.is_file():
             try:
                 stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-                return {name: stored[name] for name in ("widths", "causal", "parameters")}
+                return {name: stored[name] for name in ("widths", "causal", "prefix", "parameters")}
             except (ValueError, TypeError, KeyError):
                 log.warning("%s is damaged and is made anew.", path)
         model = self.load(device)
@@ -269,9 +289,11 @@ class Backbone:
             # A causal model cannot tell the two rows apart before their last token. One row at a
             # time: in one batch their last bits may differ. The last layer: embeddings never tell.
             first, second = (hidden_states(model, -1, row, mask)[0, 0] for row in rows)
+        causal = bool(torch.equal(first, second))
         stored = {
             "widths": {str(layer): states.shape[-1] for layer, states in outputs.items()},
-            "causal": bool(torch.equal(first, second)),
+            "causal": causal,
+            "prefix": causal and shares_prefix(model, device),
             "parameters": sum(p.numel() for p in model.parameters()),
         }
         try:
@@ -286,7 +308,7 @@ def hidden_states(
     layer: int,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
-    prefix: Cache | None = None,
+    prefix: SharedPrefix | None = None,
 ) -> torch.Tensor:
     """Output of one layer for right-padded rows, shape ``(B, T, D)``; see :func:`layer_outputs`."""
     return layer_outputs(model, [layer], input_ids, attention_mask, prefix)[layer]
@@ -297,7 +319,7 @@ def layer_outputs(
     layers: Collection[int] | None,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
-    prefix: Cache | None = None,
+    prefix: SharedPrefix | None = None,
 ) -> dict[int, torch.Tensor]:
     """Outputs of some layers for right-padded rows, from one forward pass.
 
@@ -308,7 +330,7 @@ def layer_outputs(
         input_ids: Token ids, shape ``(B, T)``.
         attention_mask: 1 for real tokens, shape ``(B, P + T)``; may be left out for causal models,
             where padding on the right is never looked at.
-        prefix: Keys and values of a shared prefix of ``P`` tokens.
+        prefix: A beginning of ``P`` tokens that stands in front of every row.
 
     Returns:
         Hidden states by layer, shape ``(B, T, D)`` with a ``D`` of each layer's own.
@@ -318,7 +340,7 @@ def layer_outputs(
     """
     options: dict[str, Any] = {}
     if prefix is not None:
-        options = {"past_key_values": prefix, "use_cache": True}
+        options = prefix.arguments(model, len(input_ids))
     last_only = layers is not None and set(layers) == {-1}
     output = model(
         input_ids=input_ids,
@@ -346,61 +368,43 @@ def _check_layer(layer: int, count: int, name: str) -> None:
         )
 
 
-def shared_prefix(model: PreTrainedModel, ids: Sequence[int]) -> Cache | None:
-    """Keys and values of tokens that stand in front of every row, computed once.
+def shares_prefix(model: PreTrainedModel, device: torch.device) -> bool:
+    """Whether a beginning that is run once gives all layers' outputs behind it, tried on a twin.
 
     Args:
         model: A causal backbone.
-        ids: The prefix's token ids, ``P`` of them.
-
-    Returns:
-        A transformers ``Cache`` that gives every row of any batch the same prefix. It never grows:
-        a forward pass reads it and leaves it as it was. ``None`` if the model keeps something else
-        than the keys and values of all tokens (Mamba's states): the prefix must stand in every row.
+        device: Where it runs.
     """
-    from transformers.cache_utils import (  # lazy: import cost
-        Cache,
-        DynamicCache,
-        DynamicLayer,
-        DynamicSlidingWindowLayer,
-    )
+    if not keeps_all_tokens(model):
+        return False
+    trials = Trials(model, device)
 
-    class SharedLayer(DynamicLayer):  # type: ignore[no-untyped-call] # untyped in transformers
-        """One layer's prefix, shape ``(1, heads, P, head_dim)``, joined to a batch's own states."""
+    def right() -> bool:
+        front, rows = trials.draw(12), [trials.draw(length) for length in (23, 3, 40)]
+        ids, mask = pad(rows)
 
-        keys: torch.Tensor
-        values: torch.Tensor
+        def own(twin: PreTrainedModel) -> torch.Tensor:
+            prefix = shared_prefix(twin, front.tolist())
+            outputs = [layer_outputs(twin, None, ids, None, prefix) for _ in range(2)]
+            return _real(outputs[0], mask) + _real(outputs[1], mask)
 
-        def update(
-            self,
-            key_states: torch.Tensor,
-            value_states: torch.Tensor,
-            *args: object,
-            **kwargs: object,
-        ) -> tuple[torch.Tensor, torch.Tensor]:
-            rows = key_states.shape[0]
-            return (
-                torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=-2),
-                torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=-2),
+        def plain(twin: PreTrainedModel) -> torch.Tensor:
+            whole = [layer_outputs(twin, None, torch.cat([front, row])[None]) for row in rows]
+            return 2 * torch.cat(
+                [
+                    torch.cat([each[layer][0, len(front) :] for each in whole]).flatten()
+                    for layer in whole[0]
+                ]
             )
 
-    usual = DynamicCache(config=model.config).layers
-    if any(type(layer) not in {DynamicLayer, DynamicSlidingWindowLayer} for layer in usual):
-        return None
-    filled = DynamicCache()  # without the configuration: sliding windows would drop what they pass
-    row = torch.tensor([list(ids)], device=model.device)
-    with torch.inference_mode():
-        model(input_ids=row, past_key_values=filled, use_cache=True)
-    layers: list[Any] = []
-    for source in filled.layers:
-        assert isinstance(source, DynamicLayer), "nothing else was asked for"
-        assert source.keys is not None, "the pass has filled it"
-        assert source.values is not None, "the pass has filled it"
-        layer = SharedLayer()  # type: ignore[no-untyped-call] # untyped in transformers
-        layer.lazy_initialization(source.keys, source.values)
-        layer.keys, layer.values = source.keys, source.values
-        layers.append(layer)
-    return Cache(layers=layers) if layers else None
+        return trials.equal(own, plain)
+
+    return proven("Running the beginning of all rows once", right)
+
+
+def _real(outputs: Mapping[int, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+    """All layers' outputs of real tokens, one behind the other."""
+    return torch.cat([states[mask.bool()].flatten() for states in outputs.values()])
 
 
 @contextmanager

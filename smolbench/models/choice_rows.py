@@ -80,7 +80,7 @@ class ChoiceRows:
             tokens of each ending, filled up with ``S``; ``ending_tokens`` int64 [B, C], and
             likewise ``lengths``, ``n_bytes``; ``truncated`` bool [B].
         """
-        packer = _Packer(self.max_length, self.prefix)
+        packer = Packer(self.max_length, self.prefix)
         spans: list[list[tuple[int, int]]] = []
         fitting = self.fitting[rows]
         for number, fit in zip(rows.tolist(), fitting.tolist(), strict=True):
@@ -113,8 +113,13 @@ class ChoiceRows:
         return context, endings
 
 
-class _Packer:
-    """Collects the rows of a batch."""
+class Packer:
+    """Collects the rows of a batch.
+
+    Args:
+        max_length: Most tokens that the model reads in one row.
+        prefix: Tokens at the beginning of all contexts that are left out.
+    """
 
     def __init__(self, max_length: int, prefix: int) -> None:
         self.max_length = max_length

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -13,13 +13,15 @@ import torch
 from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
-from smolbench.models.backbone import Backbone, Facts, layer_outputs, shared_prefix
+from smolbench.models.backbone import Backbone, Facts, layer_outputs, shares_prefix
 from smolbench.models.frozen_cache import (
     ComputeBlock,
     cached_outputs,
     plan_blocks,
     tokens_at_once,
 )
+from smolbench.models.kernels.paths import Ways, forward_environment
+from smolbench.models.kernels.prefix import shared_prefix
 from smolbench.models.output_files import CachedOutputs
 from smolbench.models.pass_part import PassRehearsal
 from smolbench.models.template import TemplateEncoder
@@ -32,6 +34,19 @@ _Place = tuple[int, Pooling]
 _Read = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
 """Right-padded ids ``(B, T)``, their lengths and their texts' lengths ``(B,)`` -> features by key,
 float32 ``(B, D)``, on the network's device."""
+
+
+_T = TypeVar("_T")
+
+
+class _PathLostError(SmolbenchError):
+    """A path that an earlier process has found right is not, and nothing was computed by it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The installed transformers runs this network in another way than before, though its "
+            "version is the same: repeat the command."
+        )
 
 
 @dataclass(frozen=True)
@@ -83,6 +98,7 @@ class FrozenFeatures:
         self.pass_tokens = pass_tokens
         self.layers: Layers = layers
         self._facts: Facts | None = None
+        self._ways: Ways | None = None
         self._passes: dict[str, _Pass] = {}
 
     def facts(self, device: torch.device) -> Facts:
@@ -101,6 +117,16 @@ class FrozenFeatures:
                 )
             self._facts = facts
         return self._facts
+
+    def ways(self, device: torch.device) -> Ways:
+        """By which paths the network is run; all ranks ask for it before any of them runs it."""
+        if self._ways is None:
+            facts, decide = self.facts(device), self.backbone.paths.decide
+            unmasked = decide("unmasked", lambda: facts.causal)
+            shares = bool(self.encoder.shared_ids) and unmasked
+            prefix = shares and decide("prefix", lambda: facts.prefix)
+            self._ways = Ways(unmasked=unmasked, prefix=prefix)
+        return self._ways
 
     def _first_is_blind(self, facts: Facts) -> bool:
         return facts.causal and bool(self.encoder.shared_ids)
@@ -130,9 +156,25 @@ class FrozenFeatures:
         Returns:
             Memory-mapped float32, shape ``(N, D)``.
         """
-        facts = self.facts(device)
+
+        def of_these() -> np.ndarray:
+            return self._of_split(split, table, device, cache_dir, ranks, once, rehearsal)
+
+        return self._by_other_paths(device, of_these)
+
+    def _of_split(
+        self,
+        split: str,
+        table: TokenTable,
+        device: torch.device,
+        cache_dir: Path,
+        ranks: Ranks | None,
+        once: bool,
+        rehearsal: PassRehearsal | None,
+    ) -> np.ndarray:
+        facts, ways = self.facts(device), self.ways(device)
         tokens = table.ragged["input_ids"]
-        own_prefix = [] if facts.causal else self.encoder.shared_ids
+        own_prefix = [] if ways.prefix else self.encoder.shared_ids
         lengths = tokens.lengths + len(own_prefix)
         blocks = plan_blocks(lengths, self._tokens_at_once(device))
         asked: _Place = (self.backbone.layer, self.pooling)
@@ -157,6 +199,15 @@ class FrozenFeatures:
         )
         return cached.outputs
 
+    def _by_other_paths(self, device: torch.device, work: Callable[[], _T]) -> _T:
+        """Do something with the network; once more by other paths if those known proved wrong."""
+        try:
+            return work()
+        except _PathLostError:
+            self._ways = self._facts = None
+            self.ways(device)
+            return work()
+
     def _tokens_at_once(self, device: torch.device) -> int:
         return self.pass_tokens or tokens_at_once(device)
 
@@ -172,12 +223,16 @@ class FrozenFeatures:
     def _key(self, table: TokenTable, place: _Place, device: torch.device) -> str:
         """Name of the cache's entry for a table's features at one place."""
         layer, pooling = place
+        ways = self.ways(device)
         return digest(
             {
-                "features": 1,
+                "features": 2,
                 "tokens": table.key,
-                "model": self.backbone.name,
-                "revision": self.backbone.revision,
+                **self.backbone.identity,
+                "forward": forward_environment(),
+                "device": device.type,
+                "unmasked": ways.unmasked,
+                "prefix": ways.prefix,
                 "dtype": str(self.backbone.dtype(device)),
                 "layer": layer,
                 "pooling": pooling,
@@ -222,7 +277,8 @@ class FrozenFeatures:
             What computes the features of texts as the encoder gave them: its columns to float32
             ``(B, D)`` on the device.
         """
-        read = self._loaded(device, {"": (self.backbone.layer, self.pooling)})
+        place: _Place = (self.backbone.layer, self.pooling)
+        read = self._by_other_paths(device, lambda: self._loaded(device, {"": place}))
 
         def features(encoded: Mapping[str, Sequence[Any]]) -> torch.Tensor:
             rows = [torch.tensor(row) for row in encoded["input_ids"]]
@@ -234,10 +290,13 @@ class FrozenFeatures:
 
     def _loaded(self, device: torch.device, places: Mapping[str, _Place]) -> _Read:
         """Load the backbone; returns what runs it on rows without their shared beginning."""
+        ways = self.ways(device)
         model = self.backbone.load(device)
         shared_ids = self.encoder.shared_ids
-        causal = self.facts(device).causal
-        prefix = shared_prefix(model, shared_ids) if causal and shared_ids else None
+        if ways.prefix and not shares_prefix(model, device):
+            self.backbone.forget_facts(device)
+            raise _PathLostError
+        prefix = shared_prefix(model, shared_ids) if ways.prefix else None
         # a network that cannot share the beginning must read it in every row
         in_front = torch.tensor(shared_ids if prefix is None else [], dtype=torch.long)
         offset = self.encoder.anchor_offset(self.anchor) if self.anchor is not None else 0
@@ -255,7 +314,7 @@ class FrozenFeatures:
                     layers,
                     ids.to(device),
                     # causal rows never look at their padding, which stands on the right
-                    None if causal else mask.long().to(device),
+                    None if ways.unmasked else mask.long().to(device),
                     prefix,
                 )
                 return {

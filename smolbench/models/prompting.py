@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from smolbench.models.backbone import shared_prefix
-from smolbench.models.scoring import can_branch, last_states, next_token_logits, token_log_probs
+from smolbench.models.kernels.paths import ways_of
+from smolbench.models.kernels.prefix import SharedPrefix, shared_prefix
+from smolbench.models.scoring import last_states, next_token_logits, token_log_probs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from transformers.cache_utils import Cache
+
 _NO_OPINION = 1e-3
 """By how much, in nats, the class that stands for `unknown` is ahead of the others."""
 
@@ -28,7 +29,8 @@ class Prompted:
     def __init__(self, model: PreTrainedModel, shared_ids: Sequence[int]) -> None:
         self.model = model
         body: Any = model.base_model
-        self._prefix: Cache | None = shared_prefix(body, shared_ids) if len(shared_ids) else None
+        share = bool(len(shared_ids)) and ways_of(model).prefix
+        self._prefix: SharedPrefix | None = shared_prefix(body, shared_ids) if share else None
         # a network that cannot share the beginning must read it in every row
         in_front = shared_ids if self._prefix is None else []
         self._in_front = torch.tensor(list(in_front), dtype=torch.long, device=model.device)
@@ -59,7 +61,7 @@ class Prompted:
         if all(len(answer) == 1 for answer in answers):
             first = self.next_token(input_ids, lengths)
             return first[:, [answer[0] for answer in answers]]
-        if can_branch(self.model):
+        if ways_of(self.model).branches:
             return self._branching(input_ids, lengths, answers)
         each = [self._branching(input_ids, lengths, [answer]) for answer in answers]
         return torch.cat(each, dim=1)
@@ -119,8 +121,8 @@ class Prompted:
         """Output of the last layer behind the shared beginning, shape ``(B, T, D)``."""
         real = torch.arange(rows.shape[1], device=rows.device) < lengths[:, None]
         batch = {"input_ids": rows, "attention_mask": real}
-        before = 0 if self._prefix is None else self._prefix.get_seq_length()
-        if positions is None and before and can_branch(self.model):
+        before = 0 if self._prefix is None else self._prefix.length
+        if positions is None and before and ways_of(self.model).branches:
             positions = torch.arange(rows.shape[1], device=rows.device).expand(len(rows), -1)
             branch = torch.zeros_like(rows)
         if positions is not None and branch is not None:

@@ -13,35 +13,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from smolbench.models.packed_rows import packed_states
-from smolbench.models.products import QuickLinear, product
+from smolbench.models.kernels.packed import packed_states
+from smolbench.models.kernels.paths import ways_of
+from smolbench.models.kernels.prefix import SharedPrefix
+from smolbench.models.kernels.products import QuickLinear, product
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from transformers.cache_utils import Cache
 
 HEAD_ROWS = 512
 """Positions that the head computes at once: 100 MB of float32 for 50,000 tokens."""
 VOCABULARY_SLICE = 4096
 """Tokens of the vocabulary whose logits a CPU computes at once: 8 MB, which its caches hold."""
-BRANCHING = frozenset({"llama", "gpt2", "opt", "qwen2", "qwen3", "gpt_neox"})
-"""Architectures whose branching rows have been found equal to separate ones."""
-
-
-def can_branch(model: PreTrainedModel) -> bool:
-    """Whether a model reads branching rows right.
-
-    Others ignore the mask in some of their layers (sliding windows by row, states instead of
-    attention); for them every continuation must stand in a row of its own.
-    """
-    config = model.config
-    sliding = getattr(config, "sliding_window", None) is not None
-    by_fused_kernels = config._attn_implementation == "sdpa"  # others add the mask to the scores
-    return config.model_type in BRANCHING and not sliding and by_fused_kernels
 
 
 def log_likelihoods(
-    model: PreTrainedModel, batch: Mapping[str, torch.Tensor], prefix: Cache | None = None
+    model: PreTrainedModel, batch: Mapping[str, torch.Tensor], prefix: SharedPrefix | None = None
 ) -> torch.Tensor:
     """Sum of the log-probabilities of each continuation's tokens, in nats.
 
@@ -49,7 +36,7 @@ def log_likelihoods(
         model: A causal language model.
         batch: From :meth:`~smolbench.models.choice_rows.ChoiceRows.batch`.
         prefix: Keys and values of the tokens in front of every row, from
-            :func:`~smolbench.models.backbone.shared_prefix`.
+            :func:`~smolbench.models.kernels.prefix.shared_prefix`.
 
     Returns:
         Float32, shape ``(B, C)``.
@@ -62,53 +49,58 @@ def log_likelihoods(
 
 
 def last_states(
-    model: PreTrainedModel, batch: Mapping[str, torch.Tensor], prefix: Cache | None = None
+    model: PreTrainedModel, batch: Mapping[str, torch.Tensor], prefix: SharedPrefix | None = None
 ) -> torch.Tensor:
     """Output of a causal model's last layer for right-padded rows, shape ``(R, T, D)``.
 
+    Of a model whose head is not known to be all that follows (``Ways.head``) they are its logits,
+    which :func:`next_token_logits` takes as they are.
+
     Args:
-        model: With or without its head.
+        model: With its head, from :func:`~smolbench.models.causal_lm.load_language_model`.
         batch: ``input_ids`` and, for rows that branch or continue a prefix, ``position_ids`` and
-            ``branch``, all ``(R, T)``; then also ``attention_mask``, if there is padding.
+            ``branch``, all ``(R, T)``; and ``attention_mask``, if there is padding.
         prefix: Keys and values in front of every row.
     """
-    options: dict[str, object] = {}
-    if "branch" in batch:
-        before = 0 if prefix is None else prefix.get_seq_length()
-        gaps = distances(batch["position_ids"], batch["branch"], before)
-        if gaps.device.type == "cpu" and not torch.is_grad_enabled():
-            return packed_states(model, batch, gaps, prefix)
-        options["attention_mask"] = gaps >= 0
-        options["position_ids"] = batch["position_ids"]
+    ways = ways_of(model)
+    body: torch.nn.Module = model.base_model if ways.head else model
+    options: dict[str, object] = {"use_cache": False}
     if prefix is not None:
-        options["past_key_values"] = prefix
-    # causal rows never look at their padding, which stands on the right
-    output = model.base_model(input_ids=batch["input_ids"], use_cache=False, **options)
-    states: torch.Tensor = output.last_hidden_state
+        options = prefix.arguments(body, len(batch["input_ids"]))
+    if "branch" in batch and ways.branches:
+        seen = visible(batch["branch"], 0 if prefix is None else prefix.length)
+        if ways.packed and seen.device.type == "cpu" and not torch.is_grad_enabled():
+            return packed_states(model, batch, seen, prefix)
+        options["attention_mask"] = seen[:, None]
+        options["position_ids"] = batch["position_ids"]
+    elif not ways.unmasked and "attention_mask" in batch:
+        options["attention_mask"] = _behind(prefix, batch["attention_mask"])
+    # else: causal rows never look at their padding, which stands on the right
+    output = body(input_ids=batch["input_ids"], **options)
+    states: torch.Tensor = output.last_hidden_state if ways.head else output.logits
     return states
 
 
-def distances(positions: torch.Tensor, branch: torch.Tensor, before: int = 0) -> torch.Tensor:
-    """How far back each token sees each other one; -1 where it does not.
+def _behind(prefix: SharedPrefix | None, mask: torch.Tensor) -> torch.Tensor:
+    """A mask ``(B, T)`` with the tokens in front of every row, shape ``(B, P + T)``."""
+    return mask if prefix is None else torch.nn.functional.pad(mask, (prefix.length, 0), value=1)
+
+
+def visible(branch: torch.Tensor, before: int = 0) -> torch.Tensor:
+    """Which tokens each one sees: those in front of it that are of the context or its own branch.
 
     Args:
-        positions: Positions of tokens, shape ``(R, T)``.
         branch: 0 for the context, else the number of a branch, shape ``(R, T)``.
         before: Tokens in front of every row, which all see.
 
     Returns:
-        int32, shape ``(R, 1, T, before + T)``.
+        Bool, shape ``(R, T, before + T)``.
     """
     length = branch.shape[1]
     behind = torch.ones(length, length, dtype=torch.bool, device=branch.device).tril()
     key, query = branch[:, None, :], branch[:, :, None]
     seen = behind & ((key == 0) | (key == query))
-    here = positions.int()
-    gaps = torch.where(seen, here[:, :, None] - here[:, None, :], -1)
-    if before:
-        front = torch.arange(before, dtype=torch.int32, device=branch.device)
-        gaps = torch.cat([here[:, :, None] - front, gaps], dim=2)
-    return gaps[:, None]
+    return torch.nn.functional.pad(seen, (before, 0), value=True)
 
 
 def token_log_probs(
@@ -152,6 +144,8 @@ def _sliceable_head(model: PreTrainedModel) -> torch.nn.Linear | None:
 
     A GPU is faster with few large products.
     """
+    if not ways_of(model).slices:
+        return None
     head = _head(model)
     if type(head) not in {torch.nn.Linear, QuickLinear} or head._forward_hooks:
         return None  # adapted, quantised, watched
@@ -166,12 +160,14 @@ def _by_slices(
 
     No logit is written to memory: the sum over the vocabulary grows with each slice.
     """
+    multiply = product if type(head) is QuickLinear else torch.nn.functional.linear
+    states = _in_format_of(head, states)
     total = torch.full(tokens.shape, -torch.inf)
     wanted = torch.zeros(tokens.shape)
     for begin in range(0, head.out_features, VOCABULARY_SLICE):
         these = slice(begin, begin + VOCABULARY_SLICE)
         bias = None if head.bias is None else head.bias[these]
-        logits = product(states, head.weight[these], bias).float()
+        logits = multiply(states, head.weight[these], bias).float()
         logits = _scaled(model, logits)
         total = torch.logaddexp(total, logits.logsumexp(dim=1))
         place = tokens - begin
@@ -186,10 +182,21 @@ def next_token_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Ten
 
     Args:
         model: A causal language model.
-        states: Output of its last layer, shape ``(S, D)``.
+        states: Of it, from :func:`last_states`, shape ``(S, D)``.
     """
-    logits: torch.Tensor = _head(model)(states).float()
+    if not ways_of(model).head:
+        return states.float()
+    head = _head(model)
+    logits: torch.Tensor = head(_in_format_of(head, states)).float()
     return _scaled(model, logits)
+
+
+def _in_format_of(head: torch.nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """States as a head multiplies them: some models compute what is in front of it in float32."""
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
+        return states
+    return states if torch.is_autocast_enabled(states.device.type) else states.to(weight.dtype)
 
 
 def _head(model: PreTrainedModel) -> torch.nn.Module:

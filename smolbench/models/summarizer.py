@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
     from transformers.cache_utils import EncoderDecoderCache
 
+_CPU = torch.device("cpu")
 Batch = Mapping[str, torch.Tensor]
 NO_TOKEN = -1
 """Fills rows of generated tokens behind their end."""
@@ -48,6 +49,7 @@ class Decoding:
 def load_summarizer(
     backbone: LanguageModel,
     dtype: torch.dtype,
+    device: torch.device = _CPU,
     **options: Any,  # noqa: ANN401 - as transformers types them
 ) -> PreTrainedModel:
     """Load a model with its language-model head, in evaluation mode.
@@ -55,6 +57,7 @@ def load_summarizer(
     Args:
         backbone: What to load: an encoder-decoder model or a causal one.
         dtype: Number format of the weights.
+        device: Where it will run; it is loaded onto the CPU.
         **options: More for ``from_pretrained``, see
             :func:`~smolbench.models.quantization.in_four_bits`.
 
@@ -63,7 +66,7 @@ def load_summarizer(
             write texts.
     """
     if not backbone.config.is_encoder_decoder:
-        return load_language_model(backbone, dtype, **options)
+        return load_language_model(backbone, dtype, device, **options)
     from transformers import AutoModelForSeq2SeqLM  # lazy: import cost
 
     _refuse_adapter(backbone)
@@ -150,7 +153,7 @@ def target_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
 
 def _states_before(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """What a causal model says in front of each token of the summaries, shape ``(N, D)``."""
-    states = last_states(model, {"input_ids": batch["input_ids"]})
+    states = last_states(model, {name: batch[name] for name in ("input_ids", "attention_mask")})
     # what stands before a token says how likely it is
     return states[:, :-1][batch["labels"][:, 1:] != IGNORE_LABEL]
 

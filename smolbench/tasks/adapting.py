@@ -158,7 +158,7 @@ def load_adapted(
         quantize: Which layers ``qlora`` holds in 4 bits.
         gradient_checkpointing: Whether activations are computed again in the backward pass.
         seed: Seed of the adapters' weights.
-        load: Reads the weights of a backbone in a number format, with further options.
+        load: Reads the weights of a backbone in a number format, for a device, with options.
         skeleton: Makes its modules without weights.
         trainer: Its precision decides in training; ``None`` outside of one.
         device: Where the model will run.
@@ -170,13 +170,13 @@ def load_adapted(
     with torch.device("cpu"):  # whatever device Lightning has made the default
         compute = compute_dtype(backbone, trainer, device)
         if method == "none":
-            untrained = load(backbone, compute)
+            untrained = load(backbone, compute, device)
             untrained.requires_grad_(False)
             return Adapted(untrained, compute, in_four_bits)
         if method == "qlora":
             bare = skeleton(backbone)
             in_four_bits = four_bits(bare, quantize, lora.targets, compute, device)
-        model = load(backbone, torch.float32, **in_four_bits)
+        model = load(backbone, torch.float32, device, **in_four_bits)
         adapt(model, method, lora, seed)  # type: ignore[arg-type] # the task has checked it
     hold_frozen_in(model, compute)
     if gradient_checkpointing:

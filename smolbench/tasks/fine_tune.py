@@ -257,11 +257,12 @@ class FineTuneTask(ClassificationTask):
 
     def build_model(self) -> None:
         """Load the network, put a head on it, and let the method's parameters train."""
-        device = self._trainer.strategy.root_device if self._trainer else self.device
+        device = self.run_device
         _ = self.encoder  # what does not fit is an error before anything is loaded
         classes = len(self.label_names)
         if self.method == "head":
             width = self.frozen.facts(device).width
+            self.frozen.ways(device)
             self.head = build_head("linear", width, classes, 0, 0.0, self.seed)
             return
         self._compute = compute_dtype(self.backbone, self._trainer, device)

@@ -17,7 +17,7 @@ from smolbench.data.token_cache import TokenTable
 from smolbench.errors import SmolbenchError
 from smolbench.metrics.multiple_choice import Choices, multiple_choice_metrics
 from smolbench.models.adaptation import Quantize, describe, parameter_count
-from smolbench.models.backbone import DType, shared_prefix
+from smolbench.models.backbone import DType
 from smolbench.models.causal_lm import (
     LanguageModel,
     language_model_skeleton,
@@ -26,7 +26,9 @@ from smolbench.models.causal_lm import (
 from smolbench.models.choice_rows import ChoiceRows
 from smolbench.models.conventions import ChoiceEncoder, Convention
 from smolbench.models.export.exported import Exported
-from smolbench.models.scoring import can_branch, log_likelihoods
+from smolbench.models.kernels.paths import ways_of
+from smolbench.models.kernels.prefix import SharedPrefix, shared_prefix
+from smolbench.models.scoring import log_likelihoods
 from smolbench.tasks.accumulation import weight_of_batch
 from smolbench.tasks.adapting import (
     ADAPTERS,
@@ -40,7 +42,6 @@ from smolbench.tasks.task import BaseTask, Schedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from transformers.cache_utils import Cache
 
 log = logging.getLogger("smolbench")
 
@@ -175,7 +176,7 @@ class MultipleChoiceTask(BaseTask):
         self._in_four_bits: dict[str, Any] = {}
         self._right_lengths = np.zeros(0, dtype=np.int64)  # of the training split
         self._prefix_ids: list[int] = []
-        self._prefix: Cache | None = None
+        self._prefix: SharedPrefix | None = None
         self._test_predictions: dict[str, np.ndarray] | None = None
 
     @property
@@ -249,7 +250,8 @@ class MultipleChoiceTask(BaseTask):
         """
         self.configure_model()
         assert self.model is not None, "it has just been loaded"
-        branching = self.shared_context and can_branch(self.model)
+        ways = ways_of(self.model)
+        branching = self.shared_context and ways.branches
         alone = split == "train" and self.objective == "lm"
         if alone:
             sizes = table.ragged["ending_tokens"].padded(np.arange(len(table)), 0)
@@ -267,12 +269,14 @@ class MultipleChoiceTask(BaseTask):
             )
         self._prefix_ids, self._prefix = [], None
         common = int(table.scalars["shared"].min())
-        if common >= _MIN_PREFIX and branching and not cut:
+        # its keys and values are those of weights that change no more
+        settled = self._trainer is None or self.trainer.state.fn != "fit"
+        if common >= _MIN_PREFIX and ways.prefix and settled and not cut:
             # something of every context must be left to predict from
             shortest = int(made.context_lengths.min())
             self._prefix_ids = table.ragged["input_ids"][0][: min(common, shortest - 1)].tolist()
             prefix = len(self._prefix_ids)
-            made = ChoiceRows(table, labels, self.max_length, prefix=prefix)
+            made = ChoiceRows(table, labels, self.max_length, shared=branching, prefix=prefix)
         return made
 
     # -- the network ------------------------------------------------------------------------------
@@ -306,7 +310,7 @@ class MultipleChoiceTask(BaseTask):
             load=load_language_model,
             skeleton=language_model_skeleton,
             trainer=self._trainer,
-            device=self._trainer.strategy.root_device if self._trainer else self.device,
+            device=self.run_device,
         )
         self.model = adapted.model
         self._compute, self._in_four_bits = adapted.compute, adapted.in_four_bits

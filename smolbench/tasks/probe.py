@@ -166,7 +166,7 @@ class ProbeTask(ClassificationTask):
     @property
     def backbone_facts(self) -> Facts:
         """Width, direction and size of the backbone."""
-        return self.frozen.facts(self.device)
+        return self.frozen.facts(self.run_device)
 
     def rows(self, split: str, table: TokenTable, labels: np.ndarray | None) -> ArrayRows:
         """Features of a split, from the cache or computed now.
@@ -204,6 +204,7 @@ class ProbeTask(ClassificationTask):
 
     def build_model(self) -> None:
         """Build the head, as wide as the backbone's features."""
+        self.frozen.ways(self.run_device)
         self.head = build_head(
             self.head_name,
             self.backbone_facts.width,

@@ -286,10 +286,10 @@ class PromptTask(ClassificationTask):
         Raises:
             SmolbenchError: If the backbone is no causal language model.
         """
-        device = self.trainer.strategy.root_device if self._trainer else self.device
+        device = self.run_device
         encoders = self.encoders  # what does not fit is an error before anything is loaded
         self._compute = compute_dtype(self.backbone, self._trainer, device)
-        model = load_language_model(self.backbone, self._compute)
+        model = load_language_model(self.backbone, self._compute, device)
         frozen: torch.nn.Module = model  # transformers' own methods are untyped
         frozen.to(device).requires_grad_(False)
         self._size = sum(p.numel() for p in model.parameters())

@@ -310,7 +310,7 @@ class SummarizationTask(WritingTask):
             load=load_summarizer,
             skeleton=summarizer_skeleton,
             trainer=self._trainer,
-            device=self._trainer.strategy.root_device if self._trainer else self.device,
+            device=self.run_device,
         )
         self.model = adapted.model
         self._compute, self._in_four_bits = adapted.compute, adapted.in_four_bits

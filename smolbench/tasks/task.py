@@ -17,15 +17,18 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 
+from smolbench.callbacks.checkpoint import read_checkpoint
 from smolbench.data.batching import Rows
 from smolbench.errors import SmolbenchError
 from smolbench.models.export.exported import Exported
+from smolbench.models.kernels.paths import Paths
 from smolbench.models.pass_part import PassRehearsal
 from smolbench.ranks import TrainerRanks
 from smolbench.tasks.batch_size import largest_batch
 
 Schedule = Literal["constant", "linear", "cosine"]
 CHECKPOINT_KEY = "smolbench"
+_PATHS = "paths"
 
 
 class BaseTask(LightningModule):
@@ -131,6 +134,19 @@ class BaseTask(LightningModule):
         Raises:
             SmolbenchError: If it does not belong to this task.
         """
+        saved = checkpoint.get(CHECKPOINT_KEY)
+        if self.paths is not None and isinstance(saved, Mapping):
+            self.paths.restore(saved.get(_PATHS) or {})
+
+    @property
+    def paths(self) -> Paths | None:
+        """By which paths the run's network is run; ``None`` where no network is loaded."""
+        return getattr(getattr(self, "backbone", None), "paths", None)
+
+    @property
+    def run_device(self) -> torch.device:
+        """Where the network will run, also before Lightning has moved this module there."""
+        return self._trainer.strategy.root_device if self._trainer else self.device
 
     def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """What a training step minimises, a scalar."""
@@ -168,6 +184,10 @@ class BaseTask(LightningModule):
         if self._built or not self.can_build:
             return
         with TrainerRanks(self._trainer).together() if self._trainer else nullcontext():
+            if self._trainer is not None and self.paths is not None:
+                self.paths.ranks = TrainerRanks(self._trainer)
+                if self._trainer.ckpt_path is not None:  # what goes on there goes on as it began
+                    self.before_data(read_checkpoint(Path(self._trainer.ckpt_path)))
             self.build_model()
         self._built = True
         # a strategy that spreads weights over processes makes them flat
@@ -303,6 +323,8 @@ class BaseTask(LightningModule):
             name: value for name, value in checkpoint["state_dict"].items() if name in names
         }
         checkpoint[CHECKPOINT_KEY] = {"task": type(self).__name__, "signature": self.signature()}
+        if self.paths is not None:
+            checkpoint[CHECKPOINT_KEY][_PATHS] = self.paths.facts()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a state that does not belong to these settings.
@@ -348,6 +370,7 @@ class BaseTask(LightningModule):
             "method": self.method,
             "convention": self.convention,
             "model/trainable_params": trainable,
+            **(self.paths.facts() if self.paths is not None else {}),
         }
 
 

@@ -9,7 +9,8 @@ import torch
 
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
-from smolbench.models.backbone import Backbone, hidden_states, readable_errors, shared_prefix
+from smolbench.models.backbone import Backbone, hidden_states, readable_errors, shares_prefix
+from smolbench.models.kernels.prefix import shared_prefix
 from tests.helpers.tiny import BIDIRECTIONAL, CAUSAL, CONFIGS, tiny_backbone
 
 CPU = torch.device("cpu")
@@ -67,23 +68,23 @@ def test_loading_leaves_the_random_state_alone(name):
 def test_a_shared_prefix_is_not_changed_by_use(name):
     model = Backbone(tiny_backbone(name), None, "float32").load(CPU)
     prefix = shared_prefix(model, [5, 6, 7, 8, 9, 10, 11, 12])
-    kept = [(layer.keys.clone(), layer.values.clone()) for layer in prefix.layers]
+    kept = [(keys.clone(), values.clone()) for keys, values in prefix.layers]
     rows = torch.randint(20, 300, (3, 10))
     with torch.inference_mode():
         once = hidden_states(model, -1, rows, prefix=prefix)
         hidden_states(model, -1, rows[:2, :4], prefix=prefix)
         again = hidden_states(model, -1, rows, prefix=prefix)
     assert torch.equal(once, again)
-    assert prefix.get_seq_length() == 8
-    for layer, (keys, values) in zip(prefix.layers, kept, strict=True):
-        assert torch.equal(layer.keys, keys)
-        assert torch.equal(layer.values, values)
+    assert prefix.length == 8
+    for (keys, values), before in zip(prefix.layers, kept, strict=True):
+        assert torch.equal(keys, before[0])
+        assert torch.equal(values, before[1])
 
 
 @pytest.mark.parametrize("name", ["mamba", "lfm2"])
 def test_a_model_without_keys_and_values_has_no_shared_prefix(name):
     model = Backbone(tiny_backbone(name), None, "float32").load(CPU)
-    assert shared_prefix(model, [5, 6, 7]) is None
+    assert not shares_prefix(model, CPU)
 
 
 @pytest.mark.parametrize("layer", [3, -2])

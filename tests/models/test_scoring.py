@@ -8,10 +8,11 @@ import torch
 
 from smolbench.data.token_cache import encode_to_cache
 from smolbench.models import scoring
-from smolbench.models.backbone import shared_prefix
 from smolbench.models.causal_lm import LanguageModel, load_language_model
 from smolbench.models.choice_rows import ChoiceRows
-from smolbench.models.scoring import can_branch, last_states, log_likelihoods
+from smolbench.models.kernels.paths import ways_of
+from smolbench.models.kernels.prefix import shared_prefix
+from smolbench.models.scoring import last_states, log_likelihoods
 from tests.helpers.tiny import CAUSAL, tiny_language_model
 
 BRANCHING = ["llama", "gpt2", "opt", "opt_350m", "qwen2", "qwen3", "gpt_neox"]
@@ -76,7 +77,7 @@ def everything(rows):
 @pytest.mark.parametrize("kind", BRANCHING)
 def test_a_shared_row_is_equal_to_four_separate_ones(tmp_path, kind):
     model, asked = load(kind), questions()
-    assert can_branch(model)
+    assert ways_of(model).branches
     expected = one_by_one(model, asked)
     shared, separate = rows(tmp_path, asked), rows(tmp_path, asked, shared=False)
     with torch.no_grad():
@@ -112,7 +113,7 @@ def test_a_pass_that_fails_leaves_the_attention_as_it_was(tmp_path):
     batch = everything(rows(tmp_path, asked))
     with torch.no_grad(), pytest.raises(IndexError):
         log_likelihoods(model, {**batch, "input_ids": batch["input_ids"] + 10**6})
-    assert can_branch(model)
+    assert model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("kind", BRANCHING)
@@ -130,7 +131,7 @@ def test_endings_do_not_see_each_other(tmp_path, kind):
 @pytest.mark.parametrize("kind", [kind for kind in CAUSAL if kind not in BRANCHING])
 def test_models_that_cannot_branch_score_separate_rows(tmp_path, kind):
     model, asked = load(kind), questions()
-    assert not can_branch(model)
+    assert not ways_of(model).branches
     batch = everything(rows(tmp_path, asked, shared=False))
     assert "branch" not in batch
     with torch.no_grad():

@@ -15,13 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from smolbench.models.kernels.proof import as_exact
+
 MIN_ROWS = 32
 """Rows from which on widening the weights costs less than it gains."""
 _SIZE, _ROUNDS, _GAIN = 768, 5, 0.8
 
 
 class QuickLinear(nn.Linear):
-    """The same weights, multiplied in whichever format is faster here."""
+    """The same weights, multiplied by way of float32."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Map a tensor ``(..., D)`` to one ``(..., E)``."""
@@ -29,19 +31,50 @@ class QuickLinear(nn.Linear):
 
 
 def use_quick_products(model: nn.Module) -> None:
-    """Let the layers of a bfloat16 model on a CPU multiply in float32, where that is faster.
+    """Exchange the linear layers of a bfloat16 model, on a CPU, for ones that multiply in float32.
 
-    Only where no gradient is asked for: training goes on as PyTorch does it.
+    They hold the same weights. Only where no gradient is asked for: training goes on as PyTorch
+    does it.
     """
-    for module in model.modules():
-        if type(module) is nn.Linear and module.weight.dtype == torch.bfloat16:
-            module.__class__ = QuickLinear
+    plain = [
+        (name, module)
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and module.weight.dtype == torch.bfloat16
+    ]
+    for name, module in plain:
+        parent, _, own = name.rpartition(".")
+        quick = QuickLinear(
+            module.in_features, module.out_features, module.bias is not None, device="meta"
+        )
+        quick.weight, quick.bias = module.weight, module.bias
+        setattr(model.get_submodule(parent), own, quick.train(module.training))
+
+
+def products_are_right() -> bool:
+    """Whether products by way of float32 are as exact as PyTorch's own in bfloat16."""
+    generator = torch.Generator().manual_seed(1)
+    states, weight, bias = (
+        torch.randn(*shape, generator=generator).to(torch.bfloat16)
+        for shape in ((MIN_ROWS + 8, 96), (40, 96), (40,))
+    )
+    return all(
+        as_exact(
+            _by_float32(states, weight, added),
+            F.linear(states, weight, added),
+            F.linear(
+                states.double(), weight.double(), None if added is None else added.double()
+            ).float(),
+        )
+        for added in (None, bias)
+    )
 
 
 def product(
     states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """``states @ weight.T + bias`` like :func:`torch.nn.functional.linear`.
+    """``states @ weight.T + bias`` like :func:`torch.nn.functional.linear`, by way of float32.
+
+    Few rows, other formats, and whatever asks for a gradient are left to PyTorch.
 
     Args:
         states: Shape ``(..., D)``.
@@ -53,7 +86,6 @@ def product(
         and states.device.type == "cpu"
         and not torch.is_grad_enabled()
         and states.numel() >= MIN_ROWS * states.shape[-1]
-        and float32_is_faster()
     )
     return _by_float32(states, weight, bias) if quick else F.linear(states, weight, bias)
 

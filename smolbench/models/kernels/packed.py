@@ -19,7 +19,8 @@ import torch.nn.functional as F
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from transformers.cache_utils import Cache
+
+    from smolbench.models.kernels.prefix import SharedPrefix
 
 _NAME = "smolbench_packed"
 
@@ -45,8 +46,8 @@ class Part:
 def packed_states(
     model: PreTrainedModel,
     batch: Mapping[str, torch.Tensor],
-    gaps: torch.Tensor,
-    prefix: Cache | None = None,
+    seen: torch.Tensor,
+    prefix: SharedPrefix | None = None,
 ) -> torch.Tensor:
     """What :func:`~smolbench.models.scoring.last_states` gives, shape ``(R, T, D)``; 0 in padding.
 
@@ -54,19 +55,20 @@ def packed_states(
         model: One that takes its attention from transformers' interface, not trained here.
         batch: ``input_ids``, ``position_ids`` and ``branch``, ``(R, T)``, and ``attention_mask``
             if there is padding, which stands on the right.
-        gaps: How far back each token sees each other one, shape ``(R, 1, T, P + T)``, from
-            :func:`~smolbench.models.scoring.distances`.
+        seen: Which tokens each one sees, bool, shape ``(R, T, P + T)``, from
+            :func:`~smolbench.models.scoring.visible`.
         prefix: Keys and values in front of every row.
     """
     ids, positions = batch["input_ids"], batch["position_ids"]
     real = batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones_like(ids) > 0
+    body: torch.nn.Module = model.base_model
+    options = {"use_cache": False} if prefix is None else prefix.arguments(body, rows=1)
     with _attention_by_parts(model):
-        output = model.base_model(
+        output = body(
             input_ids=ids[real][None],
             position_ids=positions[real][None],
-            past_key_values=prefix,
-            use_cache=False,
-            packed_parts=_parts(batch["branch"], real, gaps[:, 0] >= 0, model.dtype),
+            packed_parts=_parts(batch["branch"], real, seen, model.dtype),
+            **options,
         )
     found: torch.Tensor = output.last_hidden_state[0]
     states = found.new_zeros(*ids.shape, found.shape[-1])
