@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -328,7 +329,16 @@ class BaseDataModule(LightningDataModule):
         else:
             folder = self.cache_dir / "tokens"
             content = {column: column_digest(examples, column) for column in columns}
-            name_on_disk = digest({"encoder": dict(key), "examples": content, "rows": len(split)})
+            # what a tokenizer's file means is up to those who read it
+            versions = {name: version(name) for name in ("tokenizers", "transformers")}
+            name_on_disk = digest(
+                {
+                    "encoder": dict(key),
+                    "made_by": versions,
+                    "examples": content,
+                    "rows": len(split),
+                }
+            )
         return encode_to_cache(
             folder,
             name_on_disk,

@@ -149,7 +149,10 @@ def cache_bytes_per_token(backbone: Backbone) -> int | None:
         if backbone.config.is_encoder_decoder:
             row = {"input_ids": _ids(1, 4), "decoder_input_ids": _ids(1, length)}
         with readable_errors(backbone.name, None), torch.no_grad():
-            cache = getattr(model(**row, use_cache=True), "past_key_values", None)
+            output: Any = model(**row, use_cache=True)
+        # renamed in transformers 5.24
+        name = "cache" if hasattr(output, "cache") else "past_key_values"
+        cache = getattr(output, name, None)
         cache = getattr(cache, "self_attention_cache", cache)
         sizes.append(sum(_kept(layer) for layer in getattr(cache, "layers", [])))
     return 2 * (sizes[1] - sizes[0])

@@ -17,6 +17,9 @@ from smolbench.models.causal_lm import (
     language_model_skeleton,
     load_language_model,
 )
+from smolbench.models.kernels.paths import Ways, run_by, ways_of
+from smolbench.models.kernels.prefix import cache_argument
+from smolbench.models.kernels.proof import Trials, pad, proven
 from smolbench.models.quantization import keep_gradients
 from smolbench.models.scoring import last_states, next_token_logits, token_log_probs
 
@@ -76,7 +79,32 @@ def load_summarizer(
     keep_gradients(model)
     network: torch.nn.Module = model  # transformers' own methods are untyped
     network.eval()
+    beams = backbone.paths.decide("beams", lambda: _beams_share(model, device))
+    run_by(model, Ways(beams=beams))
     return model
+
+
+def _beams_share(model: PreTrainedModel, device: torch.device) -> bool:
+    """Whether beams that share their document write what ``generate`` writes, tried on a twin."""
+    trials, decoding = Trials(model, device), Decoding(8, 4)
+
+    def right() -> bool:
+        twin, documents = trials.exact, [trials.draw(length) for length in (23, 3, 40)]
+        ids, mask = pad(documents)
+        ends = frozenset({int(ids[0, 0])})  # a token that may well be written
+        run_by(twin, Ways(beams=True))
+        found = generate_ids(twin, {"input_ids": ids, "attention_mask": mask}, decoding, ends)
+        run_by(twin, Ways())
+        config = _generation_config(twin, decoding, ends)
+        plain: Any = twin.generate
+        for row, document in zip(found, documents, strict=True):
+            written = plain(input_ids=document[None], generation_config=config)[:, 1:]
+            if not torch.equal(row[None], _until_end(written, decoding.max_new_tokens, ends)):
+                return False
+        return True
+
+    with torch.no_grad():
+        return proven("Sharing a document among its beams", right)
 
 
 def summarizer_skeleton(backbone: LanguageModel) -> PreTrainedModel:
@@ -239,8 +267,9 @@ def generate_ids(
             encoded = encoder_output(model, batch)
         mask = batch["attention_mask"]
         options: dict[str, Any] = {"encoder_outputs": encoded, "attention_mask": mask}
-        if decoding.num_beams > 1:
-            options["past_key_values"] = _shared_by_beams(model, encoded, mask, decoding.num_beams)
+        if decoding.num_beams > 1 and ways_of(model).beams:
+            shared = _shared_by_beams(model, encoded, mask, decoding.num_beams)
+            options[cache_argument(model)] = shared
         begin = 1
     else:
         options = left_padded(batch, min(ends))
@@ -376,8 +405,8 @@ def _shared_by_beams(
         encoder_outputs=encoded,
         attention_mask=mask,
         decoder_input_ids=first,
-        past_key_values=filled,
         use_cache=True,
+        **{cache_argument(model): filled},
     )
     documents = filled.cross_attention_cache
     documents.batch_repeat_interleave(beams)

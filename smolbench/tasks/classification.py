@@ -17,6 +17,7 @@ from smolbench.metrics.classification import (
     classification_tables,
     validation_metrics,
 )
+from smolbench.models.kernels.paths import Ways
 from smolbench.tasks.task import BaseTask, saved_signature
 
 Batch = dict[str, torch.Tensor]
@@ -112,6 +113,14 @@ class ClassificationTask(BaseTask):
             Row numbers ``(b,)`` to a batch that :meth:`forward` takes, on this module's device.
         """
         return self._on_device(TokenRows(table, None, self.pad_token_id))
+
+    def reading_ways(self, device: torch.device) -> Ways:
+        """By which paths a frozen network's cached outputs are computed, to name what they lead to.
+
+        Args:
+            device: Where it would run.
+        """
+        return Ways()
 
     def _on_device(self, rows: Rows) -> Callable[[np.ndarray], Batch]:
         return lambda chosen: {

@@ -31,6 +31,7 @@ from smolbench.models.classifier import classify, load_classifier, skeleton
 from smolbench.models.export.exported import SAMPLES, Exported
 from smolbench.models.features import FrozenFeatures
 from smolbench.models.heads import build_head
+from smolbench.models.kernels.paths import Ways
 from smolbench.models.quantization import in_four_bits, keep_gradients
 from smolbench.models.template import TemplateEncoder
 from smolbench.ranks import TrainerRanks
@@ -219,6 +220,10 @@ class FineTuneTask(ClassificationTask):
 
     def _token_rows(self, table: TokenTable, labels: np.ndarray | None) -> TokenRows:
         return TokenRows(table, labels, self._padding)
+
+    def reading_ways(self, device: torch.device) -> Ways:
+        """For ``head`` those of the frozen network; see the base class."""
+        return self.frozen.ways(device) if self.method == "head" else super().reading_ways(device)
 
     def reader(self, table: TokenTable) -> Callable[[np.ndarray], Batch]:
         """For ``head`` features instead of token ids; see the base class."""

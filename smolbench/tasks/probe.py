@@ -21,6 +21,7 @@ from smolbench.models.backbone import Backbone, DType, Facts
 from smolbench.models.export.exported import Exported
 from smolbench.models.features import FrozenFeatures, Layers, Pooling
 from smolbench.models.heads import HeadName, build_head
+from smolbench.models.kernels.paths import Ways
 from smolbench.models.template import TemplateEncoder
 from smolbench.ranks import TrainerRanks
 from smolbench.tasks.classification import Batch, ClassificationTask
@@ -195,6 +196,10 @@ class ProbeTask(ClassificationTask):
         """Load the backbone and read texts with it; see the base class."""
         features = self.frozen.start_reading(self.device)
         return lambda texts: {"features": features(self.encode({"text": texts}))}
+
+    def reading_ways(self, device: torch.device) -> Ways:
+        """See the base class."""
+        return self.frozen.ways(device)
 
     def reader(self, table: TokenTable) -> Callable[[np.ndarray], Batch]:
         """Features instead of token ids; see the base class."""

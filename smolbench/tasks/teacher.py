@@ -6,6 +6,7 @@ import gc
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +22,7 @@ from smolbench.models.frozen_cache import (
     plan_blocks,
     tokens_at_once,
 )
+from smolbench.models.kernels.paths import forward_environment
 from smolbench.models.output_files import CachedOutputs
 from smolbench.models.pass_part import PassRehearsal
 from smolbench.models.precision import native_bfloat16
@@ -106,8 +108,11 @@ def teacher_logits(
     assert labels is not None, "the training split has labels"
     key = digest(
         {
-            "teacher_logits": 1,
+            "teacher_logits": 2,
             "teacher": teacher.identity,
+            "forward": forward_environment(),
+            "device": device.type,
+            "ways": asdict(reading.reading_ways(device)),
             "tokens": table.key,
             "labels": zlib.crc32(labels.tobytes()),  # the built-in teacher is fitted to them
             "bfloat16": native_bfloat16(device),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaModel
 
@@ -21,7 +21,8 @@ from smolbench.models.kernels.proof import as_exact, same
 from smolbench.models.kernels.twin import VOCABULARY, twin_of
 from smolbench.models.prompting import Prompted
 from smolbench.models.scoring import log_likelihoods
-from tests.helpers.tiny import tiny_backbone, tiny_language_model
+from smolbench.models.summarizer import Decoding, generate_ids, load_summarizer
+from tests.helpers.tiny import tiny_backbone, tiny_language_model, tiny_summarizer
 
 CPU = torch.device("cpu")
 FRONT, ROW = [7, 50, 60, 9, 11, 70, 80], [20, 21, 22, 23]
@@ -245,3 +246,29 @@ def test_what_counts_as_the_same():
     assert as_exact(rounded, rounded, exact)
     noise = (rounded.float() - exact) * 2
     assert not as_exact(exact + noise * 1.2, rounded, exact)
+
+
+# -- summaries ------------------------------------------------------------------------------------
+
+
+def interleaved_wrongly(self, repeats):
+    for layer in self.layers:
+        layer.keys = layer.keys.repeat(repeats, 1, 1, 1).flip(2)
+        layer.values = layer.values.repeat(repeats, 1, 1, 1)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_beams_share_a_document_unless_that_changes_what_is_written(monkeypatch, kind):
+    def load_one():
+        return load_summarizer(LanguageModel(tiny_summarizer(kind), None, "float32"), torch.float32)
+
+    assert ways_of(load_one()).beams
+    batch = {"input_ids": torch.tensor([FRONT]), "attention_mask": torch.ones(1, len(FRONT)).long()}
+    ends, decoding = frozenset({2}), Decoding(6, 3)
+    usual = generate_ids(load_one(), batch, decoding, ends)
+    # a method of caches that does something else than before
+    monkeypatch.setattr(DynamicCache, "batch_repeat_interleave", interleaved_wrongly)
+    model = load_one()
+    monkeypatch.undo()
+    assert not ways_of(model).beams
+    assert torch.equal(generate_ids(model, batch, decoding, ends), usual)
