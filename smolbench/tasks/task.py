@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,13 +12,15 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 
 from smolbench.data.batching import Rows
+from smolbench.data.datamodule import BaseDataModule
 from smolbench.errors import SmolbenchError
+from smolbench.files import cache_root
 from smolbench.models.export.exported import Exported
 from smolbench.models.pass_part import PassRehearsal
 from smolbench.ranks import TrainerRanks
@@ -28,7 +30,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 CHECKPOINT_KEY = "smolbench"
 
 
-class BaseTask(LightningModule):
+class BaseTask(LightningModule, ABC):
     """What every task shares.
 
     A task says how an example becomes token ids (:meth:`encode`, :meth:`encoder_key`), builds what
@@ -112,6 +114,16 @@ class BaseTask(LightningModule):
         """
         return ()
 
+    def logged(self) -> tuple[str, ...]:
+        """Names of the metrics of a training that can be watched; empty where not known before."""
+        names = tuple(f"val/{name}" for name in self.validated())
+        steps = type(self).training_step is BaseTask.training_step
+        return (*names, "train/loss", "train/lr") if names and steps else names
+
+    def epochs_between(self, metric: str) -> int:
+        """Epochs from one that logs a metric of :meth:`logged` to the next one that does."""
+        return 1
+
     def remarks_on_estimate(self) -> list[str]:
         """What there is to be known about an estimate of a run of this task, as sentences.
 
@@ -152,6 +164,34 @@ class BaseTask(LightningModule):
             batch_idx: Number of the batch in its epoch.
         """
         return 1.0
+
+    # -- the data ---------------------------------------------------------------------------------
+
+    @property
+    def any_data(self) -> LightningDataModule | None:
+        """The DataModule of the trainer this task is attached to, whosever it is."""
+        return getattr(self._trainer, "datamodule", None)
+
+    @property
+    def data(self) -> BaseDataModule:
+        """The DataModule of the trainer this task is attached to.
+
+        Raises:
+            SmolbenchError: If there is none of smolbench.
+        """
+        if not isinstance(found := self.any_data, BaseDataModule):
+            has = "none" if found is None else f"a {type(found).__name__}"
+            raise SmolbenchError(
+                f"{type(self).__name__} reads the examples of a smolbench DataModule, and has "
+                f"{has}: give one to the Trainer, as datamodule=."
+            )
+        return found
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where outputs of frozen networks are kept: where the data keeps its own."""
+        data = self.any_data
+        return data.cache_dir if isinstance(data, BaseDataModule) else cache_root(None)
 
     # -- the network ------------------------------------------------------------------------------
 
