@@ -12,11 +12,11 @@ from smolbench.cli import main
 from smolbench.data import BaseDataModule, TextDataModule
 from smolbench.sweep.check import _check_here
 from smolbench.tasks import BaseTask, ClassificationTask
-from tests.helpers.command import FEW, ONE_EPOCH
+from tests.helpers.command import FEW, ONE_EPOCH, results
 
 MODULE = '''
 import torch
-from smolbench.data import TextDataModule
+from smolbench.data import BaseDataModule, TextDataModule
 from smolbench.tasks import BaseTask, ProbeTask
 
 
@@ -28,6 +28,43 @@ class OwnHalfTask(BaseTask):
 class OwnHalfData(TextDataModule):
     def load_hub(self):
         raise AssertionError
+
+
+class OwnTaskOfNoKind(BaseTask):
+    encode = encoder_key = signature = None
+
+
+class OwnDataOfNoKind(BaseDataModule):
+    load_hub = load_sample = check = hold_out = None
+
+
+class OwnTask(BaseTask):
+    """As little as there must be."""
+
+    kind = "classification"
+
+    def __init__(self, backbone: str = "", max_length: int = 9, lr: float = 0.1, **options):
+        super().__init__(lr=lr, **options)
+        self.layer = torch.nn.Linear(1, 2)
+
+    def encode(self, examples):
+        return {"input_ids": [[len(text)] for text in examples["text"]]}
+
+    def encoder_key(self):
+        return {"encoder": "length of the text"}
+
+    def signature(self):
+        return {}
+
+    def loss(self, batch):
+        lengths = batch["input_ids"][:, :1].float() / 1000
+        return torch.nn.functional.cross_entropy(self.layer(lengths), batch["labels"])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self.loss(batch))
+
+    def test_step(self, batch, batch_idx):
+        self.log("test/loss", self.loss(batch))
 
 
 class OwnProbe(ProbeTask):
@@ -99,6 +136,26 @@ def test_an_incomplete_class_is_one_sentence(refused, options, name, missing):
     said = refused(*options)
     assert f"{name} is incomplete, it does not define {missing}" in said
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "missing"),
+    [("model.OwnTaskOfNoKind", "kind"), ("data.OwnDataOfNoKind", "kind, content")],
+)
+def test_a_class_that_lacks_a_value_is_one_sentence(refused, option, missing):
+    part, name = option.split(".")
+    Path("own.yaml").write_text(json.dumps({part: f"own_classes_of_a_user.{name}"}))
+    last = refused("--config=own.yaml")
+    assert f"{name} is incomplete, it does not set {missing}:" in last
+
+
+def test_a_task_needs_no_more_than_its_base_class_names():
+    options = [*FEW, ONE_EPOCH, "--model=own_classes_of_a_user.OwnTask", "--run_dir=run"]
+    assert main(["fit", *options, "--checkpoint.monitor=val/loss", "--checkpoint.mode=min"]) == 0
+    assert main(["test", *options, "--checkpoint.monitor=val/loss", "--checkpoint.mode=min"]) == 0
+    found = results(Path("run"))
+    assert found["test/loss"] > 0
+    assert found["best/step"] > 0
 
 
 # -- metrics that are watched ---------------------------------------------------------------------

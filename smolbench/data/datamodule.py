@@ -49,6 +49,19 @@ VAL_FRACTION = 0.1
 """Share of the training rows that is held out for validation, if nothing else is said."""
 
 
+def require_values(cls: type, *names: str) -> None:
+    """Refuse a subclass that has not set what its base class only declares.
+
+    Raises:
+        SmolbenchError: Naming what is missing.
+    """
+    if missing := [name for name in names if not hasattr(cls, name)]:
+        raise SmolbenchError(
+            f"{cls.__name__} is incomplete, it does not set {', '.join(missing)}: set what is "
+            "missing in the class, as its base class says."
+        )
+
+
 class BaseDataModule(LightningDataModule, ABC):
     """What the DataModules of every kind of example share.
 
@@ -109,6 +122,7 @@ class BaseDataModule(LightningDataModule, ABC):
         encode: Callable[[Mapping[str, Sequence[Any]]], Mapping[str, Sequence[Any]]] | None = None,
     ) -> None:
         super().__init__()
+        require_values(type(self), "kind", "content")
         for name, value in (
             ("batch_size", None if batch_size == "auto" else batch_size),
             ("effective_batch_size", effective_batch_size),

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 
 from smolbench.data.batching import Rows
-from smolbench.data.datamodule import BaseDataModule
+from smolbench.data.datamodule import BaseDataModule, require_values
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
 from smolbench.models.export.exported import Exported
@@ -49,7 +49,7 @@ class BaseTask(LightningModule, ABC):
     """Kind of example: ``classification``, ``summarization`` or ``multiple_choice``."""
     monitor: ClassVar[tuple[str, Literal["min", "max"]]]
     """Validation metric that decides which checkpoint is the best, and its better direction."""
-    method: str
+    method: str = "own"
     """How the model is adapted, as it stands in results: ``probe``, ``full``, ``lora``..."""
     convention: str | None = None
     """Which of several rules in use the scores follow; ``None`` where there is but one."""
@@ -68,6 +68,7 @@ class BaseTask(LightningModule, ABC):
         schedule: Schedule = "constant",
     ) -> None:
         super().__init__()
+        require_values(type(self), "kind")
         if lr <= 0 or weight_decay < 0 or warmup_steps < 0:
             raise SmolbenchError(
                 f"model.lr must be positive, weight_decay and warmup_steps not negative; given are "
