@@ -15,9 +15,11 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from smolbench.callbacks.folder import run_folder
 from smolbench.callbacks.graceful_stop import GracefulStop, RunInterrupted
+from smolbench.callbacks.metric_names import not_logged
 from smolbench.callbacks.streamed_io import StreamedCheckpointIO
 from smolbench.callbacks.values import counted, plain
 from smolbench.errors import SmolbenchError
+from smolbench.protocols import Monitored, Validates, offered
 
 
 class RunCheckpoint(Checkpoint):
@@ -35,8 +37,9 @@ class RunCheckpoint(Checkpoint):
     Args:
         every_minutes: Longest time between two writes of ``last.ckpt`` during training, in minutes
             of wall time (a validation in between is waited for).
-        monitor: Metric that decides what is best; the LightningModule's ``monitor`` if not given.
-            If no such metric is ever logged, the last state is the best.
+        monitor: Metric that decides what is best; every validation must log it, or the
+            LightningModule name it in its ``validated()`` (without ``val/``). If not given, the
+            LightningModule's ``monitor``; if that is never logged, the last state is the best.
         mode: Whether the monitored metric should rise (``max``) or fall (``min``).
 
     A :class:`GracefulStop` among the trainer's callbacks is asked for a requested stop. Unless the
@@ -55,6 +58,7 @@ class RunCheckpoint(Checkpoint):
         self.monitor = monitor
         self.mode: Literal["min", "max"] = mode or "max"
         self._mode_given = mode is not None
+        self._monitor_given = monitor is not None
         self._stop: GracefulStop | None = None
         self._fits = False
         self._trial = False
@@ -80,9 +84,10 @@ class RunCheckpoint(Checkpoint):
         self._trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = StreamedCheckpointIO()
-        monitor = getattr(pl_module, "monitor", None)
-        if self.monitor is None and isinstance(monitor, tuple):  # another's may be anything
-            self.monitor, mode = monitor
+        monitored = offered(pl_module, Monitored)
+        own = monitored.monitor if monitored is not None else None
+        if self.monitor is None and isinstance(own, tuple):  # another's may be anything
+            self.monitor, mode = own
             self.mode = self.mode if self._mode_given else mode
         if stage == "fit" and trainer.is_global_zero:
             _sweep(self._folder)
@@ -120,6 +125,8 @@ class RunCheckpoint(Checkpoint):
             return
         metrics = {k: counted(k, plain(v)) for k, v in trainer.callback_metrics.items()}
         score = metrics.get(self.monitor) if self.monitor is not None else None
+        if score is None and self._monitor_given:
+            self._check_monitor(pl_module, sorted(metrics))
         if score is not None and self._is_better(score):
             self.best_score = score
             self.best_metrics = {
@@ -184,6 +191,14 @@ class RunCheckpoint(Checkpoint):
         if epochs is None:
             batch_idx = trainer.fit_loop.epoch_loop.total_batch_idx
         return (batch_idx + 1) % trainer.val_check_batch == 0
+
+    def _check_monitor(self, pl_module: LightningModule, there: list[str]) -> None:
+        """Refuse a metric that this validation has not logged, unless others will."""
+        validates = offered(pl_module, Validates)
+        known = validates.validated() if validates is not None else ()
+        if self.monitor not in {f"val/{name}" for name in known}:
+            said = not_logged("checkpoint.monitor", str(self.monitor), pl_module, there)
+            raise SmolbenchError(said)
 
     def _is_better(self, score: float) -> bool:
         if math.isnan(score):

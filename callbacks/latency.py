@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from time import perf_counter
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from smolbench.errors import SmolbenchError
+from smolbench.protocols import Answers, HasTexts, offered
 
 log = logging.getLogger("smolbench")
 
-Start = Callable[[], Callable[[Sequence[str]], torch.Tensor]]
 WARMUP_TEXTS = 4
 MIN_TEXTS = 8
 """Texts that are measured however long they take; fewer would say nothing of the spread."""
@@ -79,23 +78,23 @@ class LatencyMonitor(pl.Callback):
             self._measure(trainer, pl_module)
         trainer.strategy.barrier("latency")
 
-    def _measure(self, trainer: pl.Trainer, module: Any) -> None:  # noqa: ANN401
-        start = getattr(module, "start_answering", None)
-        texts_of = getattr(getattr(trainer, "datamodule", None), "texts", None)
-        if not callable(start) or not callable(texts_of):
+    def _measure(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        answers = offered(module, Answers)
+        data = offered(getattr(trainer, "datamodule", None), HasTexts)
+        if answers is None or data is None:
             return
-        texts = spread_texts(texts_of("test"), self.examples)
+        texts = spread_texts(data.texts("test"), self.examples)
         try:
-            self._answer(trainer, start, texts)
+            self._answer(trainer, answers, texts)
         except NotImplementedError:
             return
         except Exception as error:  # weights that are gone, memory that is full: the test stands
             self._ms = []
             log.warning("The latency of single texts is not measured: %s", error)
 
-    def _answer(self, trainer: pl.Trainer, start: Start, texts: Sequence[str]) -> None:
+    def _answer(self, trainer: pl.Trainer, answers: Answers, texts: Sequence[str]) -> None:
         with trainer.precision_plugin.test_step_context(), torch.inference_mode():
-            answer = start()
+            answer = answers.start_answering()
             for text in [max(texts, key=len), *texts[: WARMUP_TEXTS - 1]]:
                 answer([text])
             began = perf_counter()

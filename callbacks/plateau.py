@@ -10,6 +10,7 @@ import torch
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from smolbench.callbacks.metric_names import not_logged
 from smolbench.errors import SmolbenchError
 
 log = logging.getLogger("smolbench")
@@ -73,9 +74,10 @@ class TrainingPlateau(Callback):
         """
         value = trainer.callback_metrics.get(self.metric)
         if value is None:
+            there = sorted(trainer.callback_metrics)
             raise SmolbenchError(
-                f"TrainingPlateau watches {self.metric!r}, which {type(pl_module).__name__} does "
-                "not log at every training step."
+                not_logged("TrainingPlateau.metric", self.metric, pl_module, there)
+                + " It is needed at every training step."
             )
         self._values.append(value.detach().clone())  # looked at later: no wait for the device
         if trainer.is_last_batch:

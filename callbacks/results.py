@@ -20,6 +20,7 @@ from smolbench.callbacks.folder import run_folder
 from smolbench.callbacks.graceful_stop import RunInterrupted
 from smolbench.callbacks.values import counted, plain
 from smolbench.files import write_atomically
+from smolbench.protocols import HasFacts, Predicts, ShowsSamples, offered
 from smolbench.runs.results import FILE_NAME, Results, read_results, write_results
 from smolbench.runs.samples import write_samples
 
@@ -150,15 +151,15 @@ class ResultsWriter(Callback):
         self._add_metrics(trainer, "test/")
         self._write(trainer, self._status_before or "finished")
         self._status_before = self.results.get("status")  # what comes behind the test can fail
-        predictions = getattr(pl_module, "predictions", None)
-        columns = predictions() if callable(predictions) else None
+        predicts = offered(pl_module, Predicts)
+        columns = predicts.predictions() if predicts is not None else None
         if columns is not None and not self._silent:
             _write_parquet(self.folder / "predictions.parquet", columns)
         self._write_samples(pl_module)
 
     def _write_samples(self, pl_module: LightningModule) -> None:
-        samples = getattr(pl_module, "samples", None)
-        found = samples() if callable(samples) else None
+        shows = offered(pl_module, ShowsSamples)
+        found = shows.samples() if shows is not None else None
         if found and not self._silent:
             write_samples(self.folder, found)
 
@@ -194,8 +195,8 @@ class ResultsWriter(Callback):
             return
         sources = [trainer.lightning_module, trainer.datamodule, *trainer.callbacks]  # type: ignore[attr-defined]
         for source in sources:
-            facts = getattr(source, "facts", None)
-            for key, value in (facts() if callable(facts) else {}).items():
+            speaks = offered(source, HasFacts)
+            for key, value in (speaks.facts() if speaks is not None else {}).items():
                 known = self.results.get(key)
                 if key.startswith("cost/peak_") and known is not None and value is not None:
                     value = max(known, value)

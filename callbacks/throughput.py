@@ -16,6 +16,7 @@ from torch import Tensor
 from smolbench.callbacks.devices import wait_for
 from smolbench.callbacks.memory import reduce_over_ranks
 from smolbench.errors import SmolbenchError
+from smolbench.protocols import StepsOnFeatures, offered
 
 ASYNC_WINDOW = 16
 """Batches between two synchronisations of a CUDA or MPS device, after warm-up."""
@@ -382,7 +383,8 @@ class ThroughputMonitor(pl.Callback):
             self._meters[stage] = _Meter(self._warmup_steps)
         self._finished.pop(stage, None)
         word = "train" if stage == "fit" else stage
-        if getattr(pl_module, "steps_on_cached_features", False):
+        steps = offered(pl_module, StepsOnFeatures)
+        if steps is not None and steps.steps_on_cached_features:
             word = f"head_{word}"
         self._current.start(trainer.strategy.root_device, word)
 

@@ -38,6 +38,8 @@ from smolbench.callbacks.checkpoint import read_checkpoint
 from smolbench.data import BaseDataModule
 from smolbench.errors import SmolbenchError
 from smolbench.invocation import Invocation
+from smolbench.monitors import refuse_unknown, unknown_metric
+from smolbench.option_parser import OptionParser
 from smolbench.predict_output import Labelled, Said, Summarized
 from smolbench.progress import draw_library_bars
 from smolbench.recipes import DEFAULTS
@@ -105,6 +107,7 @@ class SmolCLI(LightningCLI):
             save_config_callback=None,  # ResultsWriter saves it, once per run
             seed_everything_default=0,
             auto_configure_optimizers=False,
+            parser_class=OptionParser,
             parser_kwargs=parser_kwargs,
             args=call.argv,
         )
@@ -243,9 +246,7 @@ class SmolCLI(LightningCLI):
         """A Trainer that writes into the run folder, with the callbacks every run has."""
         draw_library_bars()
         config = self._get(self.config_init, "trainer", default={})
-        callbacks = config["callbacks"] or []
-        if not isinstance(callbacks, list):
-            callbacks = [callbacks]
+        callbacks = _listed(config["callbacks"])
         always = [
             self.stop,
             self.watch,
@@ -274,8 +275,7 @@ class SmolCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Say where the run goes, and refuse what would stop it later."""
-        self.model.runs_dir = self.call.runs_dir
-        self.model.check_inputs()
+        self.check_training()
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         log.info("Run folder: %s", self.folder)
@@ -287,6 +287,14 @@ class SmolCLI(LightningCLI):
                 paths.restore(read_results(self.call.run.path))
             paths.on_decision = self.writer.note
 
+    def check_training(self) -> None:
+        """Refuse what would stop a training later, before any data is read."""
+        self.model.runs_dir = self.call.runs_dir
+        self.model.check_inputs()
+        trainer: Namespace = self._get(self.config_init, "trainer")
+        callbacks = [self._get(self.config_init, "checkpoint"), *_listed(trainer["callbacks"])]
+        refuse_unknown(self.model, callbacks, trainer["check_val_every_n_epoch"])
+
     @property
     def _begins(self) -> bool:
         """Whether this process is the one that makes a new run's folder."""
@@ -296,6 +304,10 @@ class SmolCLI(LightningCLI):
         """Train; what fails before the training begins leaves no run behind."""
         try:
             self.trainer.fit(**kwargs)
+        except (RuntimeError, MisconfigurationException) as error:
+            if (said := unknown_metric(error, self.trainer)) is None:
+                raise
+            raise SmolbenchError(said) from error
         finally:
             if self._begins:
                 self.writer.withdraw()
@@ -361,6 +373,10 @@ class SmolCLI(LightningCLI):
             from smolbench.runs.summary import print_summary  # lazy: rich and the report's tables
 
             print_summary(self.writer.results, self.folder, splits=splits)
+
+
+def _listed(callbacks: Any) -> list[Any]:  # noqa: ANN401 - none, one or several
+    return callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
 
 
 def _objection(trainer: Namespace) -> str | None:

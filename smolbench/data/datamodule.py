@@ -10,7 +10,7 @@ import atexit
 import os
 import shutil
 import tempfile
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule
 
 from smolbench.data.batching import BatchLoader, BatchPlan, Plan, Rows, TokenRows
 from smolbench.data.columns import column_digest, column_numbers, column_values, repeated_texts
@@ -27,6 +27,15 @@ from smolbench.data.token_cache import EncodeFn, TokenTable, encode_to_cache
 from smolbench.digest import digest, text_digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
+from smolbench.protocols import (
+    Encodes,
+    MakesRows,
+    NamesEncoding,
+    OfKind,
+    Pads,
+    TriesBatches,
+    offered,
+)
 from smolbench.ranks import Ranks, TrainerRanks
 
 # No `if TYPE_CHECKING:` here: jsonargparse runs such blocks of the modules whose classes are
@@ -41,7 +50,20 @@ VAL_FRACTION = 0.1
 """Share of the training rows that is held out for validation, if nothing else is said."""
 
 
-class BaseDataModule(LightningDataModule):
+def require_values(cls: type, *names: str) -> None:
+    """Refuse a subclass that has not set what its base class only declares.
+
+    Raises:
+        SmolbenchError: Naming what is missing.
+    """
+    if missing := [name for name in names if not hasattr(cls, name)]:
+        raise SmolbenchError(
+            f"{cls.__name__} is incomplete, it does not set {', '.join(missing)}: set what is "
+            "missing in the class, as its base class says."
+        )
+
+
+class BaseDataModule(LightningDataModule, ABC):
     """What the DataModules of every kind of example share.
 
     A dataset says in :meth:`load_hub` and :meth:`load_sample` where its rows come from, a kind of
@@ -101,6 +123,7 @@ class BaseDataModule(LightningDataModule):
         encode: Callable[[Mapping[str, Sequence[Any]]], Mapping[str, Sequence[Any]]] | None = None,
     ) -> None:
         super().__init__()
+        require_values(type(self), "kind", "content")
         for name, value in (
             ("batch_size", None if batch_size == "auto" else batch_size),
             ("effective_batch_size", effective_batch_size),
@@ -353,21 +376,20 @@ class BaseDataModule(LightningDataModule):
         if self._encode is not None:
             return self._encode, getattr(self._encode, "key", None)
         module = self._module()
-        if not callable(getattr(module, "encode", None)):
+        if (encodes := offered(module, Encodes)) is None:
             raise SmolbenchError(
                 f"{type(module).__name__} does not say how an example becomes token ids: give it a "
                 f"method encode(examples), or give {type(self).__name__} the argument encode=."
             )
-        kind = getattr(module, "kind", self.kind)
-        if kind != self.kind:
+        if (of_kind := offered(module, OfKind)) is not None and of_kind.kind != self.kind:
             raise SmolbenchError(
-                f"{type(module).__name__} learns from {kind} examples, but {type(self).__name__} "
-                f"has {self.kind} examples."
+                f"{type(module).__name__} learns from {of_kind.kind} examples, but "
+                f"{type(self).__name__} has {self.kind} examples."
             )
-        key = module.encoder_key() if hasattr(module, "encoder_key") else None
-        return module.encode, key
+        named = offered(module, NamesEncoding)
+        return encodes.encode, named.encoder_key() if named is not None else None
 
-    def _module(self) -> Any:  # noqa: ANN401 - any LightningModule, asked for what it offers
+    def _module(self) -> LightningModule:
         if self.trainer is None:
             raise SmolbenchError(
                 f"{type(self).__name__} is not attached to a Trainer yet: pass it to trainer.fit, "
@@ -426,8 +448,8 @@ class BaseDataModule(LightningDataModule):
         if self.batch_size != "auto":
             return self.batch_size
         module = self._module()
-        trainer: Trainer = module.trainer
-        if not callable(getattr(module, "largest_batch", None)):
+        trainer = module.trainer
+        if (tries := offered(module, TriesBatches)) is None:
             raise SmolbenchError(
                 f"data.batch_size is 'auto', but {type(module).__name__} cannot try batches: give "
                 "a number, or the module a method largest_batch(rows, effective)."
@@ -445,7 +467,7 @@ class BaseDataModule(LightningDataModule):
                 f"{trainer.world_size} devices cannot share evenly: choose a multiple."
             )
         if self._found_batch_size is None:
-            self._found_batch_size = module.largest_batch(rows, share)
+            self._found_batch_size = tries.largest_batch(rows, share)
         trainer.accumulate_grad_batches = share // self._found_batch_size
         self._facts["data/batch_size"] = self._found_batch_size
         return self._found_batch_size
@@ -462,16 +484,15 @@ class BaseDataModule(LightningDataModule):
         assert split.table is not None, "setup has encoded the split"
         module = self.trainer.lightning_module if self.trainer else None
         # a task with a frozen backbone learns from its features instead of from token ids
-        if callable(replace := getattr(module, "rows", None)):
+        if (replaces := offered(module, MakesRows)) is not None:
             if self._encode is not None:
                 raise SmolbenchError(
                     f"{type(module).__name__} encodes examples itself: leave out the argument "
                     f"encode= of {type(self).__name__}."
                 )
-            rows: Rows = replace(name, split.table, split.labels)
-            return rows
-        encoder: Any = self._encode if self._encode is not None else module
-        return TokenRows(split.table, split.labels, getattr(encoder, "pad_token_id", 0))
+            return replaces.rows(name, split.table, split.labels)
+        pads = offered(self._encode if self._encode is not None else module, Pads)
+        return TokenRows(split.table, split.labels, pads.pad_token_id if pads is not None else 0)
 
     # -- the rest ---------------------------------------------------------------------------------
 

@@ -131,8 +131,7 @@ class EstimateCLI(SmolCLI):
                 f"DataModules only, not with {type(data).__name__}."
             )
         self.remarks += self.model.remarks_on_estimate()
-        self.model.runs_dir = self.call.runs_dir
-        self.model.check_inputs()
+        self.check_training()
         self.model.rehearsal = self.passes
         data.part_of = lambda split, plan: self.rehearsal.part_of(
             split, plan, self.trainer.accumulate_grad_batches

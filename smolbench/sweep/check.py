@@ -85,8 +85,7 @@ def _check_here(settings: Sequence[Sequence[str]]) -> list[dict[str, Any] | str]
 
         def instantiate_classes(self) -> None:
             super().instantiate_classes()
-            self.model.runs_dir = self.call.runs_dir
-            self.model.check_inputs()
+            self.check_training()
 
         def instantiate_trainer(self, **kwargs: Any) -> Any:  # noqa: ANN401 - as Lightning has it
             return None

@@ -195,7 +195,7 @@ class ClassicalTask(ClassificationTask):
     def _examples(self) -> Dataset:
         """The split that is being read, with its texts only."""
         stage = self.trainer.state.stage
-        split = self.trainer.datamodule.split(stage.dataloader_prefix)  # type: ignore[attr-defined,union-attr]
+        split = self.data.split(stage.dataloader_prefix)  # type: ignore[arg-type,union-attr]
         examples: Dataset = split.examples.select_columns("text")
         return examples
 

@@ -18,6 +18,7 @@ from smolbench.metrics.classification import (
     validation_metrics,
 )
 from smolbench.models.kernels.paths import Ways
+from smolbench.protocols import NamesLabels, offered
 from smolbench.tasks.task import BaseTask, saved_signature
 
 Batch = dict[str, torch.Tensor]
@@ -57,8 +58,8 @@ class ClassificationTask(BaseTask):
             SmolbenchError: If neither the data nor ``num_classes`` says what they are.
         """
         if self._label_names is None:
-            data = getattr(self._trainer, "datamodule", None)
-            names = getattr(data, "label_names", None)
+            named = offered(self.any_data, NamesLabels)
+            names = named.label_names if named is not None else None
             if not names and self.num_classes:
                 names = [str(number) for number in range(self.num_classes)]
             if names and self.num_classes not in (None, len(names)):

@@ -71,11 +71,11 @@ class DistillationTask(TaughtTask[ClassifyingTeacher], FineTuneTask):
         )
 
     def _check_teacher(self) -> None:
-        self.teacher.check(self.label_names, self._data)
+        self.teacher.check(self.label_names, self._texts)
 
     @property
-    def _data(self) -> TextDataModule:
-        data = getattr(self.trainer, "datamodule", None)
+    def _texts(self) -> TextDataModule:
+        data = self.any_data
         if not isinstance(data, TextDataModule):
             raise SmolbenchError(
                 "DistillationTask learns from a smolbench DataModule, whose texts its teacher "
@@ -96,7 +96,7 @@ class DistillationTask(TaughtTask[ClassifyingTeacher], FineTuneTask):
             return rows
         self._lesson = teacher_logits(
             self.teacher,
-            self._data,
+            self._texts,
             self.label_names,
             self.device,
             TrainerRanks(self.trainer),

@@ -60,7 +60,7 @@ class SummaryDistillationTask(TaughtTask[WritingTeacher], SummarizationTask):
         return WritingTeachers(self)
 
     def _check_teacher(self) -> None:
-        self.teacher.check(self, self._data())
+        self.teacher.check(self, self.data)
 
     def on_fit_start(self) -> None:
         """Load the teacher, and say what there is to be known about it."""

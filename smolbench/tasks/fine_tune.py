@@ -17,7 +17,6 @@ from smolbench.data.batching import ArrayRows, Rows, TokenRows, pad_rows
 from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
-from smolbench.files import cache_root
 from smolbench.models.adaptation import (
     Adaptation,
     Quantize,
@@ -204,12 +203,11 @@ class FineTuneTask(ClassificationTask):
         """
         if self.method != "head":
             return self._token_rows(table, labels)
-        asked = getattr(getattr(self.trainer, "datamodule", None), "cache_dir", None)
         features = self.frozen.of_split(
             split,
             table,
             device=self.device,
-            cache_dir=cache_root(asked),
+            cache_dir=self.cache_dir,
             ranks=TrainerRanks(self.trainer),
             rehearsal=self.rehearsal,
         )

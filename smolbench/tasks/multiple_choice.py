@@ -217,12 +217,8 @@ class MultipleChoiceTask(BaseTask):
         """Solved examples, drawn from the training split."""
         if not self.num_fewshot:
             return []
-        data: Any = getattr(self._trainer, "datamodule", None)
-        if not callable(getattr(data, "split", None)):
-            raise SmolbenchError(
-                "model.num_fewshot needs a DataModule of smolbench to draw solved examples from."
-            )
-        train = data.split("train")
+        train = self.data.split("train")
+        assert train.labels is not None, "a training split has them"
         if self.num_fewshot > len(train):
             raise SmolbenchError(
                 f"model.num_fewshot is {self.num_fewshot}, but there are {len(train)} training "

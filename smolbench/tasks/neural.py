@@ -157,7 +157,7 @@ class NeuralBaselineTask(ClassificationTask):
             SmolbenchError: If there is neither, or no word.
         """
         if self._vocabulary is None:
-            data = getattr(self._trainer, "datamodule", None)
+            data = self.any_data
             if not isinstance(data, TextDataModule):
                 raise SmolbenchError(
                     f"{type(self).__name__} takes its vocabulary from the training texts of a "

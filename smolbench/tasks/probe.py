@@ -16,7 +16,6 @@ from smolbench.data.batching import ArrayRows
 from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
-from smolbench.files import cache_root
 from smolbench.models.backbone import Backbone, DType, Facts
 from smolbench.models.export.exported import Exported
 from smolbench.models.features import FrozenFeatures, Layers, Pooling
@@ -177,12 +176,11 @@ class ProbeTask(ClassificationTask):
             table: The split's token ids.
             labels: Classes, shape ``(N,)``; ``None`` for texts to predict.
         """
-        asked = getattr(getattr(self.trainer, "datamodule", None), "cache_dir", None)
         features = self.frozen.of_split(
             split,
             table,
             device=self.device,
-            cache_dir=cache_root(asked),
+            cache_dir=self.cache_dir,
             ranks=TrainerRanks(self.trainer),
             once=split == "predict",
             rehearsal=self.rehearsal,

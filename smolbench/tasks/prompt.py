@@ -225,7 +225,8 @@ class PromptTask(ClassificationTask):
         """Examples as they stand in front of the template, as many of each class."""
         if not self.num_shots:
             return ""
-        split = self.trainer.datamodule.split("train")  # type: ignore[attr-defined] # Lightning's
+        split = self.data.split("train")
+        assert split.labels is not None, "a training split has them"
         texts = split.examples.select_columns("text")
 
         def text_of(row: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,14 +12,16 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 
 from smolbench.callbacks.checkpoint import read_checkpoint
 from smolbench.data.batching import Rows
+from smolbench.data.datamodule import BaseDataModule, require_values
 from smolbench.errors import SmolbenchError
+from smolbench.files import cache_root
 from smolbench.models.export.exported import Exported
 from smolbench.models.kernels.paths import Paths
 from smolbench.models.pass_part import PassRehearsal
@@ -31,7 +33,7 @@ CHECKPOINT_KEY = "smolbench"
 _PATHS = "paths"
 
 
-class BaseTask(LightningModule):
+class BaseTask(LightningModule, ABC):
     """What every task shares.
 
     A task says how an example becomes token ids (:meth:`encode`, :meth:`encoder_key`), builds what
@@ -50,7 +52,7 @@ class BaseTask(LightningModule):
     """Kind of example: ``classification``, ``summarization`` or ``multiple_choice``."""
     monitor: ClassVar[tuple[str, Literal["min", "max"]]]
     """Validation metric that decides which checkpoint is the best, and its better direction."""
-    method: str
+    method: str = "own"
     """How the model is adapted, as it stands in results: ``probe``, ``full``, ``lora``..."""
     convention: str | None = None
     """Which of several rules in use the scores follow; ``None`` where there is but one."""
@@ -69,6 +71,7 @@ class BaseTask(LightningModule):
         schedule: Schedule = "constant",
     ) -> None:
         super().__init__()
+        require_values(type(self), "kind")
         if lr <= 0 or weight_decay < 0 or warmup_steps < 0:
             raise SmolbenchError(
                 f"model.lr must be positive, weight_decay and warmup_steps not negative; given are "
@@ -114,6 +117,16 @@ class BaseTask(LightningModule):
         Empty where that is not known before one has run.
         """
         return ()
+
+    def logged(self) -> tuple[str, ...]:
+        """Names of the metrics of a training that can be watched; empty where not known before."""
+        names = tuple(f"val/{name}" for name in self.validated())
+        steps = type(self).training_step is BaseTask.training_step
+        return (*names, "train/loss", "train/lr") if names and steps else names
+
+    def epochs_between(self, metric: str) -> int:
+        """Epochs from one that logs a metric of :meth:`logged` to the next one that does."""
+        return 1
 
     def remarks_on_estimate(self) -> list[str]:
         """What there is to be known about an estimate of a run of this task, as sentences.
@@ -168,6 +181,34 @@ class BaseTask(LightningModule):
             batch_idx: Number of the batch in its epoch.
         """
         return 1.0
+
+    # -- the data ---------------------------------------------------------------------------------
+
+    @property
+    def any_data(self) -> LightningDataModule | None:
+        """The DataModule of the trainer this task is attached to, whosever it is."""
+        return getattr(self._trainer, "datamodule", None)
+
+    @property
+    def data(self) -> BaseDataModule:
+        """The DataModule of the trainer this task is attached to.
+
+        Raises:
+            SmolbenchError: If there is none of smolbench.
+        """
+        if not isinstance(found := self.any_data, BaseDataModule):
+            has = "none" if found is None else f"a {type(found).__name__}"
+            raise SmolbenchError(
+                f"{type(self).__name__} reads the examples of a smolbench DataModule, and has "
+                f"{has}: give one to the Trainer, as datamodule=."
+            )
+        return found
+
+    @property
+    def cache_dir(self) -> Path:
+        """Where outputs of frozen networks are kept: where the data keeps its own."""
+        data = self.any_data
+        return data.cache_dir if isinstance(data, BaseDataModule) else cache_root(None)
 
     # -- the network ------------------------------------------------------------------------------
 

@@ -158,7 +158,11 @@ class WritingTask(BaseTask):
 
     def validated(self) -> tuple[str, ...]:
         """See the base class; what is said of summaries, where any are written."""
-        return ("loss", *(ROUGE if self.rouge_examples else ()))
+        return ("loss", *(_OF_SUMMARIES[:-1] if self.rouge_examples else ()))
+
+    def epochs_between(self, metric: str) -> int:
+        """See the base class; summaries are not written in every epoch."""
+        return self.rouge_every if metric.removeprefix("val/") in _OF_SUMMARIES else 1
 
     def on_validation_epoch_end(self) -> None:
         """Score the whole validation split, and write and score summaries of a part of it."""
@@ -235,7 +239,7 @@ class WritingTask(BaseTask):
         Args:
             validated: Numbers of the rows that this validation has gone through.
         """
-        order = np.random.default_rng(_CHOICE_SEED).permutation(len(self._data().split("val")))
+        order = np.random.default_rng(_CHOICE_SEED).permutation(len(self.data.split("val")))
         chosen = np.intersect1d(order[: self.rouge_examples], validated.numpy())
         if not len(chosen):
             return None
@@ -289,7 +293,7 @@ class WritingTask(BaseTask):
             return None
         rows, ids, ended = merged
         tokens = (ids != NO_TOKEN).sum(dim=1)
-        references = list(self._data().split(split).examples.select(rows.tolist())["summary"])
+        references = list(self.data.split(split).examples.select(rows.tolist())["summary"])
         texts = self._texts(ids)
         with progress_bar("Scoring", len(texts), unit="summaries") as advance:
             scores = rouge_scores(references, texts, advance)
@@ -301,22 +305,13 @@ class WritingTask(BaseTask):
         known = [[token for token in row if token != NO_TOKEN] for row in ids.tolist()]
         return [str(tokenizer.decode(row, skip_special_tokens=True)).strip() for row in known]
 
-    def _data(self) -> Any:  # noqa: ANN401 - a DataModule of smolbench
-        data: Any = getattr(self._trainer, "datamodule", None)
-        if not callable(getattr(data, "split", None)):
-            raise SmolbenchError(
-                "SummarizationTask needs a DataModule of smolbench, whose texts the summaries are "
-                "compared with."
-            )
-        return data
-
     # -- single texts -----------------------------------------------------------------------------
 
     def _sample(self) -> list[dict[str, str | None]]:
         """Documents of the test split that are shown, with nothing written of them yet."""
         if not self.num_samples:
             return []
-        test = self._data().split("test").examples
+        test = self.data.split("test").examples
         order = np.random.default_rng(_CHOICE_SEED).permutation(len(test))
         return [
             {

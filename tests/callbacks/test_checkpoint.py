@@ -193,9 +193,17 @@ def test_without_any_number_the_last_state_is_the_best(tmp_path):
     assert callback.steps("best") == [8]
 
 
-def test_a_metric_that_is_never_logged(tmp_path):
-    callback = Written(monitor="val/other")
-    trainer(tmp_path, callback).fit(PlainModule((0.1,)), loader(), loader(1))
+def test_a_metric_that_is_never_logged_is_refused(tmp_path):
+    callback = Written(monitor="val/scores")
+    with pytest.raises(SmolbenchError, match="did you mean 'val/score'"):
+        trainer(tmp_path, callback).fit(PlainModule((0.1,)), loader(), loader(1))
+
+
+def test_a_metric_of_later_validations(tmp_path):
+    module = PlainModule((0.1,))
+    module.validated = lambda: ("later",)
+    callback = Written(monitor="val/later")
+    trainer(tmp_path, callback).fit(module, loader(), loader(1))
     assert callback.steps("best") == [4]
 
 

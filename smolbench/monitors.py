@@ -1,0 +1,89 @@
+"""Metrics that callbacks and schedulers watch, and a training that has none of that name."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+
+from smolbench.callbacks import RunCheckpoint, TrainingPlateau
+from smolbench.callbacks.metric_names import not_logged
+from smolbench.errors import SmolbenchError
+from smolbench.protocols import Monitored, offered
+from smolbench.tasks.task import BaseTask
+
+_SINCE_THE_START = ("epoch", "step")
+"""What ``ModelCheckpoint`` knows beside the metrics."""
+
+
+def refuse_unknown(task: BaseTask, callbacks: Sequence[Callback], every: int | None) -> None:
+    """Refuse before a training what watches a metric that it will not log.
+
+    Where somebody else's code takes part, which may log anything, nothing is refused: the training
+    says so after its first validation, see :func:`unknown_metric`.
+
+    Args:
+        task: What is trained.
+        callbacks: What may watch.
+        every: Epochs from one validation to the next; ``None`` if they do not count.
+
+    Raises:
+        SmolbenchError: Naming the metrics that there will be.
+    """
+    roots = {type(one).__module__.partition(".")[0] for one in (task, *callbacks)}
+    others = any(isinstance(one, LearningRateMonitor) for one in callbacks)  # it logs, too
+    if not (names := task.logged()) or others or not roots <= {"smolbench", "lightning"}:
+        return
+    for option, metric, callback in _watched(callbacks):
+        if isinstance(callback, EarlyStopping) and not callback.strict:
+            continue  # it was told to do without
+        if isinstance(callback, ModelCheckpoint) and metric in _SINCE_THE_START:
+            continue
+        if metric not in names:
+            raise SmolbenchError(not_logged(option, metric, task, names))
+        epochs = task.epochs_between(metric)
+        if isinstance(callback, EarlyStopping) and (every or 1) % epochs:
+            raise SmolbenchError(
+                f"{option} is {metric!r}, which this {type(task).__name__} logs once in {epochs} "
+                "epochs: let it be logged in every epoch, validate as seldom "
+                f"(trainer.check_val_every_n_epoch {epochs}), or give EarlyStopping strict false."
+            )
+
+
+def unknown_metric(error: Exception, trainer: Trainer) -> str | None:
+    """What a training was ended by as sentences, if that was a metric that is not there.
+
+    Args:
+        error: What Lightning raised.
+        trainer: Which was training.
+    """
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if not str(frame.f_globals.get("__name__")).startswith("lightning.pytorch."):
+        return None
+    module, there = trainer.lightning_module, sorted(trainer.callback_metrics)
+    watched = [(option, name) for option, name, _ in _watched(trainer.callbacks)]  # type: ignore[attr-defined]
+    watched += [
+        (f"The monitor of {type(one.scheduler).__name__}", one.monitor)
+        for one in trainer.lr_scheduler_configs
+        if one.reduce_on_plateau and one.monitor
+    ]
+    for option, metric in watched:
+        # the error is about this one: it names it, and not as a part of another name
+        named = re.search(rf"(?<![\w/]){re.escape(metric)}(?![\w/])", str(error))
+        if metric not in there and named:
+            return not_logged(option, metric, module, there)
+    return None
+
+
+def _watched(callbacks: Sequence[Callback]) -> Iterator[tuple[str, str, Callback]]:
+    """By which option which metric is watched, and who does."""
+    for one in callbacks:
+        name = "checkpoint" if isinstance(one, RunCheckpoint) else type(one).__name__
+        if isinstance(one, TrainingPlateau):
+            yield f"{name}.metric", one.metric, one
+        monitored = offered(one, Monitored)
+        if monitored is not None and isinstance(monitored.monitor, str):
+            yield f"{name}.monitor", monitored.monitor, one
