@@ -1,8 +1,12 @@
-# Targets: demo, test, lint, bench, clean. Everything is installed into .venv, which is made when absent.
+# Targets: demo, test, lint, bench, clean. Everything is installed into .venv, which is made when absent,
+# in the versions of .ci/constraints.txt, with which smolbench was tried.
 #
 #   make demo PYTHON=python3.12             another interpreter for .venv
 #   make test PYTEST_ARGS="-k probe -x"     part of the tests
 #   make test JOBS=1                        one test at a time
+#   make test-newest                        the tests, with the newest versions pyproject.toml allows
+#   make test-oldest                        the tests, with the oldest; on Linux gigabytes of CUDA
+#   make lock                               renew .ci/constraints.txt
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
@@ -11,9 +15,13 @@ JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ $$n -gt
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# the versions to install, in a file of constraints; the newest if it is empty
+LOCK := .ci/constraints.txt
+# eager: what the dependencies depend on as well
+INSTALL := $(PIP) install --quiet $(if $(LOCK),--constraint $(LOCK),--upgrade --upgrade-strategy eager)
 DEMO := --config imdb_probe --config tiny
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-newest test-oldest lint bench lock clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.installed
@@ -33,6 +41,14 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
+# what is newest changes without any file here
+test-newest:
+	@rm -f .venv-newest/.installed-dev
+	@$(MAKE) --no-print-directory test VENV=.venv-newest LOCK=
+
+test-oldest:
+	@$(MAKE) --no-print-directory test VENV=.venv-oldest LOCK=.venv-oldest/oldest.txt
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -51,31 +67,43 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/distillation.py
 	$(BIN)/python benchmarks/summarization.py
 
+# One version of each package for all systems and interpreters; uv, because pip resolves for the
+# machine that it runs on only. What only other systems than Linux and macOS need is left out.
+lock: .venv-lock/.created
+	@.venv-lock/bin/python -m pip --disable-pip-version-check install --quiet --upgrade "uv>=0.8,<1"
+	@.venv-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	  --fork-strategy fewest --all-extras --no-annotate --custom-compile-command "make lock" \
+	  pyproject.toml | grep -Ev "^#  *$$|; .*sys_platform == '(emscripten|win32)'" > .venv-lock/lock.txt
+	@mv .venv-lock/lock.txt .ci/constraints.txt
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-newest .venv-oldest .venv-lock build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find benchmarks callbacks smolbench tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamps are older than pyproject.toml when the dependencies may have changed.
-$(VENV)/.installed: pyproject.toml setup.py | $(VENV)/.created
+# The stamps are older than pyproject.toml or the lock when the dependencies may have changed.
+$(VENV)/.installed: pyproject.toml setup.py $(LOCK) | $(VENV)/.created
 	@echo "== Installing smolbench into $(VENV); the first time this takes minutes ..."
-	@$(PIP) install --quiet --editable .
+	@$(INSTALL) --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml setup.py | $(VENV)/.created
+$(VENV)/.installed-dev: pyproject.toml setup.py $(LOCK) | $(VENV)/.created
 	@echo "== Installing smolbench and its test tools into $(VENV); the first time this takes minutes ..."
-	@$(PIP) install --quiet --editable ".[dev]"
+	@$(INSTALL) --editable ".[dev]"
 	@touch $(VENV)/.installed $@
 
-$(VENV)/.installed-bench: pyproject.toml setup.py | $(VENV)/.created
+$(VENV)/.installed-bench: pyproject.toml setup.py $(LOCK) | $(VENV)/.created
 	@echo "== Installing smolbench and what it is compared with into $(VENV) ..."
-	@$(PIP) install --quiet --editable ".[bench]"
+	@$(INSTALL) --editable ".[bench]"
 	@touch $(VENV)/.installed $@
 
-$(VENV)/.created:
+$(VENV)/oldest.txt: pyproject.toml .ci/oldest.py | $(VENV)/.created
+	@$(BIN)/python .ci/oldest.py > $@
+
+%/.created:
 	@command -v $(PYTHON) > /dev/null || { \
 	  echo "There is no $(PYTHON): name a Python 3.11 or later, as in: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { \
 	  echo "smolbench needs Python 3.11 or later, and $(PYTHON) is none: name another one, as in: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
-	@echo "== Making $(VENV) with `$(PYTHON) -V`"
-	@$(PYTHON) -m venv --clear $(VENV)
+	@echo "== Making $(@D) with `$(PYTHON) -V`"
+	@$(PYTHON) -m venv --clear $(@D)
 	@touch $@

@@ -19,6 +19,7 @@ from smolbench import __version__
 from smolbench.errors import SmolbenchError
 from smolbench.runs.results import FILE_NAME
 from smolbench.runs.run_dir import Run, run_of
+from smolbench.versions import untried
 
 if TYPE_CHECKING:
     from smolbench.models.export.exported import Exported
@@ -63,6 +64,8 @@ def export(arguments: Sequence[str]) -> int:
         SmolbenchError: If there is nothing to export, or the target exists or cannot be written.
     """
     request = _read(arguments)
+    if newer := untried():
+        log.warning(newer)
     earlier = _check_target(request)
     replaced: list[str] = []
     if request.push is not None:

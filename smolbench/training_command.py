@@ -24,6 +24,7 @@ from smolbench.prediction import predict
 from smolbench.run_folder import remove_empty
 from smolbench.runs.results import FILE_NAME, read_results
 from smolbench.training_cli import SmolCLI
+from smolbench.versions import untried
 
 log = logging.getLogger("smolbench")
 _FULL_OR_FORBIDDEN = {
@@ -47,6 +48,8 @@ def run(subcommand: Subcommand, arguments: list[str]) -> int:
     """
     _quieten_libraries()
     call = read_invocation(subcommand, arguments)
+    if not call.only_shown and (newer := untried()):
+        log.warning(newer)
     stop, watch = GracefulStop(), BatchWatch()
     stop.take_over()
     try:

@@ -105,14 +105,14 @@ def test_a_dead_process_of_this_machine_is_seen_at_once(opened, monkeypatch):
 
 
 def test_a_worker_of_another_machine_is_gone_when_it_gives_no_sign_of_life(opened, monkeypatch):
+    now = [1000.0]  # from the first look on: the machine's own clock may stand at less, or at more
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     there, here = opened(), opened()
     with monkeypatch.context() as patch:
         elsewhere(patch)
         claim = there.claim()
     for _ in range(3):
         here.finish(here.claim(), done())
-    now = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     assert here.claim() is None
     now[0] += module.STALE_S - 1
     assert here.claim() is None
