@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,10 @@ class RunCheckpoint(Checkpoint):
     end of every epoch, when a stop is requested, and at an optimiser step at least every
     ``every_minutes``. ``best.ckpt`` holds weights only. Both are written under a temporary name and
     renamed when they are complete.
+
+    Of states with equal scores, as they are common on few rows, the one with the lower validation
+    loss is the best (``val/loss``, or what the LightningModule names as its ``tie_breaker``), and
+    of these the later one.
 
     A checkpoint is never written before a validation at the same step: Lightning would skip that
     validation after resuming. Nor between the micro-batches of one optimiser step: their gradients
@@ -60,6 +65,7 @@ class RunCheckpoint(Checkpoint):
         self._mode_given = mode is not None
         self._monitor_given = monitor is not None
         self._stop: GracefulStop | None = None
+        self._tie_breaker = "val/loss"
         self._fits = False
         self._trial = False
         self.best_score: float | None = None
@@ -89,6 +95,8 @@ class RunCheckpoint(Checkpoint):
         if self.monitor is None and isinstance(own, tuple):  # another's may be anything
             self.monitor, mode = own
             self.mode = self.mode if self._mode_given else mode
+        if isinstance(tie_breaker := getattr(pl_module, "tie_breaker", None), str):
+            self._tie_breaker = tie_breaker
         if stage == "fit" and trainer.is_global_zero:
             _sweep(self._folder)
 
@@ -127,7 +135,7 @@ class RunCheckpoint(Checkpoint):
         score = metrics.get(self.monitor) if self.monitor is not None else None
         if score is None and self._monitor_given:
             self._check_monitor(pl_module, sorted(metrics))
-        if score is not None and self._is_better(score):
+        if score is not None and self._is_better(score, metrics):
             self.best_score = score
             self.best_metrics = {
                 "best/epoch": trainer.current_epoch,
@@ -200,11 +208,15 @@ class RunCheckpoint(Checkpoint):
             said = not_logged("checkpoint.monitor", str(self.monitor), pl_module, there)
             raise SmolbenchError(said)
 
-    def _is_better(self, score: float) -> bool:
+    def _is_better(self, score: float, metrics: Mapping[str, float]) -> bool:
         if math.isnan(score):
             return False
         if self.best_score is None:
             return True
+        if score == self.best_score:
+            # a checkpoint carries the best state's metrics, so that a resumed run knows its loss
+            before, now = (m.get(self._tie_breaker, math.nan) for m in (self.best_metrics, metrics))
+            return now <= before or math.isnan(before)
         return score > self.best_score if self.mode == "max" else score < self.best_score
 
     def _stop_if_requested(self, trainer: Trainer) -> None:

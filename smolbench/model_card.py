@@ -108,6 +108,8 @@ def _scores(origin: Origin) -> list[str]:
             return [said]
         return [f"{said} On the validation split, by which it was chosen:", _scored(validated)]
     said = "On the test split; ± is the standard error over the examples."
+    if (tokenizer := origin.record.text("rouge/tokenizer")) is not None:
+        said += f" ROUGE counts the words of the tokenizer `{tokenizer}`."
     details = details_of(origin.record)
     tables = [("Class by class:", details.classes), ("What was taken for what:", details.confusion)]
     return [
@@ -128,6 +130,8 @@ def _limits(record: RunRecord, exported: Exported) -> list[str]:
     ]
     if (overlap := record.number("data/overlap")) is not None and overlap > 0:
         said.append(f"{overlap:,.0f} test texts also stand in the training set.")
+    if wordless := record.number("test/n_without_tokens"):
+        said.append(f"ROUGE sees no word in {wordless:,.0f} of the references it was scored on.")
     if (part := _part(record, "train")) is not None:
         said.append(f"It was trained on a part of the dataset: {part:,.0f} examples.")
     if record.metric is not None and (part := _part(record, "test")) is not None:
@@ -248,5 +252,12 @@ def _metadata(exported: Exported, origin: Origin) -> str:
 
 
 def _measured(origin: Origin) -> list[Mapping[str, Any]]:
-    values = ((name, origin.record.number(f"test/{name}")) for name in _METADATA_METRICS)
-    return [{"type": name, "value": value} for name, value in values if value is not None]
+    tokenizer = origin.record.text("rouge/tokenizer")
+    found: list[Mapping[str, Any]] = []
+    for name in _METADATA_METRICS:
+        if (value := origin.record.number(f"test/{name}")) is not None:
+            metric: dict[str, Any] = {"type": name, "value": value}
+            if name.startswith("rouge") and tokenizer not in (None, "rouge_score"):
+                metric["args"] = {"tokenizer": tokenizer}  # not what others call ROUGE
+            found.append(metric)
+    return found

@@ -8,7 +8,7 @@ import yaml
 from smolbench.model_card import Origin, _usage, model_card
 from smolbench.models.export.exported import HERE, Exported
 from smolbench.runs.record import find_folders, read_records
-from tests.helpers.written_runs import write_run
+from tests.helpers.written_runs import SUMMARIES, write_run
 
 EXPORTED = Exported(
     framework="transformers",
@@ -94,6 +94,19 @@ def test_scores_of_another_checkpoint_are_not_claimed(tmp_path):
     assert "0.89" not in text
     assert "was not scored" in text
     assert "model-index" not in metadata(text)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "arguments"),
+    [("unicode", {"args": {"tokenizer": "unicode"}}), ("rouge_score", {})],
+)
+def test_rouge_says_which_words_it_counts(tmp_path, tokenizer, arguments):
+    found = {"rouge__tokenizer": tokenizer, "test__n_without_tokens": 4}
+    text = card(tmp_path, base=SUMMARIES, **found)
+    assert f"the words of the tokenizer `{tokenizer}`" in text
+    assert "sees no word in 4 of the references" in text
+    metrics = metadata(text)["model-index"][0]["results"][0]["metrics"]
+    assert {"type": "rouge1", "value": 0.36, **arguments} in metrics
 
 
 @pytest.mark.parametrize("validated", [True, False])

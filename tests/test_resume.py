@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from smolbench.cli import main
+from tests.helpers.command import results
 from tests.helpers.kill import die
 
 RUN = [
@@ -167,6 +168,30 @@ def test_a_distillation_killed_and_resumed_is_equal(folder_here, method):
         die(run, hook, n)
         assert main([*run, "--ckpt_path=last"]) == 0
         assert_equal(folder_here / "whole", folder_here / hook)
+
+
+def test_of_tied_checkpoints_the_better_one_is_kept(folder_here):
+    """On a small file many epochs have one accuracy; a kill forgets no loss they differ in."""
+    words = ("a dull and slow mess", "a warm and lovely film")
+    lines = [f"{words[n % 2]} {n},{('neg', 'pos')[n % 2]}" for n in range(40)]
+    Path("rows.csv").write_text("\n".join(["text,label", *lines]))
+    run = ["fit", "--config=text_files_probe", "--config=tiny", "--data.source=files"]
+    run += ["--data.train_file=rows.csv", "--data.batch_size=8", "--model.warmup_steps=0"]
+    run += [*RUN[3:6], "--trainer.max_epochs=4", "--run_dir=run"]
+    assert main(run) == 0
+    found = results(Path("run"))
+    validations = [row for row in rows(Path("run")) if row["val/accuracy"]]
+    accuracy, loss = ([float(row[f"val/{m}"]) for row in validations] for m in ("accuracy", "loss"))
+    tied = [epoch for epoch, value in enumerate(accuracy) if value == max(accuracy)]
+    assert len(tied) > 1
+    assert loss[tied[-1]] < loss[tied[0]], "they get better, though not by their accuracy"
+    assert found["best/epoch"] == min(tied, key=loss.__getitem__)
+    assert found["val/loss"] == min(loss[epoch] for epoch in tied)
+    again = [*run[:-1], "--run_dir=again"]
+    die(again, "on_train_epoch_start", tied[0] + 2)
+    assert main([*again, "--ckpt_path=last"]) == 0
+    assert_equal(Path("run"), Path("again"))
+    assert results(Path("again"))["best/epoch"] == found["best/epoch"]
 
 
 def assert_equal(expected: Path, found: Path) -> None:

@@ -1,15 +1,16 @@
 """ROUGE of generated summaries, example by example, and what is said of a whole split.
 
 Scores are ``rouge_score``'s F measures with its stemmer, as the model cards of summarizers have
-them: the mean over the examples, here as a share of 1. For ROUGE-Lsum a summary's sentences stand
-on lines of their own; they are found by :func:`sentences`, because the usual splitter (punkt of
-nltk) is a download. Each example has scores of its own, and the means are taken over all of them in
-the order of the split, so that they do not depend on the number of processes.
+them: the mean over the examples, here as a share of 1. What counts as a word is said by one of the
+tokenizers of :mod:`smolbench.metrics.rouge_tokens`; scores by different ones are not comparable.
+For ROUGE-Lsum a summary's sentences stand on lines of their own; they are found by
+:func:`~smolbench.metrics.rouge_tokens.sentences`, because the usual splitter (punkt of nltk) is a
+download. Each example has scores of its own, and the means are taken over all of them in the order
+of the split, so that they do not depend on the number of processes.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,24 +18,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smolbench.metrics.rouge_tokens import RougeTokenizer, sentences, tokenizer_named
 from smolbench.metrics.uncertainty import RESAMPLES, mean_stderr
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-SPLITTER = "regex: behind [.!?] and closing quotes or brackets, before white space; and lines"
-"""How sentences are found, as results name it."""
-_BOUNDARY = re.compile(r"(?<=[.!?])(?=[\s])\s+|(?<=[.!?][\"')\]])\s+|\s*[\r\n]+\s*")
 _CONFIDENCE = 0.95
 
 Array = npt.NDArray[np.float64]
 
 
-def sentences(text: str) -> str:
-    """A text with each of its sentences on a line of its own; deterministic, with no model."""
-    return "\n".join(part for part in _BOUNDARY.split(text.strip()) if part)
-
-
 def rouge_scores(
-    references: Sequence[str], summaries: Sequence[str], advance: Callable[[int], None]
+    references: Sequence[str],
+    summaries: Sequence[str],
+    advance: Callable[[int], None],
+    tokenizer: RougeTokenizer = "rouge_score",
 ) -> Array:
     """F measures of summaries, in the order of :data:`ROUGE`, shape ``(N, 4)``.
 
@@ -42,13 +39,14 @@ def rouge_scores(
         references: What people wrote, ``N`` texts.
         summaries: What is scored.
         advance: Told that one more is done.
+        tokenizer: What finds words, and sentences for ROUGE-Lsum.
     """
     from rouge_score.rouge_scorer import RougeScorer  # lazy: import cost
 
-    scorer = RougeScorer(list(ROUGE), use_stemmer=True)
+    scorer = RougeScorer(list(ROUGE), tokenizer=tokenizer_named(tokenizer, use_stemmer=True))
     scores = np.empty((len(summaries), len(ROUGE)))
     for row, (reference, summary) in enumerate(zip(references, summaries, strict=True)):
-        found = scorer.score(sentences(reference), sentences(summary))
+        found = scorer.score(sentences(reference, tokenizer), sentences(summary, tokenizer))
         scores[row] = [found[name].fmeasure for name in ROUGE]
         advance(1)
     return scores
@@ -99,6 +97,7 @@ class Summaries:
         scores: From :func:`rouge_scores`.
         tokens: Generated tokens of each, its end token among them, shape ``(N,)``.
         ended: Whether it came to an end token, shape ``(N,)``.
+        wordless: Whether its reference has no token that ROUGE counts, shape ``(N,)``.
     """
 
     rows: npt.NDArray[np.int64]
@@ -107,6 +106,7 @@ class Summaries:
     scores: Array
     tokens: npt.NDArray[np.int64]
     ended: npt.NDArray[np.bool_]
+    wordless: npt.NDArray[np.bool_]
 
     def metrics(self) -> dict[str, float]:
         """What is said of them all.
@@ -114,12 +114,14 @@ class Summaries:
         Returns:
             What :func:`rouge_metrics` says; ``gen_tokens``, their mean number of tokens (what model
             cards call Gen Len); ``truncated_share``, the share of summaries that the most allowed
-            tokens cut off.
+            tokens cut off; ``n_without_tokens``, how many references have no token, so that nothing
+            scores above 0 on them.
         """
         return {
             **rouge_metrics(self.scores),
             "gen_tokens": float(self.tokens.mean()),
             "truncated_share": float(1 - self.ended.mean()),
+            "n_without_tokens": float(self.wordless.sum()),
         }
 
     def columns(self) -> dict[str, Any]:

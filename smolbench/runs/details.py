@@ -21,6 +21,7 @@ _FACTS = (
     ("task", "task"),
     ("method", "method"),
     ("convention", "convention"),
+    ("ROUGE's tokenizer", "rouge/tokenizer"),
     ("model", "model/id"),
     ("model's revision", "model/revision"),
     ("dataset", "data/id"),

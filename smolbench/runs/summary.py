@@ -37,6 +37,7 @@ _QUALITY = (
     ("rougeLsum", "ROUGE-Lsum"),
     ("gen_tokens", "tokens per summary"),
     ("truncated_share", "share of summaries cut off"),
+    ("n_without_tokens", "references without tokens"),
     ("loss", "loss (nats)"),
     ("choice_loss", "loss per choice (nats)"),
     ("ending_loss", "loss per token (nats)"),

@@ -110,6 +110,11 @@ def _compared_by(options: argparse.Namespace, fit: list[str], space: Space) -> t
             f"A validation of this task does not measure {metric}, but "
             f"{', '.join(checked.metrics)}: name one of these with --metric."
         )
+    if metric.startswith("val/rouge") and any(k.endswith(".rouge_tokenizer") for k in space.keys):
+        raise SmolbenchError(
+            f"Trials cannot be compared by {metric} where model.rouge_tokenizer is swept: each "
+            "tokenizer counts other words. Take one, or compare them by val/loss."
+        )
     mode = options.mode or (checked.mode if metric == checked.monitor else None)
     return metric, mode or ("min" if metric.endswith("loss") else "max")
 

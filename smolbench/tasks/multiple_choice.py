@@ -185,6 +185,11 @@ class MultipleChoiceTask(BaseTask):
         return self.method == "none"
 
     @property
+    def tie_breaker(self) -> str:  # type: ignore[override] # follows from the options
+        """The loss of the objective."""
+        return "val/ending_loss" if self.objective == "lm" else "val/choice_loss"
+
+    @property
     def convention(self) -> str:  # type: ignore[override] # follows from the options
         """How examples are worded and scored, and behind how many solved ones."""
         return f"{self._wording}, {self.num_fewshot}-shot" if self.num_fewshot else self._wording

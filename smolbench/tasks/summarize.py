@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from smolbench.data.batching import Rows
 from smolbench.data.token_cache import TokenTable
 from smolbench.errors import SmolbenchError
+from smolbench.metrics.rouge_tokens import RougeTokenizer
 from smolbench.models.adaptation import Quantize, describe, hold_frozen_in, parameter_count
 from smolbench.models.backbone import DType
 from smolbench.models.causal_lm import LanguageModel
@@ -72,6 +73,10 @@ class SummarizationTask(WritingTask):
         num_beams: Beams of a test, instead of the preset's.
         rouge_every: Epochs between two validations that write summaries.
         rouge_examples: Validation rows that are summarized then, always the same; 0 for none.
+        rouge_tokenizer: What finds the words that ROUGE counts. ``rouge_score``: that of published
+            scores, which knows ``[a-z0-9]`` and no other letter. ``unicode``: words of any script,
+            the same ones in English; see :mod:`smolbench.metrics.rouge_tokens`. Scores by different
+            ones are not comparable.
         samples: Test documents that are summarized before and after training, to be shown.
         backbone: A model id on the Hub, a folder with a model or, for a causal model, with a peft
             adapter; or ``tiny-t5`` or ``tiny`` for the built-in models.
@@ -114,6 +119,7 @@ class SummarizationTask(WritingTask):
         num_beams: int | None = None,
         rouge_every: int = 1,
         rouge_examples: int = 200,
+        rouge_tokenizer: RougeTokenizer = "rouge_score",
         samples: int = 3,
         backbone: str = "google/flan-t5-base",
         revision: str | None = None,
@@ -139,6 +145,7 @@ class SummarizationTask(WritingTask):
             num_beams=num_beams,
             rouge_every=rouge_every,
             rouge_examples=rouge_examples,
+            rouge_tokenizer=rouge_tokenizer,
             samples=samples,
             label_smoothing=label_smoothing,
             lr=lr,
@@ -271,6 +278,8 @@ class SummarizationTask(WritingTask):
                 split,
                 self.max_length,
             )
+        if split in {"val", "test"}:
+            self._remark_on_references(split)
         if split == "train":
             self._summary_lengths = table.ragged["labels"].lengths
         return (CausalRows if self.causal else PairRows)(table, self.padding)

@@ -52,6 +52,8 @@ class BaseTask(LightningModule, ABC):
     """Kind of example: ``classification``, ``summarization`` or ``multiple_choice``."""
     monitor: ClassVar[tuple[str, Literal["min", "max"]]]
     """Validation metric that decides which checkpoint is the best, and its better direction."""
+    tie_breaker: str = "val/loss"
+    """Validation loss that decides between checkpoints that are equal by what is monitored."""
     method: str = "own"
     """How the model is adapted, as it stands in results: ``probe``, ``full``, ``lora``..."""
     convention: str | None = None

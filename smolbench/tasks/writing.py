@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -13,7 +14,8 @@ import torch
 
 from smolbench.data.batching import IGNORE_LABEL, BatchPlan, pad_rows
 from smolbench.errors import SmolbenchError
-from smolbench.metrics.rouge import ROUGE, SPLITTER, Summaries, rouge_scores
+from smolbench.metrics.rouge import ROUGE, Summaries, rouge_scores
+from smolbench.metrics.rouge_tokens import SPLITTERS, RougeTokenizer, shares_read
 from smolbench.models.summarizer import (
     NO_TOKEN,
     Decoding,
@@ -30,11 +32,13 @@ from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask
 
 # No `if TYPE_CHECKING:` here, see data/datamodule.py: hence `Any` for transformers' models.
 
+log = logging.getLogger("smolbench")
+
 Batch = dict[str, torch.Tensor]
 Preset = Literal["card", "full"]
 PRESETS: dict[Preset, Decoding] = {"card": Decoding(20, 1), "full": Decoding(128, 4)}
 """How a test's summaries are written."""
-_OF_SUMMARIES = (*ROUGE, "gen_tokens", "truncated_share", "rouge_n")
+_OF_SUMMARIES = (*ROUGE, "gen_tokens", "truncated_share", "n_without_tokens", "rouge_n")
 """What a validation says of the summaries that it has written."""
 _CHOICE_SEED = 0
 """Of the draw of validation rows that are summarized, and of the sample shown."""
@@ -55,6 +59,7 @@ class WritingTask(BaseTask):
         num_beams: Beams of a test, instead of the preset's.
         rouge_every: Epochs between two validations that write summaries.
         rouge_examples: Validation rows that are summarized then; 0 for none.
+        rouge_tokenizer: What finds the words that ROUGE counts.
         samples: Test documents that are summarized before and after training.
         label_smoothing: Share of each target that is spread evenly over the vocabulary.
         **options: See :class:`~smolbench.tasks.task.BaseTask`.
@@ -74,6 +79,7 @@ class WritingTask(BaseTask):
         num_beams: int | None,
         rouge_every: int,
         rouge_examples: int,
+        rouge_tokenizer: RougeTokenizer,
         samples: int,
         label_smoothing: float,
         **options: Any,  # noqa: ANN401 - those of the base class
@@ -98,6 +104,9 @@ class WritingTask(BaseTask):
                 f"model.label_smoothing must be in [0, 1), but is {label_smoothing}."
             )
         self.convention: str = _convention(self.decoding)
+        if rouge_tokenizer != "rouge_score":
+            self.convention += f", {rouge_tokenizer} tokenizer"
+        self.rouge_tokenizer: RougeTokenizer = rouge_tokenizer
         self.rouge_every = rouge_every
         self.rouge_examples = rouge_examples
         self.num_samples = samples
@@ -296,8 +305,33 @@ class WritingTask(BaseTask):
         references = list(self.data.split(split).examples.select(rows.tolist())["summary"])
         texts = self._texts(ids)
         with progress_bar("Scoring", len(texts), unit="summaries") as advance:
-            scores = rouge_scores(references, texts, advance)
-        return Summaries(rows.numpy(), texts, references, scores, tokens.numpy(), ended.numpy())
+            scores = rouge_scores(references, texts, advance, self.rouge_tokenizer)
+        wordless = shares_read(references, self.rouge_tokenizer) == 0
+        return Summaries(
+            rows.numpy(), texts, references, scores, tokens.numpy(), ended.numpy(), wordless
+        )
+
+    def _remark_on_references(self, split: str) -> None:
+        """Say it if ROUGE sees too little of the references, before anything is scored by it."""
+        shares = shares_read(self._data().split(split).examples["summary"], self.rouge_tokenizer)
+        found = (
+            (shares == 0, "have no token, so that their ROUGE is 0 whatever is written"),
+            ((shares > 0) & (shares < 0.5), "lose over half of their letters and digits"),
+        )
+        said = [
+            f"{which.sum():,} ({which.mean():.1%}) {what}" for which, what in found if any(which)
+        ]
+        if said:
+            log.warning(
+                "Of %s references (%s) %s: %s.",
+                f"{len(shares):,}",
+                split,
+                ", and ".join(said),
+                "model.rouge_tokenizer rouge_score knows a-z and 0-9 only; --model.rouge_tokenizer "
+                "unicode knows all scripts"
+                if self.rouge_tokenizer == "rouge_score"
+                else "they hold no letter or digit of any script",
+            )
 
     def _texts(self, ids: torch.Tensor) -> list[str]:
         """Generated tokens ``(B, T)`` as texts."""
@@ -381,14 +415,16 @@ class WritingTask(BaseTask):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also what was written before the training; see the base class."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint[CHECKPOINT_KEY] |= {"samples": self._samples, "convention": self.convention}
+        written_as = _convention(self.decoding)
+        checkpoint[CHECKPOINT_KEY] |= {"samples": self._samples, "convention": written_as}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See the base class."""
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint[CHECKPOINT_KEY]
         self._samples = [{**sample, "after": None} for sample in saved.get("samples", [])]
-        if (before := saved.get("convention", self.convention)) != self.convention:
+        written_as = _convention(self.decoding)
+        if (before := saved.get("convention", written_as)) != written_as:
             # the untrained weights are gone, so what they wrote in another way says so
             self._samples = [{**sample, "before_convention": before} for sample in self._samples]
         self._has_learned = True
@@ -401,7 +437,8 @@ class WritingTask(BaseTask):
             **{f"generation/{name}": value for name, value in own.items()},
             "generation/max_new_tokens": self.decoding.max_new_tokens,
             "generation/num_beams": self.decoding.num_beams,
-            "rouge/splitter": SPLITTER,
+            "rouge/tokenizer": self.rouge_tokenizer,
+            "rouge/splitter": SPLITTERS[self.rouge_tokenizer],
         }
 
 

@@ -163,19 +163,25 @@ def test_fast_dev_run_leaves_no_trace(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mode", "scores", "best"),
+    ("mode", "scores", "losses", "best"),
     [
-        ("max", (0.1, 0.5, 0.3, 0.5), 8),
-        ("min", (0.3, 0.2, 0.5, 0.2), 8),
-        ("max", (0.5, 0.4, 0.3, 0.2), 4),
-        ("max", (math.nan, 0.1, math.nan, 0.05), 8),
-        ("min", (math.nan, 0.1, math.nan, 0.2), 8),
+        ("max", (0.1, 0.5, 0.3, 0.4), (), 8),
+        ("min", (0.3, 0.2, 0.5, 0.4), (), 8),
+        ("max", (0.5, 0.4, 0.3, 0.2), (), 4),
+        ("max", (math.nan, 0.1, math.nan, 0.05), (), 8),
+        ("min", (math.nan, 0.1, math.nan, 0.2), (), 8),
+        # of equal scores the one with the lower loss, then the later one
+        ("max", (0.5, 0.5, 0.5, 0.5), (0.4, 0.2, 0.3, 0.5), 8),
+        ("min", (0.5, 0.5, 0.5, 0.9), (0.4, 0.2, 0.2, 0.1), 12),
+        ("max", (0.5, 0.6, 0.6, 0.5), (0.1, 0.2, 0.3, 0.0), 8),
+        ("max", (0.5, 0.5, 0.4, 0.5), (), 16),
+        ("max", (0.5, 0.5, 0.5, 0.5), (math.nan, 0.3, math.nan, 0.4), 8),
     ],
 )
-def test_the_first_best_score_is_kept(tmp_path, mode, scores, best):
+def test_the_best_score_is_kept(tmp_path, mode, scores, losses, best):
     callback = Written(monitor="val/score", mode=mode)
     fit = trainer(tmp_path, callback, max_epochs=4)
-    fit.fit(PlainModule(scores), loader(), loader(1))
+    fit.fit(PlainModule(scores, losses), loader(), loader(1))
     assert callback.steps("best")[-1] == best
     assert load(tmp_path / "checkpoints" / "best.ckpt")["global_step"] == best
     facts = callback.facts()
@@ -234,6 +240,28 @@ def test_the_best_score_survives_a_resume(tmp_path):
     assert second.steps("best") == []
     assert second.facts()["best/step"] == 4
     assert load(tmp_path / "checkpoints" / "best.ckpt")["global_step"] == 4
+
+
+@pytest.mark.parametrize(("loss", "best"), [(0.3, 4), (0.1, 8), (0.2, 8)])
+def test_the_loss_that_ties_are_broken_by_survives_a_resume(tmp_path, loss, best):
+    trainer(tmp_path, Written(monitor="val/score")).fit(
+        PlainModule((0.9,), (0.2,)), loader(), loader(1)
+    )
+    again = Written(monitor="val/score")
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    trainer(tmp_path, again, max_epochs=2).fit(
+        PlainModule((0.9,), (loss,)), loader(), loader(1), ckpt_path=last
+    )
+    assert again.facts()["best/step"] == best
+    assert load(tmp_path / "checkpoints" / "best.ckpt")["global_step"] == best
+
+
+def test_the_module_names_the_loss_that_ties_are_broken_by(tmp_path):
+    module = PlainModule((0.5, 0.5), (0.1, 0.2))
+    module.tie_breaker = "val/other"  # never logged, so that the later one is kept
+    callback = Written(monitor="val/score")
+    trainer(tmp_path, callback, max_epochs=2).fit(module, loader(), loader(1))
+    assert callback.facts()["best/step"] == 8
 
 
 def test_a_test_of_the_last_checkpoint_says_nothing_of_the_best(tmp_path):

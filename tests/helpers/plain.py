@@ -10,14 +10,17 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class PlainModule(pl.LightningModule):
-    """A linear model that logs its training loss and, as `val/score`, what it is told to."""
+    """A linear model that logs its training loss and, as `val/score`, what it is told to.
 
-    def __init__(self, scores: tuple[float, ...] = ()) -> None:
+    And as `val/loss`.
+    """
+
+    def __init__(self, scores: tuple[float, ...] = (), losses: tuple[float, ...] = ()) -> None:
         super().__init__()
         self.layer = torch.nn.Linear(2, 1)
         torch.nn.init.ones_(self.layer.weight)
         torch.nn.init.zeros_(self.layer.bias)
-        self.scores = list(scores)
+        self.scores, self.losses = list(scores), list(losses)
         self.events: list[str] = []
 
     def training_step(self, batch, batch_idx):
@@ -29,8 +32,9 @@ class PlainModule(pl.LightningModule):
         pass
 
     def on_validation_epoch_end(self):
-        if self.scores and not self.trainer.sanity_checking:
-            self.log("val/score", self.scores.pop(0))
+        for name, values in (("score", self.scores), ("loss", self.losses)):
+            if values and not self.trainer.sanity_checking:
+                self.log(f"val/{name}", values.pop(0))
 
     def test_step(self, batch, batch_idx):
         self.log("test/loss", self.layer(batch[0]).square().mean())

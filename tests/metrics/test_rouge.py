@@ -15,8 +15,8 @@ from smolbench.metrics.rouge import (
     Summaries,
     rouge_metrics,
     rouge_scores,
-    sentences,
 )
+from smolbench.metrics.rouge_tokens import sentences
 
 REFERENCES = samsum_sample("test")["summary"]
 SUMMARIES = [*REFERENCES[1:], "Running late! They're at the cafes. Nobody came."]
@@ -82,10 +82,14 @@ def test_a_single_example_has_no_interval(scores):
 
 def test_summaries_are_summed_up_and_kept_one_by_one(scores):
     lengths, ended = np.array([3, 5, 4]), np.array([True, False, True])
-    made = Summaries(np.array([4, 7, 9]), SUMMARIES[:3], REFERENCES[:3], scores[:3], lengths, ended)
+    wordless = np.array([False, False, True])
+    made = Summaries(
+        np.array([4, 7, 9]), SUMMARIES[:3], REFERENCES[:3], scores[:3], lengths, ended, wordless
+    )
     found = made.metrics()
     assert found["gen_tokens"] == 4
     assert found["truncated_share"] == pytest.approx(1 / 3)
+    assert found["n_without_tokens"] == 1
     assert found["rougeL"] == pytest.approx(scores[:3, 2].mean())
     columns = made.columns()
     assert columns["index"].tolist() == [4, 7, 9]

@@ -70,6 +70,13 @@ def test_a_metric_that_no_validation_measures(in_process, capsys):
     assert not Path("runs").exists()
 
 
+def test_rouge_of_different_words_is_not_compared(in_process, capsys):
+    recipe = ["--config=samsum_flan-t5-base", "--config=tiny"]
+    grid = "--grid=model.rouge_tokenizer=rouge_score,unicode"
+    assert main(["sweep", *recipe, grid, "--metric=val/rouge1"]) == 2
+    assert "each tokenizer counts other words" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "recipe", ["imdb_probe", "samsum_flan-t5-base", "hellaswag_lora_smollm2-135m"]
 )

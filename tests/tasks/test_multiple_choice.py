@@ -79,6 +79,15 @@ def test_what_is_reported_follows_from_the_predictions_file(tmp_path):
     assert columns["index"].tolist() == list(range(12))
 
 
+@pytest.mark.parametrize(
+    ("objective", "loss"), [("lm", "val/ending_loss"), ("choice", "val/choice_loss")]
+)
+def test_equal_checkpoints_are_told_apart_by_the_loss_that_is_learned(objective, loss):
+    made = task(method="full", objective=objective)
+    assert made.tie_breaker == loss
+    assert made.tie_breaker.removeprefix("val/") in made.validated()
+
+
 def test_conventions_word_and_divide_differently(tmp_path):
     found = {
         name: scored(tmp_path, task(convention=name))[1] for name in ("lm_eval", "smollm2", "llm_c")

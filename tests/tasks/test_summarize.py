@@ -16,10 +16,10 @@ from lightning.pytorch.strategies import FSDPStrategy
 from rouge_score.rouge_scorer import RougeScorer
 
 from smolbench.cli import main
-from smolbench.data import IMDbDataModule, SAMSumDataModule
+from smolbench.data import IMDbDataModule, SAMSumDataModule, TextPairsDataModule
 from smolbench.data.batching import ArrayRows, BatchLoader, BatchPlan
 from smolbench.errors import SmolbenchError
-from smolbench.metrics.rouge import sentences
+from smolbench.metrics.rouge_tokens import sentences
 from smolbench.tasks import ProbeTask, SummarizationTask
 from smolbench.tasks.accumulation import weight_of_batch
 from tests.helpers.command import FEW, ONE_EPOCH, assert_equal_runs, results, rows, weights
@@ -98,6 +98,51 @@ def test_presets_are_conventions():
     assert SummarizationTask(num_beams=2).convention == "128 tokens, 2 beams"
     same = SummarizationTask(generation="full", max_new_tokens=20, num_beams=1)
     assert same.convention == "card"
+
+
+def test_the_tokenizer_of_rouge_is_a_convention():
+    made = SummarizationTask(rouge_tokenizer="unicode")
+    assert made.convention == "full, unicode tokenizer"
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "rouge", "wordless", "said"),
+    [
+        ("rouge_score", 0.0, 3, "3 (60.0%) have no token, so that their ROUGE is 0"),
+        ("unicode", 1.0, 0, None),
+    ],
+)
+def test_summaries_in_another_script(
+    tmp_path, monkeypatch, caplog, tokenizer, rouge, wordless, said
+):
+    """What the references hold is looked at before a validation and before a test."""
+    summaries = ["Анна купила торт.", "Она ушла в 8 утра.", "Anna"]
+    for name, chosen in (("train", [0, 1, 2]), ("test", [0, 0, 0, 1, 2])):
+        lines = [f"Чат {number},{summaries[which]}" for number, which in enumerate(chosen)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text,summary", *lines]), encoding="utf-8")
+    files = {f"{name}_file": str(tmp_path / f"{name}.csv") for name in ("train", "test")}
+    dm = TextPairsDataModule(**files, val_file=files["train_file"], val_fraction=0)
+    made = task("gpt2", method="none", rouge_tokenizer=tokenizer, samples=0)
+    monkeypatch.setattr(made, "_texts", lambda ids: [summaries[0]] * len(ids))
+    trainer = plain_trainer(tmp_path)
+    (validated,) = trainer.validate(made, dm, verbose=False)
+    assert validated["val/n_without_tokens"] == (1 if said else 0)
+    before = caplog.text
+    assert ("references (val)" in before) == (said is not None)
+    (found,) = trainer.test(made, dm, verbose=False)
+    assert found["test/n_without_tokens"] == wordless
+    assert made.predictions()["rouge1"][0] == rouge
+    facts = made.facts()
+    assert facts["rouge/tokenizer"] == tokenizer
+    assert ("terminals of Unicode" in facts["rouge/splitter"]) == (said is None)
+    last = caplog.text.removeprefix(before)
+    if said is None:
+        assert "references" not in last
+        return
+    assert said in last
+    assert "Of 5 references (test)" in last
+    assert "1 (20.0%) lose over half of their letters" in last
+    assert "--model.rouge_tokenizer unicode" in last
 
 
 def test_summaries_end_after_the_most_tokens_allowed(tmp_path):
@@ -372,6 +417,7 @@ def test_fit_and_test_from_the_run_folder(capsys, folder_here, method):
     assert found["test/rouge1_low"] <= found["test/rouge1"] <= found["test/rouge1_high"]
     assert found["cost/test_latency_n"] == 4
     assert found["rouge/splitter"].startswith("regex")
+    assert (found["rouge/tokenizer"], found["test/n_without_tokens"]) == ("rouge_score", 0)
     after = json.loads(Path("run/samples.json").read_text())
     assert [{**sample, "after": None} for sample in after] == samples
     table = pq.read_table("run/predictions.parquet").to_pydict()
@@ -384,7 +430,9 @@ def test_fit_and_test_from_the_run_folder(capsys, folder_here, method):
 
 
 def test_the_untrained_model_is_scored_and_shown(capsys, folder_here):
-    assert main(["test", *TEST, "--ckpt_path=none", "--run_dir=run"]) == 0
+    unicode = "--model.rouge_tokenizer=unicode"
+    assert main(["test", *TEST, "--ckpt_path=none", "--run_dir=run", unicode]) == 0
+    assert results(Path("run"))["convention"] == "8 tokens, 2 beams, unicode tokenizer"
     samples = json.loads(Path("run/samples.json").read_text())
     assert all(sample["before"] is not None and sample["after"] is None for sample in samples)
     assert "after training" not in capsys.readouterr().out
@@ -425,7 +473,7 @@ def test_a_sample_says_if_it_was_written_otherwise_before(tmp_path):
     trainer.fit(made, data(tmp_path))
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     for num_beams, expected in ((1, {None}), (2, {"8 tokens, 1 beams"})):
-        other = task(max_new_tokens=8, num_beams=num_beams)
+        other = task(max_new_tokens=8, num_beams=num_beams, rouge_tokenizer="unicode")
         plain_trainer(tmp_path).test(
             other, data(tmp_path), ckpt_path=str(tmp_path / "a.ckpt"), verbose=False
         )
