@@ -10,8 +10,9 @@ import torch
 import yaml
 
 from smolbench.cli import main
+from smolbench.models import backbone, frozen_cache, scoring_trials
 from tests.helpers.command import results
-from tests.helpers.kill import die
+from tests.helpers.kill import Killed, die
 
 RUN = [
     "fit",
@@ -208,3 +209,64 @@ def assert_equal(expected: Path, found: Path) -> None:
 
 def best(run: Path) -> dict:
     return torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+
+
+# -- what was decided about fast paths ------------------------------------------------------------
+
+
+def test_a_pass_that_was_killed_goes_on_by_the_path_it_began(folder_here, monkeypatch):
+    """Although this process finds a faster one right, too."""
+    run = [*RUN, "--data.limit_train=60", "--trainer.max_epochs=1", "--model.pass_tokens=200"]
+
+    def without_prefix(*options: str, dies: bool = False) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(backbone, "shares_prefix", lambda *_: False)
+            if dies:
+                calls = []
+                save = frozen_cache._save
+
+                def die_at_the_third(*given):
+                    calls.append(given)
+                    if len(calls) == 3:
+                        raise Killed
+                    return save(*given)
+
+                patch.setattr(frozen_cache, "_save", die_at_the_third)
+                with pytest.raises(Killed):
+                    main([*run, *options])
+            else:
+                assert main([*run, *options]) == 0
+
+    monkeypatch.setenv("SMOLBENCH_CACHE", "one")
+    without_prefix("--run_dir=whole")
+    monkeypatch.setenv("SMOLBENCH_CACHE", "two")
+    without_prefix("--run_dir=killed", dies=True)
+    assert results(Path("killed"))["paths/prefix"] is False, "it is kept before the pass begins"
+    for facts in Path("two/models").glob("*.json"):
+        facts.unlink()
+    assert main([*run, "--run_dir=killed", "--ckpt_path=last"]) == 0
+    assert_equal(folder_here / "whole", folder_here / "killed")
+    assert results(Path("killed"))["paths/prefix"] is False
+    monkeypatch.setenv("SMOLBENCH_CACHE", "three")
+    assert main([*run, "--run_dir=other"]) == 0
+    assert results(Path("other"))["paths/prefix"] is True
+
+
+def test_scores_are_computed_by_the_paths_of_the_runs_beginning(folder_here, monkeypatch):
+    recipe = ["fit", "--config=hellaswag_full_smollm2-135m", "--config=tiny", *CHOOSE]
+    recipe += ["--trainer.max_epochs=2"]
+    packed = {}
+    for name, kill in (("whole", None), ("killed", ("on_train_batch_end", 5))):
+        run = [*recipe, f"--run_dir={name}"]
+        with monkeypatch.context() as patch:
+            patch.setattr(scoring_trials._Trials, "packed", lambda *_: False)
+            if kill is None:
+                assert main(run) == 0
+            else:
+                die(run, *kill)
+        if kill is not None:
+            assert main([*run, "--ckpt_path=last"]) == 0
+        assert main(["test", f"--run_dir={name}", "--data.limit_test=8"]) == 0
+        packed[name] = results(Path(name))["paths/packed"]
+    assert_equal(folder_here / "whole", folder_here / "killed")
+    assert packed == {"whole": False, "killed": False}

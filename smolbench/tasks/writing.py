@@ -311,9 +311,9 @@ class WritingTask(BaseTask):
             rows.numpy(), texts, references, scores, tokens.numpy(), ended.numpy(), wordless
         )
 
-    def _remark_on_references(self, split: str) -> None:
+    def _remark_on_references(self, split: Literal["val", "test"]) -> None:
         """Say it if ROUGE sees too little of the references, before anything is scored by it."""
-        shares = shares_read(self._data().split(split).examples["summary"], self.rouge_tokenizer)
+        shares = shares_read(self.data.split(split).examples["summary"], self.rouge_tokenizer)
         found = (
             (shares == 0, "have no token, so that their ROUGE is 0 whatever is written"),
             ((shares > 0) & (shares < 0.5), "lose over half of their letters and digits"),
