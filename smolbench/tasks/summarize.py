@@ -278,8 +278,9 @@ class SummarizationTask(WritingTask):
                 split,
                 self.max_length,
             )
-        if split == "val" or split == "test":  # noqa: PLR1714 - a set would not narrow the type
-            self._remark_on_references(split)
+        for scored in ("val", "test"):
+            if split == scored:
+                self._remark_on_references(scored)
         if split == "train":
             self._summary_lengths = table.ragged["labels"].lengths
         return (CausalRows if self.causal else PairRows)(table, self.padding)
