@@ -17,6 +17,9 @@ _CACHES = tempfile.mkdtemp(prefix="smolbench-tests-")
 atexit.register(shutil.rmtree, _CACHES, ignore_errors=True)
 for _name in ("HF_ENDPOINT", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN"):
     os.environ.pop(_name, None)
+# tables and bars are looked at as they are where there is no terminal
+for _name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(_name, None)
 os.environ["HF_HOME"] = f"{_CACHES}/huggingface"
 os.environ["SMOLBENCH_CACHE"] = f"{_CACHES}/smolbench"
 os.environ["HF_HUB_OFFLINE"] = "1"
