@@ -9,12 +9,16 @@ import shutil
 import signal
 import socket
 import tempfile
+from collections.abc import Iterator
 
 # before the imports: the libraries read these once, and a developer's own models and datasets must
 # not be found
 _CACHES = tempfile.mkdtemp(prefix="smolbench-tests-")
 atexit.register(shutil.rmtree, _CACHES, ignore_errors=True)
 for _name in ("HF_ENDPOINT", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN"):
+    os.environ.pop(_name, None)
+# tables and bars are looked at as they are where there is no terminal
+for _name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
     os.environ.pop(_name, None)
 os.environ["HF_HOME"] = f"{_CACHES}/huggingface"
 os.environ["SMOLBENCH_CACHE"] = f"{_CACHES}/smolbench"
@@ -26,6 +30,10 @@ os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
 # a shell lets what it starts in the background ignore Ctrl-C, and so would all processes of tests
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+from tests.helpers import deprecations  # noqa: E402
+
+deprecations.watch()
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -61,6 +69,14 @@ def _clean_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """The seed that a test leaves behind must not reach the next one."""
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_deprecated_calls() -> Iterator[None]:
+    """What a library will drop is not called; the next version would break it."""
+    deprecations.FOUND.clear()
+    yield
+    assert deprecations.FOUND == []
 
 
 @pytest.fixture

@@ -190,10 +190,11 @@ def checkpoint_gradients(model: PreTrainedModel, name: str) -> None:
     Raises:
         SmolbenchError: If the architecture does not support it.
     """
+    # transformers 5.20 knows it by the second name only
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    enable = enable or model.gradient_checkpointing_enable
     try:
-        model.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]
-            {"use_reentrant": False}
-        )
+        enable({"use_reentrant": False})
     except ValueError as error:
         raise SmolbenchError(
             f"{name} does not support gradient checkpointing: leave out "
