@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 LENGTH = 20
 """Hexadecimal characters kept: 80 bits, far beyond any accidental collision here."""
+
+
+def is_digest(text: object) -> bool:
+    """Whether a text may be one of these digests: of a folder's content, not a commit or branch."""
+    return isinstance(text, str) and re.fullmatch(rf"[0-9a-f]{{{LENGTH}}}", text) is not None
 
 
 def digest(value: Mapping[str, Any]) -> str:
