@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -47,3 +48,22 @@ def file_digest(paths: Iterable[Path]) -> str:
         with path.open("rb") as file:
             state.update(hashlib.file_digest(file, "sha256").digest())
     return state.hexdigest()[:LENGTH]
+
+
+def folder_content(folder: Path, *, code: bool = False) -> str:
+    """Digest of a model folder's weights and settings, by which it is known wherever it lies.
+
+    Args:
+        folder: The folder.
+        code: Whether Python files count, too.
+    """
+    kinds = {".json", ".safetensors", ".bin"} | ({".py"} if code else set())
+    files = sorted(p for p in folder.iterdir() if p.suffix in kinds)
+    states = [path.stat() for path in files]
+    return _content(tuple(files), tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in states))
+
+
+@functools.lru_cache(maxsize=64)
+def _content(files: tuple[Path, ...], states: tuple[tuple[int, ...], ...]) -> str:
+    """Digest of files; read once as long as their ``states`` stay the same."""
+    return file_digest(files)

@@ -141,7 +141,8 @@ def _completed(call: Invocation) -> Invocation:
 
 
 _SETTLED = ("--ckpt_path", "--run_dir", "--runs_dir")
-_BACKBONE = ("--model.backbone", "--model.init_args.backbone")
+BACKBONE = ("--model.backbone", "--model.init_args.backbone")
+"""Names of the option that says which network a model is made from."""
 _ONE_RUN = ("--ckpt_path", "--run_dir", "--extend")
 """Options that are about one run's folder."""
 _FLAGS_OF_FIT = ("--extend", "--estimate")
@@ -207,7 +208,7 @@ def _call_before(call: Invocation, asked: str) -> Invocation:
             recipe=recipe_name([run.config]),
             run=run,
             checkpoint=checkpoint,
-            elsewhere=_value_of(_BACKBONE, call.argv),
+            elsewhere=_value_of(BACKBONE, call.argv),
         )
     )
 

@@ -82,14 +82,22 @@ def as_named_now(before: Settings, now: Settings, call: Invocation) -> Settings:
                 f"on which the run {call.run.path} was trained: name the folder where that one "
                 "lies now, or train anew."
             )
-    elif place == old.get("backbone") and place is not None and content is None:
+    elif _one_path(place, old.get("backbone")) and content is None:
         trained_on = _trained_on(call.run, call.checkpoint)
         refuse_missing(str(place), trained_on, f"The run {call.run.path}", "--model.backbone")
     teacher = new.get("teacher")
-    # which teacher it is, the checkpoint tells when it is loaded
-    if call.checkpoint is not None and isinstance(teacher, str) and Path(teacher).exists():
-        renamed["teacher"] = teacher
+    if _one_path(teacher, old.get("teacher")):
+        renamed["teacher"] = teacher  # it may be gone, once it has taught
+    elif call.checkpoint is not None and isinstance(teacher, str) and Path(teacher).exists():
+        renamed["teacher"] = teacher  # which one it is, the checkpoint tells when it is loaded
     return _with(before, **{name: value for name, value in renamed.items() if name in old})
+
+
+def _one_path(one: object, other: object) -> bool:
+    """Whether two names mean one file or folder, which need not exist."""
+    if not isinstance(one, str) or not isinstance(other, str):
+        return False
+    return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def _trained_on(run: Run, checkpoint: Path | None) -> str | None:

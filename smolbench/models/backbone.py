@@ -6,7 +6,6 @@ weights.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from smolbench.digest import digest, file_digest
+from smolbench.digest import digest, folder_content
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root, write_atomically
 from smolbench.models.missing_packages import advice_on_packages
@@ -357,25 +356,6 @@ class Backbone:
         except OSError as error:
             log.warning("%s cannot be written (%s); the next run looks again.", path, error)
         return stored
-
-
-def folder_content(folder: Path, *, code: bool = False) -> str:
-    """Digest of a model folder's weights and settings, by which it is known wherever it lies.
-
-    Args:
-        folder: The folder.
-        code: Whether Python files count, too.
-    """
-    kinds = {".json", ".safetensors", ".bin"} | ({".py"} if code else set())
-    files = sorted(p for p in folder.iterdir() if p.suffix in kinds)
-    states = [path.stat() for path in files]
-    return _content(tuple(files), tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in states))
-
-
-@functools.lru_cache(maxsize=64)
-def _content(files: tuple[Path, ...], states: tuple[tuple[int, ...], ...]) -> str:
-    """Digest of files; read once as long as their ``states`` stay the same."""
-    return file_digest(files)
 
 
 def hidden_states(

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from smolbench.digest import digest
+from smolbench.digest import digest, folder_content
 from smolbench.errors import SmolbenchError
-from smolbench.models.backbone import Backbone, DType, folder_content
+from smolbench.models.backbone import Backbone, DType
 from smolbench.models.products import use_quick_products
 from smolbench.models.quantization import keep_gradients
 from smolbench.models.scoring import last_states, next_token_logits

@@ -11,8 +11,8 @@ _TIKTOKEN_FILE = "tiktoken.model"
 _MODULES = {"protobuf": "google.protobuf"}
 """Modules that have another name than their package."""
 _NAMED = (
-    re.compile(r"not found in your environment: ([\w.-]+(?:, [\w.-]+)*)"),
-    re.compile(r"pip install (?:-\S+ )*['\"`]?([A-Za-z][\w.-]*)"),
+    re.compile(r"not found in your environment: ([\w-]+(?:\.\w+)*(?:, [\w-]+(?:\.\w+)*)*)"),
+    re.compile(r"pip install (?:-\S+ )*['\"`]?([A-Za-z][\w-]*(?:\.\w+)*)"),
     re.compile(r"requires the (\S+) library but it was not found"),
 )
 """How transformers names packages."""

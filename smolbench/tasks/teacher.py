@@ -71,9 +71,9 @@ def read_config(backbone: Backbone) -> PreTrainedConfig:
         return backbone.config
     except OwnCodeError as error:
         raise SmolbenchError(
-            f"The teacher {backbone.name} is a model with Python code of its own, which is run for "
-            "teachers only that are runs: train one on it, with --model.trust_remote_code true, "
-            "and name that run."
+            f"The teacher {backbone.name} is a model with Python code of its own, which runs only "
+            "for teachers that are runs: train one on it, with --model.trust_remote_code true, and "
+            "name that run."
         ) from error
 
 

@@ -56,7 +56,10 @@ CASES = {
     "data2vec": (lambda: Data2VecTextConfig(**BEHIND), 64),
     "bert": (lambda: BertConfig(**BERT), 128),
     "gpt2": (CONFIGS["gpt2"], 128),
-    "padding beyond": (lambda: GPT2Config(**{**SMALL, "pad_token_id": 399}, n_embd=16, n_head=2), 1024),
+    "padding beyond": (
+        lambda: GPT2Config(**{**SMALL, "pad_token_id": 399}, n_embd=16, n_head=2),
+        1024,
+    ),
     "opt": (lambda: OPTConfig(**OPT), 128),
 }
 
