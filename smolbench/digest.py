@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 LENGTH = 20
 """Hexadecimal characters kept: 80 bits, far beyond any accidental collision here."""
+
+
+def is_digest(text: object) -> bool:
+    """Whether a text may be one of these digests: of a folder's content, not a commit or branch."""
+    return isinstance(text, str) and re.fullmatch(rf"[0-9a-f]{{{LENGTH}}}", text) is not None
 
 
 def digest(value: Mapping[str, Any]) -> str:
@@ -41,3 +48,22 @@ def file_digest(paths: Iterable[Path]) -> str:
         with path.open("rb") as file:
             state.update(hashlib.file_digest(file, "sha256").digest())
     return state.hexdigest()[:LENGTH]
+
+
+def folder_content(folder: Path, *, code: bool = False) -> str:
+    """Digest of a model folder's weights and settings, by which it is known wherever it lies.
+
+    Args:
+        folder: The folder.
+        code: Whether Python files count, too.
+    """
+    kinds = {".json", ".safetensors", ".bin"} | ({".py"} if code else set())
+    files = sorted(p for p in folder.iterdir() if p.suffix in kinds)
+    states = [path.stat() for path in files]
+    return _content(tuple(files), tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in states))
+
+
+@functools.lru_cache(maxsize=64)
+def _content(files: tuple[Path, ...], states: tuple[tuple[int, ...], ...]) -> str:
+    """Digest of files; read once as long as their ``states`` stay the same."""
+    return file_digest(files)

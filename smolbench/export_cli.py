@@ -23,6 +23,7 @@ from smolbench.versions import untried
 
 if TYPE_CHECKING:
     from smolbench.models.export.exported import Exported
+    from smolbench.tasks.task import BaseTask
     from smolbench.tasks.trained import TrainedRun
 
 log = logging.getLogger("smolbench")
@@ -43,6 +44,7 @@ class Request:
         overwrite: Whether an earlier export may be replaced.
         push: Id of a repository of the Hub that gets the folder's content.
         private: Whether a repository that has to be made is private.
+        backbone: Where the run's pretrained network lies now, if its folder was moved.
     """
 
     run: Run
@@ -52,6 +54,7 @@ class Request:
     overwrite: bool
     push: str | None
     private: bool
+    backbone: str | None
 
 
 def export(arguments: Sequence[str]) -> int:
@@ -100,6 +103,12 @@ def _read(arguments: Sequence[str]) -> Request:
     parser.add_argument(
         "--private", action="store_true", help="make the repository, if it is new, a private one"
     )
+    parser.add_argument(
+        "--model.backbone",
+        dest="backbone",
+        metavar="MODEL_DIR",
+        help="where the run's pretrained network lies now, if its folder was moved",
+    )
     options = parser.parse_args(arguments)
     if options.private and options.push is None:
         raise SmolbenchError("--private is for a repository of the Hub: add --push REPO_ID.")
@@ -112,6 +121,7 @@ def _read(arguments: Sequence[str]) -> Request:
         overwrite=options.overwrite,
         push=options.push,
         private=options.private,
+        backbone=options.backbone,
     )
 
 
@@ -159,7 +169,8 @@ def _write(request: Request, folder: Path) -> None:
     options = {} if dtype not in ("float32", "bfloat16") else {"dtype": dtype}
     if request.adapter:
         options = {"dtype": "float32"}
-    task = trained.task(**options)
+    task = trained.task(backbone=request.backbone, **options)
+    _refuse_own_code(task)
     exported = task.export(folder, adapter=request.adapter)
     if request.push is not None and exported.base_is_local and exported.framework != "transformers":
         raise SmolbenchError(
@@ -174,6 +185,15 @@ def _write(request: Request, folder: Path) -> None:
     card = model_card(name, exported, origin, on_the_hub=request.push is not None)
     (folder / "README.md").write_text(card, encoding="utf-8")
     _mark(folder, trained, exported, labels)
+
+
+def _refuse_own_code(task: BaseTask) -> None:
+    backbone = getattr(task, "backbone", None)
+    if backbone is not None and backbone.runs_own_code:
+        raise SmolbenchError(
+            f"{backbone.name} runs Python code of its own, which an export would have to hand on "
+            "to others: only models that transformers loads by itself can be exported."
+        )
 
 
 def _mark(folder: Path, trained: TrainedRun, exported: Exported, labels: Sequence[str]) -> None:

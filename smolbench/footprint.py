@@ -38,6 +38,11 @@ def footprint(arguments: Sequence[str]) -> int:
     parser.add_argument("models", nargs="+", help="model ids, folders, or tiny")
     parser.add_argument("--revision", help="branch, tag or commit")
     parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="run the Python code that a model's files bring along, on this machine",
+    )
+    parser.add_argument(
         "--method",
         action="append",
         choices=_METHODS,
@@ -71,7 +76,9 @@ def _facts(name: str, options: argparse.Namespace) -> dict[str, Any]:
     from smolbench.models.footprint import cache_bytes_per_token, training_memory, weights_of
 
     length = options.length or _LENGTH
-    backbone = Backbone(name, options.revision, options.dtype)
+    backbone = Backbone(
+        name, options.revision, options.dtype, trust_remote_code=options.trust_remote_code
+    )
     weights = weights_of(backbone)
     facts: dict[str, Any] = {
         "model": name,

@@ -6,6 +6,7 @@ it works in any later process: only the run folders are looked at.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -48,6 +49,7 @@ class Invocation:
         encoding: Encoding of that file.
         output: File that predictions are written to.
         before: The call for the model whose predictions stand beside this one's.
+        elsewhere: Folder that the pretrained network of the call's run may have been moved to.
         only_shown: Whether the command only prints help or its configuration.
         made: Folder that was made for this command.
     """
@@ -69,6 +71,7 @@ class Invocation:
     encoding: str | None = None
     output: Path | None = None
     before: Invocation | None = None
+    elsewhere: str | None = None
     only_shown: bool = False
     made: Path | None = None
 
@@ -138,6 +141,8 @@ def _completed(call: Invocation) -> Invocation:
 
 
 _SETTLED = ("--ckpt_path", "--run_dir", "--runs_dir")
+BACKBONE = ("--model.backbone", "--model.init_args.backbone")
+"""Names of the option that says which network a model is made from."""
 _ONE_RUN = ("--ckpt_path", "--run_dir", "--extend")
 """Options that are about one run's folder."""
 _FLAGS_OF_FIT = ("--extend", "--estimate")
@@ -197,8 +202,25 @@ def _call_before(call: Invocation, asked: str) -> Invocation:
     config = str(resolve_config(str(run.config)))
     argv = ["--config", config, *_options_of("--trainer", call.argv)]
     return _completed(
-        replace(call, argv=argv, recipe=recipe_name([run.config]), run=run, checkpoint=checkpoint)
+        replace(
+            call,
+            argv=argv,
+            recipe=recipe_name([run.config]),
+            run=run,
+            checkpoint=checkpoint,
+            elsewhere=_value_of(BACKBONE, call.argv),
+        )
     )
+
+
+def _value_of(names: Sequence[str], argv: Sequence[str]) -> str | None:
+    """The value that an option has in the end, under any of its names; ``None`` if not given."""
+    found = None
+    for argument, behind in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name in names:
+            found = value if equals else behind
+    return found
 
 
 def _options_of(section: str, argv: list[str]) -> list[str]:

@@ -14,6 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.invocation import Invocation
+from smolbench.model_places import as_named_now, by_content, content_of, model_options
 from smolbench.runs.results import FILE_NAME
 from smolbench.runs.run_dir import make_folder, new_run_dir
 from smolbench.runs.settings import (
@@ -41,16 +42,20 @@ def choose_folder(call: Invocation, settings: Settings) -> tuple[Path, bool]:
         SmolbenchError: If a run would go on with other settings, or the folder holds another run.
     """
     parent = call.run
+    before: Settings = {}
+    if parent is not None and parent.config.is_file():
+        before = as_named_now(read_settings(parent.config), settings, call)
     if call.resumes:
         assert parent is not None
-        check_same_run(read_settings(parent.config), settings, extend=call.extend)
+        before = before or read_settings(parent.config)  # a missing file is a sentence
+        check_same_run(before, settings, extend=call.extend)
         if call.checkpoint is None:
             log.info("%s has no checkpoint yet: it starts from the beginning.", parent.path)
         return parent.path, False
     if call.subcommand == "predict":
         return call.run_dir or (parent.path if parent else Path.cwd()), True
     if parent is not None and call.subcommand != "fit":
-        changed = changed_for_scoring(read_settings(parent.config), settings)
+        changed = changed_for_scoring(before or read_settings(parent.config), settings)
         own = call.run_dir not in (None, parent.path) or bool(changed)
         own = own or call.checkpoint != parent.checkpoint("best")
         return (_new_folder(call), True) if own else (parent.path, False)
@@ -97,10 +102,13 @@ def identity_of(call: Invocation, settings: Settings, *, fresh: bool) -> dict[st
     if not fresh and call.subcommand != "fit":
         return {}
     scored = call.subcommand != "fit"
+    # a run that is stopped before it has built its model can go on wherever the folder lies then
+    content = content_of(model_options(settings))
     return {
+        **({} if content is None else {"model/revision": content}),
         "recipe": call.recipe,
         "config_digest": digest(settings),
-        "series_digest": series_digest(settings),
+        "series_digest": series_digest(by_content(settings)),
         "git_revision": _git_revision(),
         "seed": settings["seed_everything"],
         "started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -38,6 +38,7 @@ from smolbench.callbacks.checkpoint import read_checkpoint
 from smolbench.data import BaseDataModule
 from smolbench.errors import SmolbenchError
 from smolbench.invocation import Invocation
+from smolbench.model_places import name_places
 from smolbench.monitors import refuse_unknown, unknown_metric
 from smolbench.option_parser import OptionParser
 from smolbench.predict_output import Labelled, Said, Summarized
@@ -47,6 +48,7 @@ from smolbench.run_folder import choose_folder, identity_of
 from smolbench.runs.results import read_results
 from smolbench.runs.settings import Settings
 from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask
+from smolbench.tasks.trained import say_own_code
 
 log = logging.getLogger("smolbench")
 _SETTINGS = ("seed_everything", "trainer", "model", "data", "checkpoint", "latency")
@@ -177,6 +179,10 @@ class SmolCLI(LightningCLI):
         """Decide which folder is written to, and refuse what would not be the same run."""
         call = self.call
         self._refuse_misplaced()
+        options = self.config[self.subcommand]["model"].get("init_args")
+        if options is not None:
+            name_places(options, call)
+            say_own_code(options)
         settings = self._settings()
         self.folder, fresh = self._choose_folder(settings)
         if call.subcommand == "predict":  # nothing is measured: nobody's tracker hears of it

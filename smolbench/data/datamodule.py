@@ -335,7 +335,12 @@ class BaseDataModule(LightningDataModule, ABC):
 
     def _encoded(self, name: str, split: Split) -> TokenTable:
         encode, key = self._encoder()
-        return self._to_cache(split, encode, key, f"Encoding {name}")
+        table = self._to_cache(split, encode, key, f"Encoding {name}")
+        # a table in the cache may have been encoded for another network of the same tokenizer
+        check = getattr(self.trainer and self.trainer.lightning_module, "check_tokens", None)
+        if self._encode is None and callable(check):
+            check(table)
+        return table
 
     def _to_cache(
         self, split: Split, encode: EncodeFn, key: Mapping[str, Any] | None, description: str

@@ -60,6 +60,11 @@ class Ragged:
         """Bytes on the disk."""
         return int(self._values.nbytes + self._offsets.nbytes)
 
+    @property
+    def largest(self) -> int:
+        """The largest of all values; -1 if there are none."""
+        return int(self._values.max(initial=-1))
+
     def __len__(self) -> int:
         """Return the number of rows, N."""
         return len(self.lengths)

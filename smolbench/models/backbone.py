@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,16 +17,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from smolbench.digest import digest, file_digest
+from smolbench.digest import digest, folder_content
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root, write_atomically
 from smolbench.models.kernels.paths import Paths, forward_environment
 from smolbench.models.kernels.prefix import SharedPrefix, keeps_all_tokens, shared_prefix
 from smolbench.models.kernels.proof import Trials, pad, proven
+from smolbench.models.missing_packages import advice_on_packages
+from smolbench.models.positions import Positions, positions_of
 from smolbench.models.precision import native_bfloat16
 from smolbench.models.template import TemplateEncoder
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger("smolbench")
@@ -38,6 +41,10 @@ TINY = "tiny"
 """Backbone name of the built-in tiny model."""
 TINY_T5 = "tiny-t5"
 """Backbone name of the built-in tiny encoder-decoder model."""
+
+
+class OwnCodeError(SmolbenchError):
+    """A model has code of its own, which nobody has allowed to run."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +76,22 @@ class Backbone:
         dtype: Weights and computation; ``auto`` is bfloat16 where the device computes it natively.
         layer: Which layer's output is the feature: ``-1`` the last (after the final norm), ``0``
             the embeddings, ``k`` the output of block ``k``.
+        trust_remote_code: Whether Python code among the model's files may run on this machine.
     """
 
-    def __init__(self, name: str, revision: str | None, dtype: DType, layer: int = -1) -> None:
+    def __init__(
+        self,
+        name: str,
+        revision: str | None,
+        dtype: DType,
+        layer: int = -1,
+        *,
+        trust_remote_code: bool = False,
+    ) -> None:
         self.name = name
         self.dtype_name: DType = dtype
         self.layer = layer
+        self.trust_remote_code = trust_remote_code
         self._asked_revision = revision
         self.paths = Paths()
 
@@ -114,19 +131,19 @@ class Backbone:
 
         with readable_errors(self.name, self._asked_revision):
             config: PreTrainedConfig = AutoConfig.from_pretrained(
-                self.location, revision=self._asked_revision
+                self.location,
+                revision=self._asked_revision,
+                # said in every call: transformers would ask on the terminal if it was left open
+                trust_remote_code=self.trust_remote_code,
             )
         return config
 
     @cached_property
     def revision(self) -> str:
         """Exactly which weights: the commit on the Hub, or a digest of the folder's files."""
-        folder = Path(self.location)
-        if folder.is_dir():
-            files = sorted(
-                p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".bin"}
-            )
-            return file_digest(files)
+        if self.is_local:
+            # code that runs is a part of the model
+            return folder_content(Path(self.location), code=self.trust_remote_code)
         return self._commit or self._asked_revision or "main"
 
     @cached_property
@@ -152,7 +169,11 @@ class Backbone:
         from transformers import AutoTokenizer  # lazy: import cost
 
         with readable_errors(self.name, self._asked_revision):
-            return AutoTokenizer.from_pretrained(self.location, revision=self._pinned_revision)
+            return AutoTokenizer.from_pretrained(
+                self.location,
+                revision=self._pinned_revision,
+                trust_remote_code=self.trust_remote_code,
+            )
 
     @property
     def _pinned_revision(self) -> str | None:
@@ -160,10 +181,40 @@ class Backbone:
         return self._commit or self._asked_revision
 
     @property
+    def runs_own_code(self) -> bool:
+        """Whether Python code among the model's files runs."""
+        parts = (type(self.config), type(self.tokenizer))
+        named = getattr(self.config, "auto_map", None) or any(
+            not part.__module__.startswith("transformers.") for part in parts
+        )
+        return self.trust_remote_code and bool(named)
+
+    @cached_property
+    def positions(self) -> Positions:
+        """How long the rows may be that the model reads, and writes."""
+        return positions_of(self.config, own_code=self.revision if self.trust_remote_code else None)
+
+    @property
     def max_positions(self) -> int | None:
-        """Longest row the model has positions for, in tokens; ``None`` if it has no limit."""
-        limit = getattr(self.config, "max_position_embeddings", None)
-        return int(limit) if limit and limit > 0 else None  # XLNet says -1
+        """Longest row the model can read, in tokens; ``None`` if it has no limit."""
+        return self.positions.read
+
+    def require_embeddings(self, ids: Sequence[int] | npt.NDArray[Any]) -> None:
+        """Refuse token ids that the model has no embeddings for.
+
+        Raises:
+            SmolbenchError: If there are any among them.
+        """
+        known = getattr(self.config.get_text_config(), "vocab_size", None)
+        if not known or not len(ids) or (largest := int(max(ids))) < known:
+            return
+        raise SmolbenchError(
+            f"This run needs the token {self.tokenizer.convert_ids_to_tokens(largest)!r} (id "
+            f"{largest}), but {self.name} has embeddings for {known} tokens only (ids 0 to "
+            f"{known - 1}): its tokenizer was given tokens and the model was not. Save the model "
+            "again behind `model.resize_token_embeddings(len(tokenizer))` and train what is new, "
+            "or use the tokenizer that the model was trained with."
+        )
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """Data type of the weights on a device."""
@@ -209,10 +260,36 @@ class Backbone:
             torch.random.fork_rng(devices=[]),
         ):
             model, report = loader.from_pretrained(
-                self.location, revision=self._pinned_revision, output_loading_info=True, **options
+                self.location,
+                revision=self._pinned_revision,
+                trust_remote_code=self.trust_remote_code,
+                output_loading_info=True,
+                **options,
             )
         mismatched = {name for name, *_ in report["mismatched_keys"]}
         return model, set(report["missing_keys"]) | mismatched
+
+    def skeleton(
+        self,
+        loader: type[Any],
+        **changes: Any,  # noqa: ANN401 - as transformers types them
+    ) -> PreTrainedModel:
+        """The modules of one of transformers' Auto classes on the meta device, without weights.
+
+        Args:
+            loader: The Auto class.
+            **changes: What the configuration is told.
+
+        Raises:
+            SmolbenchError: If it makes no model of this configuration.
+        """
+        with readable_errors(self.name, None), torch.device("meta"):
+            config = type(self.config).from_dict(self.config.to_dict(), **changes)
+            config.name_or_path = self.location  # where code of its own is looked for
+            model: PreTrainedModel = loader.from_config(
+                config, trust_remote_code=self.trust_remote_code
+            )
+        return model
 
     def load(self, device: torch.device) -> PreTrainedModel:
         """Load the weights, frozen and in evaluation mode.
@@ -417,11 +494,32 @@ def readable_errors(name: str, revision: str | None) -> Iterator[None]:
         reason = " ".join(str(error).split())
         lowered = reason.lower()
         kind = type(error).__name__
+        if "trust_remote_code" in lowered:
+            raise OwnCodeError(
+                f"Model {name!r}{at} has Python code of its own, which would run on this machine "
+                "with all that you may do there: read it first, and allow it with "
+                "--model.trust_remote_code true (`smolbench footprint`: --trust_remote_code), or "
+                "use a model of an architecture that transformers knows."
+            ) from error
+        if (packages := advice_on_packages(error, name)) is not None:
+            raise SmolbenchError(f"Model {name!r}{at} cannot be loaded. {packages}") from error
         if (Path(name) / "checkpoints").is_dir() and not (Path(name) / "config.json").is_file():
             advice = (
                 f"It is the folder of a run: score it with `smolbench test --run_dir {name}`, or "
                 f"make a model of it with `smolbench export {name} DIR`."
             )
+        elif Path(name).is_absolute() and not Path(name).is_dir():
+            advice = (
+                "There is no such folder. If it was moved or renamed, name the place where it lies "
+                "now: --model.backbone DIR."
+            )
+        elif "padding_idx must be within" in lowered:
+            advice = (
+                "Its config.json names a pad_token_id that the model has no embedding for: name "
+                "one that it has."
+            )
+        elif "unrecognized configuration class" in lowered:
+            advice = "Its architecture has no network for this kind of task: use another model."
         elif "gated" in lowered:
             advice = "It is gated: accept its licence on the Hub and run `hf auth login`."
         elif isinstance(error, OSError) and getattr(error, "errno", None) == 28:

@@ -14,7 +14,7 @@ from smolbench.models.template import TemplateEncoder
 Calibration = Literal["none", "contextual", "pmi"]
 CALIBRATIONS: tuple[Calibration, ...] = ("contextual", "pmi")
 """Those that take something off."""
-_CONTENT_FREE = ("N/A", "", "[MASK]")
+CONTENT_FREE = ("N/A", "", "[MASK]")
 """Texts without content, over which contextual calibration takes the mean (Zhao et al., 2021)."""
 
 Rows = Sequence[Sequence[int]]
@@ -36,7 +36,7 @@ class Calibrator:
         self, prompted: Sequence[Prompted], encoder: TemplateEncoder, answers: Rows
     ) -> None:
         self._answers = answers
-        empty: list[Any] = list(encoder.encode(_CONTENT_FREE)["input_ids"])
+        empty: list[Any] = list(encoder.encode(CONTENT_FREE)["input_ids"])
         # the template's end alone, whatever examples stand in front of it
         alone = Prompted(prompted[0].model, encoder.head_ids)
         end = encoder.suffix_ids or [encoder.end_of_text()]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from smolbench.digest import digest, file_digest
+from smolbench.digest import digest, folder_content
 from smolbench.errors import SmolbenchError
-from smolbench.models.backbone import Backbone, DType, readable_errors
+from smolbench.models.backbone import Backbone, DType
 from smolbench.models.quantization import keep_gradients
 from smolbench.models.scoring import last_states
 from smolbench.models.scoring_trials import score_by_proven_paths
@@ -35,12 +35,20 @@ class LanguageModel(Backbone):
             is then loaded with it), or ``tiny`` for the built-in model.
         revision: Branch, tag or commit on the Hub; of an adapter, that of its base model.
         dtype: Weights and computation; ``auto`` is bfloat16 where the device computes it natively.
+        trust_remote_code: Whether Python code among the model's files may run on this machine.
 
     Raises:
         SmolbenchError: If an adapter's configuration cannot be read.
     """
 
-    def __init__(self, name: str, revision: str | None, dtype: DType) -> None:
+    def __init__(
+        self,
+        name: str,
+        revision: str | None,
+        dtype: DType,
+        *,
+        trust_remote_code: bool = False,
+    ) -> None:
         self.given = name
         self.adapter: Path | None = None
         folder = Path(name).expanduser()
@@ -48,7 +56,13 @@ class LanguageModel(Backbone):
             self.adapter = folder
             name, base_revision = _base_of(folder)
             revision = revision or base_revision
-        super().__init__(name, revision, dtype)
+            if Path(name).is_absolute() and not Path(name).is_dir():
+                raise SmolbenchError(
+                    f"{folder / ADAPTER_CONFIG} names the base model {name}, a folder that is not "
+                    "there: write its new place into the entry base_model_name_or_path, or link "
+                    "it to where it was."
+                )
+        super().__init__(name, revision, dtype, trust_remote_code=trust_remote_code)
 
     @cached_property
     def revision(self) -> str:
@@ -56,8 +70,7 @@ class LanguageModel(Backbone):
         base = super().revision
         if self.adapter is None:
             return base
-        files = [p for p in self.adapter.iterdir() if p.suffix in {".json", ".safetensors", ".bin"}]
-        return digest({"base": base, "adapter": file_digest(sorted(files))})
+        return digest({"base": base, "adapter": folder_content(self.adapter)})
 
     @property
     def reads(self) -> int:
@@ -134,10 +147,7 @@ def language_model_skeleton(backbone: LanguageModel) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM  # lazy: import cost
 
     _refuse_encoder_decoder(backbone)
-    with readable_errors(backbone.name, None), torch.device("meta"):
-        config = type(backbone.config).from_dict(backbone.config.to_dict())
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    return model
+    return backbone.skeleton(AutoModelForCausalLM)
 
 
 def _with_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:

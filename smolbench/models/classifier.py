@@ -8,7 +8,7 @@ import torch
 
 from smolbench.errors import SmolbenchError
 from smolbench.models.adaptation import head_names
-from smolbench.models.backbone import Backbone, readable_errors
+from smolbench.models.backbone import Backbone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -112,12 +112,7 @@ def skeleton(backbone: Backbone, classes: int) -> PreTrainedModel:
     from transformers import AutoModelForSequenceClassification  # lazy: import cost
 
     _refuse_encoder_decoder(backbone)
-    with readable_errors(backbone.name, None), torch.device("meta"):
-        config = type(backbone.config).from_dict(backbone.config.to_dict(), num_labels=classes)
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
-            config
-        )
-    return model
+    return backbone.skeleton(AutoModelForSequenceClassification, num_labels=classes)
 
 
 def classify(

@@ -270,8 +270,12 @@ def _shape(backbone: Backbone) -> PreTrainedModel:
         loader = AutoModelForSeq2SeqLM
     elif any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
         loader = AutoModelForCausalLM
-    with readable_errors(backbone.name, None), torch.device("meta"):
-        model: PreTrainedModel = loader.from_config(backbone.config)
+    own = (backbone.trust_remote_code and getattr(backbone.config, "auto_map", None)) or {}
+    if own and loader.__name__ not in own:  # code of its own may be for one of them only
+        import transformers  # lazy: import cost
+
+        loader = next((getattr(transformers, n) for n in own if n.startswith("AutoModel")), loader)
+    model = backbone.skeleton(loader)
     shape: nn.Module = model  # transformers' own methods are untyped
     shape.eval()
     return model

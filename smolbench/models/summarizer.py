@@ -11,7 +11,6 @@ import torch.nn.functional as F
 
 from smolbench.data.batching import IGNORE_LABEL
 from smolbench.errors import SmolbenchError
-from smolbench.models.backbone import readable_errors
 from smolbench.models.causal_lm import (
     LanguageModel,
     language_model_skeleton,
@@ -113,10 +112,7 @@ def summarizer_skeleton(backbone: LanguageModel) -> PreTrainedModel:
         return language_model_skeleton(backbone)
     from transformers import AutoModelForSeq2SeqLM  # lazy: import cost
 
-    with readable_errors(backbone.name, None), torch.device("meta"):
-        config = type(backbone.config).from_dict(backbone.config.to_dict())
-        model: PreTrainedModel = AutoModelForSeq2SeqLM.from_config(config)  # type: ignore[no-untyped-call]
-    return model
+    return backbone.skeleton(AutoModelForSeq2SeqLM)
 
 
 def _refuse_adapter(backbone: LanguageModel) -> None:

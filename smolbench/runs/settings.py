@@ -23,6 +23,10 @@ _FREE_TRAINER = {
     "default_root_dir",
     "max_time",
 }
+_FREE = {"model.teacher_backbone"}
+"""Where something lies that is known by its content."""
+_ADDED: dict[str, Any] = {"model.trust_remote_code": False}
+"""Options that settings of earlier versions lack, and the value that these runs have had."""
 _SCORING_TRAINER = {
     "precision",
     "fast_dev_run",
@@ -66,7 +70,7 @@ def flatten(settings: Settings, prefix: str = "") -> Settings:
 
 def differences(before: Settings, now: Settings) -> dict[str, tuple[Any, Any]]:
     """Settings that differ, with the value before and the value now."""
-    old, new = flatten(before), flatten(now)
+    old, new = ({**_ADDED, **flatten(settings)} for settings in (before, now))
     return {
         name: (old.get(name), new.get(name))
         for name in sorted({*old, *new})
@@ -87,7 +91,7 @@ def check_same_run(before: Settings, now: Settings, *, extend: bool) -> None:
     refused = []
     for name, (old, new) in differences(before, now).items():
         section, option = _parts(name)
-        if _is_measuring(section, option):
+        if _is_measuring(section, option) or name in _FREE:
             continue
         if section == "data" and option in _FREE_DATA | {"limit_test"}:
             continue
@@ -107,7 +111,8 @@ def check_same_run(before: Settings, now: Settings, *, extend: bool) -> None:
 
 def changed_for_scoring(before: Settings, now: Settings) -> list[str]:
     """Options that differ and change a score, so that it is not the run's own."""
-    return [name for name in differences(before, now) if _changes_score(*_parts(name))]
+    changed = set(differences(before, now)) - _FREE
+    return sorted(name for name in changed if _changes_score(*_parts(name)))
 
 
 def series_digest(settings: Settings) -> str:
@@ -120,10 +125,11 @@ def series_digest(settings: Settings) -> str:
     for name, value in flatten(settings).items():
         section, option = _parts(name)
         free = (
-            name == "seed_everything"
+            name in {"seed_everything", *_FREE}
             or _is_measuring(section, option)
             or (section == "data" and option in _FREE_DATA)
             or (section == "trainer" and option.split(".")[0] in _FREE_TRAINER)
+            or (name in _ADDED and value == _ADDED[name])
         )
         if not free:
             kept[name] = value

@@ -10,9 +10,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from smolbench.digest import file_digest
+from smolbench.digest import file_digest, folder_content
 from smolbench.errors import SmolbenchError
 from smolbench.files import write_atomically
+from smolbench.invocation import BACKBONE
 from smolbench.sweep.check import Checked, check
 from smolbench.sweep.ledger import check_definition
 from smolbench.sweep.space import Space
@@ -42,8 +43,9 @@ def define(
         SmolbenchError: If the folder holds another sweep or cannot be written, or settings are
             refused.
     """
+    known = _known(folder)
     definition: dict[str, Any] = {
-        "arguments": fit,
+        "arguments": fit if known.get("arguments") == fit else _by_content(fit),
         "configurations_digest": file_digest(configs),
         "grid": options.grid,
         "range": options.range,
@@ -53,13 +55,26 @@ def define(
         "mode": options.mode,
         "prune": options.prune,
     }
-    if known := _known(folder):
+    if known:
         definition["compared_by"] = known.get("compared_by")
         check_definition(name, known, definition)
     else:
         definition["compared_by"] = list(_compared_by(options, fit, space))
         _make(folder, definition)
     return definition
+
+
+def _by_content(arguments: Sequence[str]) -> list[str]:
+    """Arguments in which a folder with a model is named by what it holds: it may be moved."""
+    found: list[str] = []
+    for argument, before in zip(arguments, ["", *arguments], strict=False):
+        name, equals, value = argument.partition("=")
+        given = value if equals and name in BACKBONE else argument if before in BACKBONE else ""
+        folder = Path(given).expanduser()
+        if given and folder.is_dir():
+            argument = f"{name}={folder_content(folder)}" if equals else folder_content(folder)
+        found.append(argument)
+    return found
 
 
 def _known(folder: Path) -> dict[str, Any]:

@@ -40,6 +40,8 @@ class DistillationTask(TaughtTask[ClassifyingTeacher], FineTuneTask):
             ``tiny`` for the built-in model with a head fitted to the training rows. With the
             backbone ``tiny`` a shipped recipe means its run with ``--config tiny``, and where there
             is none the built-in teacher.
+        teacher_backbone: Where the pretrained network of a run that teaches lies now, if its folder
+            was moved.
         alpha: Share of the teacher in the loss; the labels have the rest.
         temperature: What both networks' logits are divided by where they are compared.
         **options: See :class:`FineTuneTask`.
@@ -54,12 +56,13 @@ class DistillationTask(TaughtTask[ClassifyingTeacher], FineTuneTask):
         self,
         *,
         teacher: str | None = None,
+        teacher_backbone: str | None = None,
         alpha: float = 0.5,
         temperature: float = 2.0,
         **options: Any,  # noqa: ANN401 - those of the base class
     ) -> None:
         super().__init__(**options)
-        self._learn_from(teacher, alpha, temperature)
+        self._learn_from(teacher, teacher_backbone, alpha, temperature)
         self._lesson: CachedOutputs | None = None
 
     # -- the teacher ------------------------------------------------------------------------------
@@ -67,7 +70,8 @@ class DistillationTask(TaughtTask[ClassifyingTeacher], FineTuneTask):
     @property
     def _kinds(self) -> ClassifyingTeachers:
         return ClassifyingTeachers(
-            Reading(self._max_length, self._truncation_side, self.backbone.dtype_name)
+            Reading(self._max_length, self._truncation_side, self.backbone.dtype_name),
+            self._teacher_backbone,
         )
 
     def _check_teacher(self) -> None:

@@ -33,6 +33,8 @@ class SummaryDistillationTask(TaughtTask[WritingTeacher], SummarizationTask):
             (its newest finished run is meant), or the id or folder of a model, which teaches as it
             comes. With a built-in tiny backbone a shipped recipe means its run with ``--config
             tiny``, and where there is none the built-in model (``tiny``), which knows nothing.
+        teacher_backbone: Where the pretrained network of a run that teaches lies now, if its folder
+            was moved.
         alpha: Share of the teacher in the loss; the references have the rest.
         temperature: What both networks' logits are divided by where they are compared.
         **options: See :class:`SummarizationTask`; ``label_smoothing`` is of the references.
@@ -47,17 +49,18 @@ class SummaryDistillationTask(TaughtTask[WritingTeacher], SummarizationTask):
         self,
         *,
         teacher: str | None = None,
+        teacher_backbone: str | None = None,
         alpha: float = 0.5,
         temperature: float = 2.0,
         **options: Any,  # noqa: ANN401 - those of the base class
     ) -> None:
         super().__init__(**options)
-        self._learn_from(teacher, alpha, temperature)
+        self._learn_from(teacher, teacher_backbone, alpha, temperature)
         self._lecturer: TeacherNetwork | None = None
 
     @property
     def _kinds(self) -> WritingTeachers:
-        return WritingTeachers(self)
+        return WritingTeachers(self, self._teacher_backbone)
 
     def _check_teacher(self) -> None:
         self.teacher.check(self, self.data)

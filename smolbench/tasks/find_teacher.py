@@ -105,6 +105,21 @@ def find_teacher(
         ) from error
 
 
+def whole_name(given: str) -> str:
+    """How :func:`find_teacher` finds the same teacher in any working directory.
+
+    What it takes for a file or folder is named by its whole path; a recipe, or the id of a model,
+    stays as it is.
+    """
+    path = Path(given).expanduser()
+    if path.suffix in {".yaml", ".yml"}:
+        run = run_of_config(path)
+        return str(run.path) if run else given
+    local = path.is_file() or (path / FILE_NAME).is_file()
+    local = local or (path.is_dir() and given not in (TINY, *recipe_names()))
+    return str(path.resolve()) if local else given
+
+
 def _of_recipe(recipe: str, kinds: TeacherKinds[T], runs_dir: Path, identity: str | None) -> T:
     """The newest finished run of a recipe, or its run of an identity."""
     found = [

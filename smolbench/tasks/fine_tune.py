@@ -70,6 +70,8 @@ class FineTuneTask(ClassificationTask):
             after every linear layer without one got one of zeros.
         backbone: A model id on the Hub, a folder, or ``tiny`` for the built-in model.
         revision: Branch, tag or commit of the backbone.
+        trust_remote_code: Whether Python code among the backbone's files may run, with all that
+            you may do on this machine: read it first. A model that needs it is refused without.
         template: What the network reads: a text with the slot ``{text}``.
         max_length: Longest row in tokens, template included.
         truncation_side: Which end of a long text is cut off.
@@ -102,6 +104,7 @@ class FineTuneTask(ClassificationTask):
         method: Method = "full",
         backbone: str = "HuggingFaceTB/SmolLM2-135M",
         revision: str | None = None,
+        trust_remote_code: bool = False,
         template: str = "{text}",
         max_length: int = 512,
         truncation_side: Literal["left", "right"] = "right",
@@ -153,7 +156,7 @@ class FineTuneTask(ClassificationTask):
         self._max_length = max_length
         self._template = template
         self._truncation_side: Literal["left", "right"] = truncation_side
-        self.backbone = Backbone(backbone, revision, dtype)
+        self.backbone = Backbone(backbone, revision, dtype, trust_remote_code=trust_remote_code)
         self.model: Any = None
         self.head: torch.nn.Module | None = None
         self._compute = torch.float32
@@ -185,6 +188,12 @@ class FineTuneTask(ClassificationTask):
         """See the base class."""
         key = dict(self.encoder.key())
         return key if self.method == "head" else {**key, "rows": "whole"}
+
+    def check_tokens(self, table: TokenTable) -> None:
+        """Also those of the template, and the one that fills short rows; see the base class."""
+        self.backbone.require_embeddings(
+            [*self.encoder.shared_ids, table.ragged["input_ids"].largest, self._padding]
+        )
 
     @cached_property
     def frozen(self) -> FrozenFeatures:
@@ -362,6 +371,7 @@ class FineTuneTask(ClassificationTask):
             **facts,
             "model/id": self.backbone.name,
             "model/revision": self.backbone.revision,
+            "model/trust_remote_code": self.backbone.trust_remote_code,
             "model/total_params": self._total_params(),
             "model/dtype": str(compute).removeprefix("torch."),
             **costs,

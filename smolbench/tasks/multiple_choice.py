@@ -78,6 +78,8 @@ class MultipleChoiceTask(BaseTask):
         backbone: A model id on the Hub, a folder with a model or with a peft adapter, or ``tiny``
             for the built-in model.
         revision: Branch, tag or commit of the backbone.
+        trust_remote_code: Whether Python code among the backbone's files may run, with all that
+            you may do on this machine: read it first. A model that needs it is refused without.
         max_length: Most tokens that are read in one row; as many as the model has positions for if
             not given. Longer contexts lose their beginning, as in lm_eval, and are counted.
         dtype: What the network computes in; ``auto`` is bfloat16 where it is native. With
@@ -115,6 +117,7 @@ class MultipleChoiceTask(BaseTask):
         fewshot_seed: int = 0,
         backbone: str = "HuggingFaceTB/SmolLM2-135M",
         revision: str | None = None,
+        trust_remote_code: bool = False,
         max_length: int | None = None,
         dtype: DType = "auto",
         shared_context: bool = True,
@@ -165,7 +168,9 @@ class MultipleChoiceTask(BaseTask):
         self.quantize: Quantize = quantize or "all"
         self.gradient_checkpointing = gradient_checkpointing
         self._max_length = max_length
-        self.backbone = LanguageModel(backbone, revision, dtype)
+        self.backbone = LanguageModel(
+            backbone, revision, dtype, trust_remote_code=trust_remote_code
+        )
         if method == "qlora" and self.backbone.adapter is not None:
             raise SmolbenchError(
                 f"{backbone} is an adapter, which weights in 4 bits (method qlora) cannot take in: "
@@ -240,6 +245,10 @@ class MultipleChoiceTask(BaseTask):
     def encoder_key(self) -> dict[str, Any]:
         """See the base class."""
         return self.encoder.key()
+
+    def check_tokens(self, table: TokenTable) -> None:
+        """See the base class; solved examples stand in the rows."""
+        self.backbone.require_embeddings([table.ragged["input_ids"].largest])
 
     def rows(self, split: str, table: TokenTable, labels: np.ndarray) -> ChoiceRows:
         """Questions of a split as rows.
@@ -458,6 +467,7 @@ class MultipleChoiceTask(BaseTask):
             "model/id": self.backbone.given,
             "model/base": self.backbone.name if self.backbone.adapter else None,
             "model/revision": self.backbone.revision,
+            "model/trust_remote_code": self.backbone.trust_remote_code,
             "model/total_params": parameter_count(self),
             "model/dtype": str(self._compute).removeprefix("torch."),
         }

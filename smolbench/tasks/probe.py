@@ -37,6 +37,8 @@ class ProbeTask(ClassificationTask):
     Args:
         backbone: A model id on the Hub, a folder, or ``tiny`` for the built-in model.
         revision: Branch, tag or commit of the backbone.
+        trust_remote_code: Whether Python code among the backbone's files may run, with all that
+            you may do on this machine: read it first. A model that needs it is refused without.
         template: What the network reads: a text with the slot ``{text}``.
         pooling: Where the vector is taken: at the last token of ``anchor``, at the row's
             ``first`` or ``last`` token, or as the ``mean`` or ``max`` over the text's own tokens
@@ -74,6 +76,7 @@ class ProbeTask(ClassificationTask):
         *,
         backbone: str = "HuggingFaceTB/SmolLM2-135M",
         revision: str | None = None,
+        trust_remote_code: bool = False,
         template: str = "{text}",
         pooling: Pooling = "mean",
         anchor: str | None = None,
@@ -121,7 +124,9 @@ class ProbeTask(ClassificationTask):
         self._max_length = max_length
         self._template = template
         self._truncation_side: Literal["left", "right"] = truncation_side
-        self.backbone = Backbone(backbone, revision, dtype, layer)
+        self.backbone = Backbone(
+            backbone, revision, dtype, layer, trust_remote_code=trust_remote_code
+        )
         self.head: torch.nn.Module | None = None
 
     # -- text to token ids ------------------------------------------------------------------------
@@ -148,6 +153,12 @@ class ProbeTask(ClassificationTask):
     def encoder_key(self) -> dict[str, Any]:
         """See the base class."""
         return dict(self.encoder.key())
+
+    def check_tokens(self, table: TokenTable) -> None:
+        """Also those of the beginning that all rows share; see the base class."""
+        self.backbone.require_embeddings(
+            [*self.encoder.shared_ids, table.ragged["input_ids"].largest]
+        )
 
     # -- token ids to features --------------------------------------------------------------------
 
@@ -263,6 +274,7 @@ class ProbeTask(ClassificationTask):
         facts |= {
             "model/id": self.backbone.name,
             "model/revision": self.backbone.revision,
+            "model/trust_remote_code": self.backbone.trust_remote_code,
             "model/total_params": self.backbone_facts.parameters + own,
             "model/dtype": str(self.backbone.dtype(self.device)).removeprefix("torch."),
         }

@@ -17,7 +17,7 @@ from smolbench.errors import SmolbenchError
 from smolbench.metrics.classification import classification_metrics
 from smolbench.metrics.uncertainty import mean_over_seeds, mean_stderr
 from smolbench.models.backbone import DType
-from smolbench.models.calibration import CALIBRATIONS, Calibration, Calibrator
+from smolbench.models.calibration import CALIBRATIONS, CONTENT_FREE, Calibration, Calibrator
 from smolbench.models.causal_lm import LanguageModel, load_language_model
 from smolbench.models.label_words import LabelWords
 from smolbench.models.prompting import Prompted, first_answer
@@ -40,6 +40,8 @@ class PromptTask(ClassificationTask):
     Args:
         backbone: A model id on the Hub, a folder, or ``tiny`` for the built-in model.
         revision: Branch, tag or commit of the backbone.
+        trust_remote_code: Whether Python code among the backbone's files may run, with all that
+            you may do on this machine: read it first. A model that needs it is refused without.
         template: What the model reads: a text with the slot ``{text}``, behind which the answer is
             to follow. Examples written by hand stand in front of it.
         label_words: What the model answers for each class, by the class's name; the names
@@ -78,6 +80,7 @@ class PromptTask(ClassificationTask):
         *,
         backbone: str = "HuggingFaceTB/SmolLM2-135M",
         revision: str | None = None,
+        trust_remote_code: bool = False,
         template: str = "{text}\nLabel:",
         label_words: dict[str, str] | None = None,
         separator: str = " ",
@@ -147,7 +150,9 @@ class PromptTask(ClassificationTask):
         self._template = template
         self._max_length = max_length
         self._truncation_side: Literal["left", "right"] = truncation_side
-        self.backbone = LanguageModel(backbone, revision, dtype)
+        self.backbone = LanguageModel(
+            backbone, revision, dtype, trust_remote_code=trust_remote_code
+        )
         self._prompted: list[Prompted] = []
         self._size = 0
         self._compute = torch.float32
@@ -247,6 +252,15 @@ class PromptTask(ClassificationTask):
         """See the base class; rows depend on the examples only in how much room they leave."""
         first = self.encoders[0]
         return {**first.key(), "template": self._template, "room": first.text_budget}
+
+    def check_tokens(self, table: TokenTable) -> None:
+        """Also those of the examples and of the answers; see the base class."""
+        rows = [*(encoder.shared_ids for encoder in self.encoders), *self.words.ids]
+        if self.rule == "verbalizer":
+            rows += self.encoders[0].encode(CONTENT_FREE)["input_ids"]  # type: ignore[arg-type] # rows
+        self.backbone.require_embeddings(
+            [table.ragged["input_ids"].largest, *(token for row in rows for token in row)]
+        )
 
     def rows(self, split: str, table: TokenTable, labels: np.ndarray | None) -> TokenRows:
         """Token ids of a split, without what all prompts share.
@@ -424,6 +438,7 @@ class PromptTask(ClassificationTask):
             **super().facts(),
             "model/id": self.backbone.name,
             "model/revision": self.backbone.revision,
+            "model/trust_remote_code": self.backbone.trust_remote_code,
             "model/total_params": self._size,
             "model/dtype": str(self._compute).removeprefix("torch."),
             "prompt/example": self._example,

@@ -81,6 +81,8 @@ class SummarizationTask(WritingTask):
         backbone: A model id on the Hub, a folder with a model or, for a causal model, with a peft
             adapter; or ``tiny-t5`` or ``tiny`` for the built-in models.
         revision: Branch, tag or commit of the backbone.
+        trust_remote_code: Whether Python code among the backbone's files may run, with all that
+            you may do on this machine: read it first. A model that needs it is refused without.
         template: What the model reads, a text with the slot ``{text}``; ``summarize: {text}`` for
             T5, the bare document for other encoder-decoder models and ``Summarize: {text}
             Summary:`` for causal models if not given.
@@ -123,6 +125,7 @@ class SummarizationTask(WritingTask):
         samples: int = 3,
         backbone: str = "google/flan-t5-base",
         revision: str | None = None,
+        trust_remote_code: bool = False,
         template: str | None = None,
         max_length: int | None = None,
         max_summary_length: int = 128,
@@ -179,7 +182,9 @@ class SummarizationTask(WritingTask):
         self.gradient_checkpointing = gradient_checkpointing
         self._max_length = max_length
         self._template = template
-        self.backbone = LanguageModel(backbone, revision, dtype)
+        self.backbone = LanguageModel(
+            backbone, revision, dtype, trust_remote_code=trust_remote_code
+        )
         if method == "qlora" and self.backbone.adapter is not None:
             raise SmolbenchError(
                 f"{backbone} is an adapter, which weights in 4 bits (method qlora) cannot take in: "
@@ -208,14 +213,15 @@ class SummarizationTask(WritingTask):
             SmolbenchError: If the model reads fewer, or has no room for a summary.
         """
         limit, longest = self.backbone.max_positions, self._longest_summary
+        written = self.backbone.positions.written
+        if written is not None and longest > (written - 1 if self.causal else written):
+            raise SmolbenchError(
+                f"{self.backbone.given} has positions for {written} tokens, which leaves no room "
+                f"for a summary of {longest}: lower model.max_new_tokens and max_summary_length."
+            )
         if limit is None:
             return self._max_length or _USUAL_LENGTH
         room = limit - longest if self.causal else limit
-        if room < 1 or longest > limit:
-            raise SmolbenchError(
-                f"{self.backbone.given} has positions for {limit} tokens, which leaves no room for "
-                f"a summary of {longest}: lower model.max_new_tokens and max_summary_length."
-            )
         if self._max_length is not None and self._max_length > room:
             behind = (
                 f", of which a summary of up to {longest} behind the document takes its part: at "
@@ -260,6 +266,13 @@ class SummarizationTask(WritingTask):
     def encoder_key(self) -> dict[str, Any]:
         """See the base class."""
         return self.encoder.key()
+
+    def check_tokens(self, table: TokenTable) -> None:
+        """Also those of the summaries, and the one that fills short rows; see the base class."""
+        ids = [
+            table.ragged[name].largest for name in ("input_ids", "labels") if name in table.ragged
+        ]
+        self.backbone.require_embeddings([*ids, self.encoder.end, self.padding])
 
     def rows(self, split: str, table: TokenTable, labels: np.ndarray | None) -> Rows:
         """Documents and summaries of a split as rows.
@@ -403,6 +416,7 @@ class SummarizationTask(WritingTask):
             "model/id": self.backbone.given,
             "model/base": self.backbone.name if self.backbone.adapter else None,
             "model/revision": self.backbone.revision,
+            "model/trust_remote_code": self.backbone.trust_remote_code,
             "model/total_params": parameter_count(self),
             "model/dtype": str(self._compute).removeprefix("torch."),
         }

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 
 from smolbench.data.datamodule import BaseDataModule
-from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.models.backbone import TINY, TINY_T5, DType
 from smolbench.models.summarizer import target_logits
 from smolbench.runs.run_dir import Run
 from smolbench.tasks.summarize import SummarizationTask
-from smolbench.tasks.teacher import Teacher
+from smolbench.tasks.teacher import Teacher, model_identity, read_config
 from smolbench.tasks.teacher_run import TaughtRun
 from smolbench.tasks.writing import Batch
 
@@ -65,6 +64,8 @@ class WritingTeacher(Teacher):
                 f"The teacher {self.name} has learned to read {theirs_read!r}, and the student "
                 f"reads {ours_read!r}: give the student the same model.template."
             )
+        if (table := data.split("train").table) is not None:
+            own.check_tokens(table)
 
     def start(self, device: torch.device) -> TeacherNetwork:
         """Load the network, frozen, onto a device."""
@@ -100,14 +101,16 @@ class WritingTeachers:
 
     Args:
         student: Whom they teach: a model without settings of its own reads as it does.
+        backbone: Where the pretrained network of a run lies now, if its folder was moved.
     """
 
-    def __init__(self, student: SummarizationTask) -> None:
+    def __init__(self, student: SummarizationTask, backbone: str | None = None) -> None:
         self._student = student
+        self._backbone = backbone
 
     def of_run(self, run: Run, checkpoint: Path | None = None) -> WritingTeacher:
         """A finished run's summarizer."""
-        return _RunTeacher(run, checkpoint)
+        return _RunTeacher(run, checkpoint, self._backbone)
 
     def of_model(self, name: str) -> WritingTeacher:
         """A model of the Hub or in a folder, as it comes."""
@@ -122,12 +125,13 @@ class WritingTeachers:
 class _RunTeacher(WritingTeacher):
     """A finished run that trained a network to summarize."""
 
-    def __init__(self, run: Run, checkpoint: Path | None = None) -> None:
+    def __init__(self, run: Run, checkpoint: Path | None, backbone: str | None) -> None:
         self._trained = TaughtRun(
             run,
             checkpoint,
             (SummarizationTask,),
             "the run of a SummarizationTask or SummaryDistillationTask",
+            backbone,
         )
         self.name = self._trained.name
 
@@ -135,6 +139,10 @@ class _RunTeacher(WritingTeacher):
     def identity(self) -> str:
         """Digest of the checkpoint and the model's settings."""
         return self._trained.identity
+
+    def check_inputs(self) -> None:
+        """Look for its pretrained network; see the base class."""
+        self._trained.options()
 
     def check(self, student: SummarizationTask, data: BaseDataModule) -> None:
         """See the base class; remarks if the teacher may have seen rows that are scored."""
@@ -164,13 +172,12 @@ class _ModelTeacher(WritingTeacher):
         self._dtype: DType = student.backbone.dtype_name
         self._template = student.encoder.documents.template
         self._lengths = (student.max_length, student.max_summary_length)
-        _ = self._bare.backbone.config  # whether it exists is asked for at once
+        _ = read_config(self._bare.backbone)  # whether it exists is asked for at once
 
     @cached_property
     def identity(self) -> str:
         """Digest of the commit, or of the folder's files."""
-        revision = self._bare.backbone.revision
-        return digest({"model": self.name, "revision": revision, "dtype": self._dtype})
+        return model_identity(self._bare.backbone)
 
     def build(self) -> SummarizationTask:
         """See the base class."""

@@ -20,6 +20,8 @@ from torch.optim import Optimizer
 from smolbench.callbacks.checkpoint import read_checkpoint
 from smolbench.data.batching import Rows
 from smolbench.data.datamodule import BaseDataModule, require_values
+from smolbench.data.token_cache import TokenTable
+from smolbench.digest import is_digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
 from smolbench.models.export.exported import Exported
@@ -31,6 +33,8 @@ from smolbench.tasks.batch_size import largest_batch
 Schedule = Literal["constant", "linear", "cosine"]
 CHECKPOINT_KEY = "smolbench"
 _PATHS = "paths"
+_KNOWN_BY = {"backbone": "revision", "teacher": "teacher_digest"}
+"""Names in a signature, and what tells by a digest whom they are of."""
 
 
 class BaseTask(LightningModule, ABC):
@@ -96,6 +100,18 @@ class BaseTask(LightningModule, ABC):
     @abstractmethod
     def encoder_key(self) -> dict[str, Any]:
         """Everything that :meth:`encode` depends on, as plain JSON, for naming a cache."""
+
+    def check_tokens(self, table: TokenTable) -> None:
+        """Refuse token ids that the network cannot look up.
+
+        Called for every split, before the network is loaded.
+
+        Args:
+            table: The split as :meth:`encode` gave it.
+
+        Raises:
+            SmolbenchError: Naming a token.
+        """
 
     @abstractmethod
     def signature(self) -> dict[str, Any]:
@@ -462,10 +478,13 @@ def verify_signature(
             differences are listed.
     """
     saved = saved_signature(checkpoint, task)
+    differing = {key for key in {*saved, *signature} if saved.get(key) != signature.get(key)}
+    for name, content in _KNOWN_BY.items():
+        # a folder that was moved, or named by another path: what it holds is the same
+        if content not in differing and is_digest(saved.get(content)):
+            differing.discard(name)
     differences = [
-        f"{key} was {saved.get(key)!r}, is {signature.get(key)!r}"
-        for key in sorted({*saved, *signature})
-        if saved.get(key) != signature.get(key)
+        f"{key} was {saved.get(key)!r}, is {signature.get(key)!r}" for key in sorted(differing)
     ]
     if differences:
         raise SmolbenchError(

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ import torch
 from smolbench.data.classification import TextDataModule
 from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
+from smolbench.errors import SmolbenchError
+from smolbench.models.backbone import Backbone, OwnCodeError
 from smolbench.models.frozen_cache import (
     ComputeBlock,
     cached_outputs,
@@ -28,6 +30,9 @@ from smolbench.models.pass_part import PassRehearsal
 from smolbench.models.precision import native_bfloat16
 from smolbench.ranks import Ranks
 from smolbench.tasks.classification import ClassificationTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 class Teacher(ABC):
@@ -46,9 +51,38 @@ class Teacher(ABC):
     def identity(self) -> str:
         """Digest of everything that its logits depend on, beside what it reads."""
 
+    def check_inputs(self) -> None:  # noqa: B027 - most have nothing to refuse
+        """Refuse what would stop a training later.
+
+        Raises:
+            SmolbenchError: Saying what is wrong.
+        """
+
     def facts(self) -> dict[str, Any]:
         """What results say of the teacher."""
         return {"teacher/id": self.name, "teacher/run": None}
+
+
+def read_config(backbone: Backbone) -> PreTrainedConfig:
+    """The configuration of a model that teaches as it comes.
+
+    Raises:
+        SmolbenchError: If it does not exist, cannot be reached or has code of its own.
+    """
+    try:
+        return backbone.config
+    except OwnCodeError as error:
+        raise SmolbenchError(
+            f"The teacher {backbone.name} is a model with Python code of its own, which runs only "
+            "for teachers that are runs: train one on it, with --model.trust_remote_code true, and "
+            "name that run."
+        ) from error
+
+
+def model_identity(backbone: Backbone) -> str:
+    """Digest of a model that teaches as it comes: of its commit, or of its folder's files."""
+    named = {} if backbone.is_local else {"model": backbone.name}
+    return digest({**named, "revision": backbone.revision, "dtype": backbone.dtype_name})
 
 
 class ClassifyingTeacher(Teacher):
@@ -104,6 +138,7 @@ def teacher_logits(
     table = data.encoded_by(
         "train", reading.encode, reading.encoder_key(), "Encoding train for the teacher"
     )
+    reading.check_tokens(table)
     labels = data.split("train").labels
     assert labels is not None, "the training split has labels"
     key = digest(

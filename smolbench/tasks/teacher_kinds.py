@@ -22,7 +22,12 @@ from smolbench.tasks.adapting import compute_dtype
 from smolbench.tasks.classification import ClassificationTask
 from smolbench.tasks.fine_tune import FineTuneTask
 from smolbench.tasks.probe import ProbeTask
-from smolbench.tasks.teacher import ClassifyingTeacher, pass_blocks
+from smolbench.tasks.teacher import (
+    ClassifyingTeacher,
+    model_identity,
+    pass_blocks,
+    read_config,
+)
 from smolbench.tasks.teacher_run import TaughtRun
 
 
@@ -46,14 +51,16 @@ class ClassifyingTeachers:
 
     Args:
         reading: How a teacher without settings of its own reads texts.
+        backbone: Where the pretrained network of a run lies now, if its folder was moved.
     """
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: Reading, backbone: str | None = None) -> None:
         self._reading = reading
+        self._backbone = backbone
 
     def of_run(self, run: Run, checkpoint: Path | None = None) -> ClassifyingTeacher:
         """A finished run's classifier."""
-        return RunTeacher(run, checkpoint)
+        return RunTeacher(run, checkpoint, self._backbone)
 
     def of_model(self, name: str) -> ClassifyingTeacher:
         """A model with a trained classification head."""
@@ -73,17 +80,21 @@ class RunTeacher(ClassifyingTeacher):
     Args:
         run: Its folder.
         checkpoint: One of its checkpoints; the best if not given.
+        backbone: Where its pretrained network lies now, if its folder was moved.
 
     Raises:
         SmolbenchError: If the run is unfinished, has no such checkpoint or is of another task.
     """
 
-    def __init__(self, run: Run, checkpoint: Path | None = None) -> None:
+    def __init__(
+        self, run: Run, checkpoint: Path | None = None, backbone: str | None = None
+    ) -> None:
         self._trained = TaughtRun(
             run,
             checkpoint,
             (ProbeTask, FineTuneTask),
             "the run of a ProbeTask, FineTuneTask or DistillationTask",
+            backbone,
         )
         self.run = self._trained.run
         self.checkpoint = self._trained.checkpoint
@@ -93,6 +104,10 @@ class RunTeacher(ClassifyingTeacher):
     def identity(self) -> str:
         """Digest of the checkpoint and the model's settings."""
         return self._trained.identity
+
+    def check_inputs(self) -> None:
+        """Look for its pretrained network; see the base class."""
+        self._trained.options()
 
     def check(self, label_names: Sequence[str], data: TextDataModule) -> None:
         """See the base class; remarks if the teacher may have seen rows that are scored."""
@@ -151,7 +166,7 @@ class HubTeacher(ClassifyingTeacher):
         self.name = name
         self._reading = reading
         self._backbone = Backbone(name, None, reading.dtype)
-        kinds = self._backbone.config.architectures or []
+        kinds = read_config(self._backbone).architectures or []
         if not any("ForSequenceClassification" in kind for kind in kinds):
             raise SmolbenchError(
                 f"The teacher {name} is a model without a trained classification head "
@@ -162,8 +177,7 @@ class HubTeacher(ClassifyingTeacher):
     @cached_property
     def identity(self) -> str:
         """Digest of the commit, or of the folder's files."""
-        named = {"model": self.name, "revision": self._backbone.revision}
-        return digest({**named, "dtype": self._reading.dtype})
+        return model_identity(self._backbone)
 
     def check(self, label_names: Sequence[str], data: TextDataModule) -> None:
         """See the base class; names are compared where the model's configuration gives any."""

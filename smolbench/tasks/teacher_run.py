@@ -14,7 +14,12 @@ from smolbench.errors import SmolbenchError
 from smolbench.runs.run_dir import Run
 from smolbench.runs.settings import read_settings
 from smolbench.tasks.task import BaseTask
-from smolbench.tasks.trained import pinned_options, signature_of, task_class_of
+from smolbench.tasks.trained import (
+    pinned_options,
+    say_own_code,
+    signature_of,
+    task_class_of,
+)
 
 _SPLIT_OPTIONS = ("revision", "split_seed", "val_fraction", "test_fraction", "downsample", "clean")
 """Data options that decide which rows are trained on; limits only leave some of them out."""
@@ -28,14 +33,21 @@ class TaughtRun:
         checkpoint: One of its checkpoints; the best if not given.
         tasks: Classes of the tasks that can teach.
         wanted: Which runs those are, in words.
+        backbone: Where its pretrained network lies now, if its folder was moved.
 
     Raises:
         SmolbenchError: If the run is unfinished, has no such checkpoint or is of another task.
     """
 
     def __init__(
-        self, run: Run, checkpoint: Path | None, tasks: tuple[type[BaseTask], ...], wanted: str
+        self,
+        run: Run,
+        checkpoint: Path | None,
+        tasks: tuple[type[BaseTask], ...],
+        wanted: str,
+        backbone: str | None,
     ) -> None:
+        self._backbone = backbone
         self.run = run = Run(run.path.resolve())
         self.name = str(run.path)
         self.checkpoint = checkpoint or run.checkpoint("best")
@@ -53,6 +65,7 @@ class TaughtRun:
                 "anew, or name another."
             )
         self.settings = read_settings(run.config)
+        say_own_code((self.settings.get("model") or {}).get("init_args") or {})
         self._task_class = task_class_of(self.settings, run.path)
         if not issubclass(self._task_class, tasks):
             raise SmolbenchError(
@@ -106,7 +119,21 @@ class TaughtRun:
 
     def task(self) -> Any:  # noqa: ANN401 - one of the tasks that can teach
         """The task without weights; the pretrained ones are of the commit it was trained on."""
-        return self._task_class(**pinned_options(self.settings, self.signature))
+        return self._task_class(**self.options())
+
+    def options(self) -> dict[str, Any]:
+        """The options of the task.
+
+        Raises:
+            SmolbenchError: If its pretrained network is not where it was.
+        """
+        return pinned_options(
+            self.settings,
+            self.signature,
+            f"The teacher {self.name}",
+            backbone=self._backbone,
+            option="--model.teacher_backbone",
+        )
 
     def fill(self, task: BaseTask) -> None:
         """Give a task whose network is loaded the weights that were trained.

@@ -29,7 +29,9 @@ class TaughtTask(BaseTask, Generic[T]):
 
     backbone: Any
 
-    def _learn_from(self, teacher: str | None, alpha: float, temperature: float) -> None:
+    def _learn_from(
+        self, teacher: str | None, teacher_backbone: str | None, alpha: float, temperature: float
+    ) -> None:
         """Take the settings; to be called by ``__init__``.
 
         Raises:
@@ -48,6 +50,7 @@ class TaughtTask(BaseTask, Generic[T]):
         self.alpha = alpha
         self.temperature = temperature
         self._named_teacher = teacher
+        self._teacher_backbone = teacher_backbone
         self._teacher: T | None = None
         self._learned_from: str | None = None  # the identity that a checkpoint tells
 
@@ -79,19 +82,24 @@ class TaughtTask(BaseTask, Generic[T]):
             SmolbenchError: If there is no such teacher.
         """
         if self._teacher is None:
-            self._teacher = find_teacher(
+            self._teacher = teacher = find_teacher(
                 self._named_teacher,
                 self._kinds,
                 runs_dir=self.runs_dir,
                 tiny_student=self.backbone.name in {TINY, TINY_T5},
                 identity=self._learned_from,
             )
+            if self._teacher_backbone and self._teacher.facts()["teacher/run"] is None:
+                raise SmolbenchError(
+                    f"model.teacher_backbone is for a teacher that is a run, and {teacher.name} is "
+                    "none: leave it out."
+                )
         return self._teacher
 
     def check_inputs(self) -> None:
         """Find the teacher; see the base class."""
         super().check_inputs()
-        _ = self.teacher
+        self.teacher.check_inputs()
 
     @property
     def _trains(self) -> bool:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from smolbench.callbacks.checkpoint import read_checkpoint
+from smolbench.digest import is_digest
 from smolbench.errors import SmolbenchError
-from smolbench.models.backbone import TINY
+from smolbench.models.backbone import TINY, TINY_T5
 from smolbench.runs.run_dir import Run
 from smolbench.runs.settings import Settings, read_settings
 from smolbench.tasks.classification import ClassificationTask
 from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask
+
+log = logging.getLogger("smolbench")
+BUILT_IN = (TINY, TINY_T5)
+"""Names of models that are no folders of anybody's, and no ids."""
 
 
 class TrainedRun:
@@ -53,10 +59,16 @@ class TrainedRun:
             raise SmolbenchError(f"The run {run.path} is of a {found.__name__}, no task here.")
         self.task_class: type[BaseTask] = found
 
-    def task(self, **options: Any) -> BaseTask:  # noqa: ANN401 - as the task types them
+    def task(
+        self,
+        *,
+        backbone: str | None = None,
+        **options: Any,  # noqa: ANN401 - as the task types them
+    ) -> BaseTask:
         """The model as it was trained, on the CPU.
 
         Args:
+            backbone: Where its pretrained network lies now, if its folder was moved.
             **options: Settings of the model that stand in for the run's own, where it has them.
 
         Raises:
@@ -64,7 +76,10 @@ class TrainedRun:
         """
         state = read_checkpoint(self.checkpoint)
         signature = signature_of(state, self.checkpoint)
-        given = pinned_options(self.settings, signature)
+        given = pinned_options(
+            self.settings, signature, f"The run {self.run.path}", backbone=backbone
+        )
+        say_own_code(given)
         given |= {name: value for name, value in options.items() if name in given}
         try:
             task = self.task_class(**given)
@@ -112,10 +127,61 @@ def signature_of(state: Mapping[str, Any], checkpoint: Path) -> Mapping[str, Any
     return signature
 
 
-def pinned_options(settings: Settings, signature: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's options of its model, with the commit of the pretrained weights it started from."""
+def pinned_options(
+    settings: Settings,
+    signature: Mapping[str, Any],
+    who: str,
+    *,
+    backbone: str | None = None,
+    option: str = "--model.backbone",
+) -> dict[str, Any]:
+    """A run's options of its model, with the commit of the pretrained weights it started from.
+
+    Args:
+        settings: The run's.
+        signature: What its checkpoint's state is valid with.
+        who: The run, to be read in front of "was trained on".
+        backbone: Where its pretrained network lies now, if its folder was moved.
+        option: How that is given.
+
+    Raises:
+        SmolbenchError: If the network's folder is gone, or one is given for a run without any.
+    """
     options = dict((settings.get("model") or {}).get("init_args") or {})
-    backbone = str(options.get("backbone"))
-    if "backbone" in options and backbone != TINY and not Path(backbone).is_dir():
+    if options.get("backbone") is None:
+        if backbone is not None:
+            raise SmolbenchError(f"{who} has no pretrained network: leave out {option} {backbone}.")
+        return options
+    options["backbone"] = name = str(backbone or options["backbone"])
+    refuse_missing(name, signature.get("revision"), who, option)
+    if name not in BUILT_IN and not Path(name).is_dir():
         options["revision"] = signature.get("revision")
     return options
+
+
+def refuse_missing(name: str, revision: object, who: str, option: str) -> None:
+    """Refuse the name of a model that was a folder once and is none now.
+
+    Args:
+        name: As the run's settings have it.
+        revision: What the run says of its weights; a folder's are known by a digest.
+        who: The run, to be read in front of "was trained on".
+        option: How the folder's new place is given.
+
+    Raises:
+        SmolbenchError: Saying how.
+    """
+    if name not in BUILT_IN and is_digest(revision) and not Path(name).is_dir():
+        raise SmolbenchError(
+            f"{who} was trained on the model in the folder {name}, which is not there now: if it "
+            f"was moved or renamed, name its new place with {option} DIR."
+        )
+
+
+def say_own_code(model: Mapping[str, Any]) -> None:
+    """Say in one line that a model's own code may run, where its options allow it."""
+    if model.get("trust_remote_code"):
+        log.warning(
+            "Python code among the files of %s may run on this machine (model.trust_remote_code).",
+            model.get("backbone"),
+        )

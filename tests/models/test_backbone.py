@@ -145,7 +145,7 @@ def test_the_revision_of_a_model_on_the_hub_is_its_commit(own_copy, monkeypatch,
     ("name", "advice"),
     [
         ("no/such-model", "hf download no/such-model"),
-        ("/no/such/folder", "give an id such as|hf download"),
+        ("/no/such/folder", "no such folder.*--model.backbone DIR"),
         ("two words", "give an id such as"),
     ],
 )
@@ -219,4 +219,4 @@ def test_an_interruption_is_not_an_error_of_the_model():
 @pytest.mark.parametrize("name", [*HAS_SHARED_PREFIX, *BIDIRECTIONAL])
 def test_the_longest_row_the_model_has_positions_for(name):
     limit = Backbone(tiny_backbone(name), None, "float32").max_positions
-    assert limit == (None if name == "t5" else 128)
+    assert limit == {"t5": None, "roberta": 126}.get(name, 128)

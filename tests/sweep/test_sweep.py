@@ -288,6 +288,20 @@ def test_what_is_worse_than_the_median_is_pruned(here, monkeypatch):
     assert found["1"] == "pruned"
 
 
+def test_a_sweep_goes_on_where_its_model_lies_now(here, capsys):
+    Path("net").mkdir()
+    Path("net/config.json").write_text("{}")
+    grid = ["--grid=fake.lr=1", "--test=none"]
+    assert sweep(*grid, "--model.backbone=net") == 0
+    Path("net").rename("moved")
+    assert sweep(*grid, "--model.backbone=moved") == 0
+    assert len(starts()) == 1
+    Path("moved/config.json").write_text("[]")
+    capsys.readouterr()
+    assert sweep(*grid, "--model.backbone=moved") == 2
+    assert "There is another sweep of the name imdb_probe" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

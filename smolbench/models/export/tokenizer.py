@@ -106,7 +106,9 @@ def padding_id(
         tokenizer.unk_token_id,
         tokenizer.bos_token_id,
     )
-    found = (int(i) for i in named if i is not None and i >= 0 and i not in last)
+    # a tokenizer may have been given a padding token, and the model no embedding for it
+    known = getattr(config.get_text_config(), "vocab_size", None) or float("inf")
+    found = (int(i) for i in named if i is not None and 0 <= i < known and i not in last)
     return next(found, 0)
 
 

@@ -221,3 +221,13 @@ def test_four_bits_are_not_merged(tmp_path):
 def test_a_run_without_adapters_has_none_to_export(tmp_path):
     with pytest.raises(SmolbenchError, match="--adapter is for runs of the methods lora and qlora"):
         exported(trained("gpt2"), tmp_path, adapter=True)
+
+
+def test_a_padding_token_without_an_embedding_is_not_exported(tmp_path):
+    task = trained("llama")
+    task.model.config.pad_token_id = None
+    task.encoder.tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert task.encoder.tokenizer.pad_token_id == task.backbone.config.vocab_size
+    _, expected = exported(task, tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert_same(plain_logits(model, tmp_path), expected)
