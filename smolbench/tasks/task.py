@@ -19,8 +19,10 @@ from torch.optim import Optimizer
 
 from smolbench.data.batching import Rows
 from smolbench.errors import SmolbenchError
+from smolbench.models.adaptation import parameter_count
 from smolbench.models.export.exported import Exported
 from smolbench.models.pass_part import PassRehearsal
+from smolbench.models.reach import Reach
 from smolbench.ranks import TrainerRanks
 from smolbench.tasks.batch_size import largest_batch
 
@@ -56,6 +58,8 @@ class BaseTask(LightningModule):
     """Where a run is looked for that is named by its recipe."""
     rehearsal: PassRehearsal | None = None
     """Given where a run is only estimated: frozen passes then read a part of their rows."""
+    reach: Reach | None = None
+    """What texts reach in ``model``, a pretrained network that trains; ``None`` without one."""
 
     def __init__(
         self,
@@ -172,6 +176,16 @@ class BaseTask(LightningModule):
         self._built = True
         # a strategy that spreads weights over processes makes them flat
         self._matrices = frozenset(n for n, p in self.named_parameters() if p.ndim > 1)
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Names of the parameters that no text reaches: they stay as they are."""
+        return frozenset(f"model.{name}" for name in (self.reach or Reach()).unused)
+
+    @property
+    def routed_modules(self) -> frozenset[str]:
+        """Names of modules that a batch may pass by, for a guard of gradients."""
+        return frozenset(f"model.{name}" for name in (self.reach or Reach()).experts)
 
     # -- rows of an evaluation --------------------------------------------------------------------
 
@@ -343,12 +357,15 @@ class BaseTask(LightningModule):
     def facts(self) -> dict[str, Any]:
         """What results say about the model."""
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        return {
+        facts = {
             "task": type(self).__name__,
             "method": self.method,
             "convention": self.convention,
             "model/trainable_params": trainable,
         }
+        if self.reach is not None:
+            facts["model/unused_params"] = parameter_count(self, self.unused)
+        return facts
 
 
 def _plain_name(name: str) -> str:

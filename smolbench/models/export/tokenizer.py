@@ -99,15 +99,17 @@ def padding_id(
         last: The id that every row ends in, if all end in the same; transformers finds the end of a
             row by its padding, so it must be another one.
     """
+    text = config.get_text_config()
     named = (
-        getattr(config, "pad_token_id", None),
+        getattr(text, "pad_token_id", None),
         tokenizer.pad_token_id,
         tokenizer.eos_token_id,
         tokenizer.unk_token_id,
         tokenizer.bos_token_id,
     )
-    found = (int(i) for i in named if i is not None and i >= 0 and i not in last)
-    return next(found, 0)
+    # some tokenizers bring a token for padding that the network has no embedding for
+    known = range(getattr(text, "vocab_size", None) or 1)
+    return next((int(i) for i in named if i is not None and i in known and i not in last), 0)
 
 
 def describe_reading(encoder: TemplateEncoder) -> list[str]:
