@@ -25,7 +25,8 @@ class TrainingGuard(pl.Callback):
       The first steps after a validation are checked again, since a change to evaluation mode and
       back must not cut a layer off. With one optimiser all parameters of the module are checked,
       with several those of the optimiser that steps. Parameters that this rank holds no part of
-      (FSDP) are passed over.
+      (FSDP) are passed over, and those of modules that the LightningModule names in an attribute
+      ``routed_modules``: experts of a mixture, which a router chooses for some batches only.
     - The loss of every batch must be finite.
     - All gradients must be finite at every optimiser step, unless a gradient scaler (16-mixed) is
       at work: infinite ones are part of its search, and it skips their step.
@@ -78,7 +79,14 @@ class TrainingGuard(pl.Callback):
         # A step without backward (`training_step` returned None) says nothing about gradients.
         if self._losses and self._checked[id(optimizer)] < self._gradient_steps:
             self._checked[id(optimizer)] += 1
-            _check_presence(trainer, _parameters_of(pl_module, optimizer))
+            # An expert without a gradient is no fault: no token of this batch was sent to it.
+            routed = tuple(f"{name}." for name in getattr(pl_module, "routed_modules", ()))
+            always = [
+                (name, parameter)
+                for name, parameter in _parameters_of(pl_module, optimizer)
+                if not name.startswith(routed)
+            ]
+            _check_presence(trainer, always)
         gradients: dict[str, Tensor] = {}
         if getattr(trainer.precision_plugin, "scaler", None) is None:
             gradients = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from smolbench.errors import SmolbenchError
 from smolbench.models.freed_memory import return_freed_memory
+from smolbench.models.reach import outermost
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +41,13 @@ class LoRAOptions:
     targets: tuple[str, ...] | None = None
 
 
-def adapt(model: PreTrainedModel, method: Adaptation, lora: LoRAOptions, seed: int) -> None:
+def adapt(
+    model: PreTrainedModel,
+    method: Adaptation,
+    lora: LoRAOptions,
+    seed: int,
+    unused: Collection[str] = frozenset(),
+) -> None:
     """Let exactly the parameters of a method train, and put its own into the model.
 
     ``full``: all parameters. ``lora``, ``qlora``: adapters and head. ``bitfit``: every bias of the
@@ -52,19 +59,25 @@ def adapt(model: PreTrainedModel, method: Adaptation, lora: LoRAOptions, seed: i
         method: What trains.
         lora: The adapters, for ``lora`` and ``qlora``.
         seed: Seed of the adapters' initial weights; the global random state is left untouched.
+        unused: Names of parameters that no text reaches, see
+            :func:`~smolbench.models.reach.reach`: by no method do they train, nor is anything put
+            in front of or behind them.
 
     Raises:
         SmolbenchError: If the method finds nothing to train in the network behind the head.
     """
     head = head_names(model)
+    idle = [p for name, p in model.named_parameters() if name in unused]
     model.requires_grad_(method == "full")
     if method in {"lora", "qlora"}:
-        _add_adapters(model, lora, seed)
+        _add_adapters(model, lora, seed, unused)
     elif method != "full":
-        _train_biases(model, method, head)
+        _train_biases(model, method, head, unused)
     for name, parameter in model.named_parameters():
         if name in head:
             parameter.requires_grad_(True)
+    for parameter in idle:
+        parameter.requires_grad_(False)
 
 
 def head_names(model: PreTrainedModel) -> set[str]:
@@ -89,8 +102,15 @@ def _in_pooler(name: str) -> bool:
     return "pooler" in name.split(".")
 
 
-def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The linear layers of the network in front of the head, GPT-2's ``Conv1D`` included."""
+def linear_layers(
+    model: PreTrainedModel, unused: Collection[str] = frozenset()
+) -> dict[str, nn.Module]:
+    """The linear layers of the network in front of the head, GPT-2's ``Conv1D`` included.
+
+    Args:
+        model: A model with its head.
+        unused: Parameters whose layers are left out.
+    """
     from transformers.pytorch_utils import Conv1D  # lazy: import cost
 
     head, language_head = head_names(model), _language_head(model)
@@ -99,16 +119,20 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D))
         and f"{name}.weight" not in head
+        and f"{name}.weight" not in unused
         and module is not language_head
     }
 
 
-def adapted_layers(model: PreTrainedModel, targets: Sequence[str] | None) -> list[str]:
+def adapted_layers(
+    model: PreTrainedModel, targets: Sequence[str] | None, unused: Collection[str] = frozenset()
+) -> list[str]:
     """Full names of the linear layers that get an adapter.
 
     Args:
         model: A model with its head; it may be on the meta device.
         targets: How their names end; ``None`` for peft's default of the architecture.
+        unused: Parameters that no text reaches; their layers get none.
 
     Raises:
         SmolbenchError: If a target fits no layer, or the architecture has no default.
@@ -117,11 +141,14 @@ def adapted_layers(model: PreTrainedModel, targets: Sequence[str] | None) -> lis
         TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS,
     )
 
-    layers = list(linear_layers(model))
+    layers = list(linear_layers(model, unused))
     kinds = sorted({name.rpartition(".")[2] for name in layers})
     exist = ", ".join(kinds[:NAMED]) + (" ..." if len(kinds) > NAMED else "")
     model_type = model.config.model_type
-    wanted = DEFAULTS.get(model_type) if targets is None else targets
+    wanted = targets
+    if targets is None:  # what reads pictures, too, has a language model of a type of its own
+        text_type = model.config.get_text_config().model_type
+        wanted = DEFAULTS.get(model_type) or DEFAULTS.get(text_type)
     if not wanted:
         raise SmolbenchError(
             f"There is no usual choice of LoRA's layers for the architecture {model_type!r}: name "
@@ -140,11 +167,13 @@ def _ends_in(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def _add_adapters(model: PreTrainedModel, lora: LoRAOptions, seed: int) -> None:
+def _add_adapters(
+    model: PreTrainedModel, lora: LoRAOptions, seed: int, unused: Collection[str]
+) -> None:
     from peft import LoraConfig, inject_adapter_in_model  # lazy: import cost
     from transformers.pytorch_utils import Conv1D  # lazy: import cost
 
-    names = adapted_layers(model, lora.targets)
+    names = adapted_layers(model, lora.targets, unused)
     layers = linear_layers(model)
     config = LoraConfig(
         r=lora.r,
@@ -169,10 +198,13 @@ def _meta_or_cpu(parameter: nn.Parameter) -> str:
     return "meta" if parameter.is_meta else "cpu"
 
 
-def _train_biases(model: PreTrainedModel, method: Adaptation, head: set[str]) -> None:
+def _train_biases(
+    model: PreTrainedModel, method: Adaptation, head: set[str], unused: Collection[str]
+) -> None:
     kind = model.config.model_type
     if method == "bitfit_added":
-        bare = [m for m in linear_layers(model).values() if getattr(m, "bias", None) is None]
+        layers = linear_layers(model, unused).values()
+        bare = [m for m in layers if getattr(m, "bias", None) is None]
         if not bare:
             raise SmolbenchError(
                 f"model.method 'bitfit_added' adds biases to linear layers without one, and this "
@@ -187,7 +219,7 @@ def _train_biases(model: PreTrainedModel, method: Adaptation, head: set[str]) ->
     biases = [
         parameter
         for name, parameter in model.named_parameters()
-        if name.rpartition(".")[2] == "bias" and name not in head
+        if name.rpartition(".")[2] == "bias" and name not in head and name not in unused
     ]
     if not biases:
         raise SmolbenchError(
@@ -210,23 +242,46 @@ def hold_frozen_in(model: nn.Module, dtype: torch.dtype) -> None:
     return_freed_memory()
 
 
-def parameter_count(model: nn.Module) -> int:
-    """Number of weights; two of a model's 4-bit weights share one stored element."""
+def parameter_count(model: nn.Module, names: Collection[str] | None = None) -> int:
+    """Number of weights; two of a model's 4-bit weights share one stored element.
+
+    Args:
+        model: A network.
+        names: Of the parameters that count; all if not given.
+    """
     return sum(
         p.numel() * (2 if type(p).__name__ == "Params4bit" and p.dtype == torch.uint8 else 1)
-        for p in model.parameters()
+        for name, p in model.named_parameters()
+        if names is None or name in names
     )
 
 
-def describe(model: nn.Module, method: str, total: int) -> str:
-    """One line: how many of ``total`` parameters train, and which.
+def describe(
+    model: nn.Module, method: str, total: int, unused: Collection[str] = frozenset()
+) -> str:
+    """One line: how many of ``total`` parameters train, and which; and what no text reaches.
 
     ``*`` stands for any number of a layer.
+
+    Args:
+        model: What trains, wholly or in part.
+        method: What it is called.
+        total: All parameters.
+        unused: Names of those that no text reaches.
     """
     trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     number = sum(trained.values())
-    patterns = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in trained)
     share = 100 * number / total
-    return f"{method}: {number:,} of {total:,} parameters train ({share:.3g} %): " + ", ".join(
-        patterns
-    )
+    line = f"{method}: {number:,} of {total:,} parameters train ({share:.3g} %): "
+    line += _in_short(trained)
+    if unused:
+        idle = parameter_count(model, unused)
+        modules = outermost(model, unused)
+        alone = (n for n in unused if not any(n.startswith(f"{module}.") for module in modules))
+        line += f"; no text reaches {idle:,}, which stay as they are: "
+        line += _in_short([*modules, *sorted(alone)])
+    return line
+
+
+def _in_short(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names))

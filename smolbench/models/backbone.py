@@ -20,6 +20,7 @@ import torch
 from smolbench.digest import digest, folder_content
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root, write_atomically
+from smolbench.models.causality import Padding, effect_of_padding, trial_rows
 from smolbench.models.kernels.paths import Paths, forward_environment
 from smolbench.models.kernels.prefix import SharedPrefix, keeps_all_tokens, shared_prefix
 from smolbench.models.kernels.proof import Trials, pad, proven
@@ -54,17 +55,22 @@ class Facts:
     Attributes:
         width: Features per token at the layer asked for; not always ``config.hidden_size``
             (OPT-350m ends in 512).
-        causal: Whether a token sees only what stands before it.
+        padding: What padding behind a row does to the states of its tokens.
         prefix: Whether the beginning of rows can be run once.
         parameters: Number of parameters that are loaded and run.
         widths: Features per token at every layer, ``-1`` included.
     """
 
     width: int
-    causal: bool
+    padding: Padding
     prefix: bool
     parameters: int
     widths: Mapping[int, int]
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only what stands before it."""
+        return self.padding == "unseen"
 
 
 class Backbone:
@@ -332,7 +338,7 @@ class Backbone:
         widths = {int(layer): width for layer, width in stored["widths"].items()}
         _check_layer(self.layer, len(widths) - 1, self.name)
         return Facts(
-            widths[self.layer], stored["causal"], stored["prefix"], stored["parameters"], widths
+            widths[self.layer], stored["padding"], stored["prefix"], stored["parameters"], widths
         )
 
     @property
@@ -341,7 +347,7 @@ class Backbone:
         return {"model": None if self.is_local else self.name, "revision": self.revision}
 
     def _facts_file(self, device: torch.device) -> Path:
-        key = {"facts": 4, **self.identity, "forward": forward_environment()}
+        key = {"facts": 5, **self.identity, "forward": forward_environment()}
         key |= {"dtype": str(self.dtype(device)), "device": device.type}
         return cache_root() / "models" / f"{digest(key)}.json"
 
@@ -355,22 +361,19 @@ class Backbone:
         if path.is_file():
             try:
                 stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-                return {name: stored[name] for name in ("widths", "causal", "prefix", "parameters")}
+                names = ("widths", "padding", "prefix", "parameters")
+                return {name: stored[name] for name in names}
             except (ValueError, TypeError, KeyError):
                 log.warning("%s is damaged and is made anew.", path)
         model = self.load(device)
-        rows = [torch.tensor([[1, 2, last]], device=device) for last in (3, 4)]
         with torch.inference_mode():
-            mask = torch.ones_like(rows[0])
-            outputs = layer_outputs(model, None, rows[0], mask)
-            # A causal model cannot tell the two rows apart before their last token. One row at a
-            # time: in one batch their last bits may differ. The last layer: embeddings never tell.
-            first, second = (hidden_states(model, -1, row, mask)[0, 0] for row in rows)
-        causal = bool(torch.equal(first, second))
+            row = trial_rows(model, 1, 3)
+            outputs = layer_outputs(model, None, row, torch.ones_like(row))
+        padding = effect_of_padding(model)
         stored = {
             "widths": {str(layer): states.shape[-1] for layer, states in outputs.items()},
-            "causal": causal,
-            "prefix": causal and shares_prefix(model, device),
+            "padding": padding,
+            "prefix": padding == "unseen" and shares_prefix(model, device),
             "parameters": sum(p.numel() for p in model.parameters()),
         }
         try:

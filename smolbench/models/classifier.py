@@ -9,6 +9,7 @@ import torch
 from smolbench.errors import SmolbenchError
 from smolbench.models.adaptation import head_names
 from smolbench.models.backbone import Backbone
+from smolbench.models.causality import Padding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +37,7 @@ def load_classifier(backbone: Backbone, classes: int, seed: int, **options: Any)
     """
     from transformers import AutoModelForSequenceClassification  # lazy: import cost
 
-    _refuse_encoder_decoder(backbone)
+    _require_classifier(backbone)
     model, missing = backbone.from_pretrained(
         AutoModelForSequenceClassification,
         id2label={number: str(number) for number in range(classes)},
@@ -68,7 +69,7 @@ def load_trained_classifier(backbone: Backbone) -> PreTrainedModel:
     """
     from transformers import AutoModelForSequenceClassification  # lazy: import cost
 
-    _refuse_encoder_decoder(backbone)
+    _require_classifier(backbone)
     model, missing = backbone.from_pretrained(
         AutoModelForSequenceClassification, dtype=torch.float32
     )
@@ -84,11 +85,24 @@ def load_trained_classifier(backbone: Backbone) -> PreTrainedModel:
     return model
 
 
-def _refuse_encoder_decoder(backbone: Backbone) -> None:
-    if backbone.config.is_encoder_decoder:
+def _require_classifier(backbone: Backbone) -> None:
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING  # lazy: import cost
+
+    config = backbone.config
+    if config.is_encoder_decoder:
         raise SmolbenchError(
             f"{backbone.name} is an encoder-decoder model, which FineTuneTask does not train: use "
             "a decoder (GPT-2, OPT, SmolLM2) or an encoder (BERT), or ProbeTask for its encoder."
+        )
+    own = getattr(config, "auto_map", None) or {}  # what a model's own code has classes for
+    if (
+        type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+        and "AutoModelForSequenceClassification" not in own
+    ):
+        raise SmolbenchError(
+            f"{backbone.name} is of the architecture {config.model_type!r}, for which transformers "
+            "has no network that classifies: use ProbeTask, or the method head, which put a head "
+            "of their own on its features."
         )
 
 
@@ -111,35 +125,53 @@ def skeleton(backbone: Backbone, classes: int) -> PreTrainedModel:
     """The classifier's modules on the meta device: names and shapes without weights."""
     from transformers import AutoModelForSequenceClassification  # lazy: import cost
 
-    _refuse_encoder_decoder(backbone)
+    _require_classifier(backbone)
     return backbone.skeleton(AutoModelForSequenceClassification, num_labels=classes)
 
 
 def classify(
-    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    *,
+    padding: Padding,
 ) -> torch.Tensor:
     """Logits of right-padded rows.
 
     A decoder's head reads the last real token of each row, as in transformers, but whatever its id
-    is, and nothing but this token. An encoder is run with the head transformers gives it.
+    is, and nothing but this token. An encoder is run with the head transformers gives it. What a
+    row is given does not depend on the rows beside it.
 
     Args:
         model: From :func:`load_classifier`.
         input_ids: Token ids, shape ``(B, T)``.
         attention_mask: 1 for real tokens, shape ``(B, T)``.
+        padding: What :func:`~smolbench.models.causality.effect_of_padding` says of the model.
 
     Returns:
         Logits, float32, shape ``(B, C)``.
     """
+    lengths = attention_mask.sum(dim=1)
+    if padding == "seen" and len(set(lengths.tolist())) > 1:
+        known: list[int] = sorted(set(lengths.tolist()))
+        alike = [(lengths == length).nonzero().flatten() for length in known]
+        parts = [
+            classify(model, input_ids[at, :length], attention_mask[at, :length], padding=padding)
+            for at, length in zip(alike, known, strict=True)
+        ]
+        return torch.cat(parts)[torch.cat(alike).argsort()]
     score = getattr(model, "score", None)
     if score is None:
         logits: torch.Tensor = model(input_ids=input_ids, attention_mask=attention_mask).logits
         return logits.float()
     # causal rows never look at their padding, which stands on the right; without a mask the fused
     # kernels are at their fastest
-    states = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    mask = None if padding == "unseen" else attention_mask
+    states = model.base_model(
+        input_ids=input_ids, attention_mask=mask, use_cache=False
+    ).last_hidden_state
     rows = torch.arange(len(states), device=states.device)
-    pooled = states[rows, attention_mask.sum(dim=1) - 1]
+    pooled = states[rows, lengths - 1]
     with torch.autocast(states.device.type, enabled=False):
         scored: torch.Tensor = score(pooled.float())
     return scored

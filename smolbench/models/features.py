@@ -301,10 +301,20 @@ class FrozenFeatures:
         in_front = torch.tensor(shared_ids if prefix is None else [], dtype=torch.long)
         offset = self.encoder.anchor_offset(self.anchor) if self.anchor is not None else 0
         layers = {layer for layer, _ in places.values()}
+        # where padding is seen behind a mask, too, only rows of one length stand side by side
+        alike = self.facts(device).padding == "seen"
 
         def read(
             ids: torch.Tensor, lengths: torch.Tensor, text_lengths: torch.Tensor
         ) -> dict[str, torch.Tensor]:
+            if alike and len(known := lengths.unique().tolist()) > 1:
+                groups = [(lengths == length).nonzero().flatten() for length in known]
+                parts = [
+                    read(ids[rows, :length], lengths[rows], text_lengths[rows])
+                    for rows, length in zip(groups, known, strict=True)
+                ]
+                order = torch.cat(groups).argsort()
+                return {key: torch.cat([p[key] for p in parts])[order] for key in places}
             first = len(in_front)
             ids = torch.cat([in_front.expand(len(ids), -1), ids], dim=1)
             mask = torch.arange(ids.shape[1]) < (lengths + first)[:, None]

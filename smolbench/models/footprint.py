@@ -23,6 +23,7 @@ from smolbench.models.adaptation import (
 from smolbench.models.backbone import Backbone, readable_errors
 from smolbench.models.classifier import classify, skeleton
 from smolbench.models.live_bytes import LiveBytes
+from smolbench.models.reach import reach
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -198,7 +199,7 @@ def training_memory(
         )
     model = skeleton(backbone, classes=2)
     model.float()  # type: ignore[no-untyped-call] # as it is loaded, whatever its files hold
-    adapt(model, method, lora or LoRAOptions(), seed=0)
+    adapt(model, method, lora or LoRAOptions(), seed=0, unused=_unused(backbone))
     hold_frozen_in(model, compute)
     stored = sum(p.numel() * p.element_size() for p in model.parameters())
     if method == "qlora":
@@ -245,11 +246,29 @@ def _held_by_a_step(
             live,
         ):
             with torch.autocast("cpu", dtype=compute, enabled=compute != torch.float32):
-                loss = classify(model, rows, torch.ones_like(rows)).logsumexp(dim=1).sum()
+                loss = _classified(model, rows, torch.ones_like(rows)).logsumexp(dim=1).sum()
             activations = sum(storage.nbytes() for storage in kept.values())
             kept.clear()  # the backward pass must be free to let go of them
             loss.backward()  # type: ignore[no-untyped-call]
     return activations, live.peak
+
+
+def _unused(backbone: Backbone) -> frozenset[str]:
+    """Names of the parameters that no text reaches."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # lazy: import cost
+
+    model = skeleton(backbone, classes=2)
+    model.float()  # type: ignore[no-untyped-call] # transformers' own methods are untyped
+    with readable_errors(backbone.name, None), FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        return reach(model, lambda ids, mask: _classified(model, ids, mask)).unused
+
+
+def _classified(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
+    """Logits; a decoder is taken for causal, which could only be measured with its weights."""
+    return classify(model, input_ids, attention_mask, padding="unseen")
 
 
 def _ids(rows: int, length: int) -> torch.Tensor:

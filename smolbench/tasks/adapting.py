@@ -15,6 +15,7 @@ from smolbench.models.adaptation import LoRAOptions, Quantize, adapt, hold_froze
 from smolbench.models.backbone import Backbone
 from smolbench.models.causal_lm import LanguageModel
 from smolbench.models.quantization import in_four_bits as four_bits
+from smolbench.models.reach import Reach, reach
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -129,11 +130,13 @@ class Adapted:
         model: Its network.
         compute: What it computes in.
         in_four_bits: How it was loaded in 4 bits; nothing otherwise.
+        reach: What texts reach in it; ``None`` where nothing is trained.
     """
 
     model: PreTrainedModel
     compute: torch.dtype
     in_four_bits: dict[str, Any]
+    reach: Reach | None
 
 
 def load_adapted(
@@ -172,16 +175,28 @@ def load_adapted(
         if method == "none":
             untrained = load(backbone, compute, device)
             untrained.requires_grad_(False)
-            return Adapted(untrained, compute, in_four_bits)
+            return Adapted(untrained, compute, in_four_bits, None)
         if method == "qlora":
             bare = skeleton(backbone)
             in_four_bits = four_bits(bare, quantize, lora.targets, compute, device)
         model = load(backbone, torch.float32, device, **in_four_bits)
-        adapt(model, method, lora, seed)  # type: ignore[arg-type] # the task has checked it
+        found = reach(model, lambda ids, mask: _logits(model, ids, mask))
+        adapt(model, method, lora, seed, found.unused)  # type: ignore[arg-type] # the task has checked it
     hold_frozen_in(model, compute)
     if gradient_checkpointing:
         checkpoint_gradients(model, backbone.given)
-    return Adapted(model.train(), compute, in_four_bits)
+    return Adapted(model.train(), compute, in_four_bits, found)
+
+
+def _logits(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
+    """What a model would write next, shape ``(B, T, V)``."""
+    row: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if model.config.is_encoder_decoder:
+        row["decoder_input_ids"] = input_ids
+    logits: torch.Tensor = model(**row, use_cache=False).logits
+    return logits
 
 
 def checkpoint_gradients(model: PreTrainedModel, name: str) -> None:

@@ -26,12 +26,14 @@ from smolbench.models.adaptation import (
     parameter_count,
 )
 from smolbench.models.backbone import Backbone, DType
+from smolbench.models.causality import Padding, effect_of_padding
 from smolbench.models.classifier import classify, load_classifier, skeleton
 from smolbench.models.export.exported import SAMPLES, Exported
 from smolbench.models.features import FrozenFeatures
 from smolbench.models.heads import build_head
 from smolbench.models.kernels.paths import Ways
 from smolbench.models.quantization import in_four_bits, keep_gradients
+from smolbench.models.reach import reach
 from smolbench.models.template import TemplateEncoder
 from smolbench.ranks import TrainerRanks
 from smolbench.tasks.adapting import (
@@ -160,6 +162,7 @@ class FineTuneTask(ClassificationTask):
         self.model: Any = None
         self.head: torch.nn.Module | None = None
         self._compute = torch.float32
+        self._effect_of_padding: Padding = "masked"
         self._in_four_bits: dict[str, Any] = {}
 
     # -- text to batches --------------------------------------------------------------------------
@@ -241,7 +244,7 @@ class FineTuneTask(ClassificationTask):
     @property
     def _padding(self) -> int:
         """The id that fills short rows; some encoders count positions by this very id."""
-        return getattr(self.backbone.config, "pad_token_id", None) or 0
+        return getattr(self.backbone.config.get_text_config(), "pad_token_id", None) or 0
 
     def start_reading(self) -> Callable[[Sequence[str]], Batch]:
         """Turn texts into token ids, or with ``head`` into features; see the base class."""
@@ -285,17 +288,24 @@ class FineTuneTask(ClassificationTask):
             )
         with torch.device("cpu"):  # whatever device Lightning has made the default
             model = load_classifier(self.backbone, classes, self.seed, **self._in_four_bits)
-            adapt(model, self.method, self.lora, self.seed)
+            keep_gradients(model)
+            self._effect_of_padding = self._decided(effect_of_padding(model))
+            self.reach = reach(model, lambda ids, mask: self._classify(model, ids, mask))
+            adapt(model, self.method, self.lora, self.seed, self.reach.unused)
         hold_frozen_in(model, self._compute)
-        keep_gradients(model)
         if self.gradient_checkpointing:
             checkpoint_gradients(model, self.backbone.name)
         self.model = model.train()
 
+    def _decided(self, effect: Padding) -> Padding:
+        """What padding does, so that rows get a mask if the run has begun with one."""
+        unmasked = self.backbone.paths.decide("unmasked", lambda: effect == "unseen")
+        return "masked" if effect == "unseen" and not unmasked else effect
+
     def on_fit_start(self) -> None:
         """Say in one line what trains."""
         if self.trainer.is_global_zero:
-            log.info("%s", describe(self, self.method, self._total_params()))
+            log.info("%s", describe(self, self.method, self._total_params(), self.unused))
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits ``(B, C)``, float32, of right-padded rows ``input_ids`` ``(B, T)``.
@@ -307,7 +317,15 @@ class FineTuneTask(ClassificationTask):
             return scored
         assert self.model is not None, "configure_model runs first"
         with autocast(self.device, self._compute):
-            return classify(self.model, batch["input_ids"], batch["attention_mask"])
+            return self._classify(self.model, batch["input_ids"], batch["attention_mask"])
+
+    def _classify(
+        self,
+        model: Any,  # noqa: ANN401 - see above
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+    ) -> torch.Tensor:
+        return classify(model, input_ids, attention_mask, padding=self._effect_of_padding)
 
     def export(self, folder: Path, *, adapter: bool = False) -> Exported:
         """Write a classifier of transformers, or adapters of peft; see the base class.
@@ -336,10 +354,11 @@ class FineTuneTask(ClassificationTask):
             labels=self.label_names,
             lora=self.lora if self.method in ADAPTERS else None,
             in_four_bits=self._in_four_bits,
+            alone=self._effect_of_padding == "seen",
         )
         rows = pad_rows(self.encode({"text": SAMPLES})["input_ids"], self._padding)
         with torch.inference_mode():
-            expected = classify(self.model, rows["input_ids"], rows["attention_mask"])
+            expected = self._classify(self.model, rows["input_ids"], rows["attention_mask"])
         write = write_classifier_adapter if adapter else write_classifier
         self.model = None  # it is taken apart
         return write(trained, expected, folder)

@@ -324,11 +324,12 @@ class MultipleChoiceTask(BaseTask):
         )
         self.model = adapted.model
         self._compute, self._in_four_bits = adapted.compute, adapted.in_four_bits
+        self.reach = adapted.reach
 
     def on_fit_start(self) -> None:
         """Say in one line what trains."""
         if self.trainer.is_global_zero:
-            log.info("%s", describe(self, self.method, parameter_count(self)))
+            log.info("%s", describe(self, self.method, parameter_count(self), self.unused))
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Log-likelihoods of the endings in nats, float32, shape ``(B, C)``."""

@@ -337,6 +337,7 @@ class SummarizationTask(WritingTask):
         )
         self.model = adapted.model
         self._compute, self._in_four_bits = adapted.compute, adapted.in_four_bits
+        self.reach = adapted.reach
 
     def freeze(self) -> Self:
         """Let nothing train any more, and hold it in what is computed in: it is only run."""
@@ -357,7 +358,7 @@ class SummarizationTask(WritingTask):
     def on_fit_start(self) -> None:
         """Say in one line what trains; see the base class."""
         if self.trainer.is_global_zero:
-            log.info("%s", describe(self, self.method, parameter_count(self)))
+            log.info("%s", describe(self, self.method, parameter_count(self), self.unused))
         super().on_fit_start()
 
     def precision(self) -> AbstractContextManager[Any]:

@@ -24,9 +24,11 @@ from smolbench.data.token_cache import TokenTable
 from smolbench.digest import is_digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
+from smolbench.models.adaptation import parameter_count
 from smolbench.models.export.exported import Exported
 from smolbench.models.kernels.paths import Paths
 from smolbench.models.pass_part import PassRehearsal
+from smolbench.models.reach import Reach
 from smolbench.ranks import TrainerRanks
 from smolbench.tasks.batch_size import largest_batch
 
@@ -67,6 +69,8 @@ class BaseTask(LightningModule, ABC):
     """Where a run is looked for that is named by its recipe."""
     rehearsal: PassRehearsal | None = None
     """Given where a run is only estimated: frozen passes then read a part of their rows."""
+    reach: Reach | None = None
+    """What texts reach in ``model``, a pretrained network that trains; ``None`` without one."""
 
     def __init__(
         self,
@@ -252,6 +256,16 @@ class BaseTask(LightningModule, ABC):
         # a strategy that spreads weights over processes makes them flat
         self._matrices = frozenset(n for n, p in self.named_parameters() if p.ndim > 1)
 
+    @property
+    def unused(self) -> frozenset[str]:
+        """Names of the parameters that no text reaches: they stay as they are."""
+        return frozenset(f"model.{name}" for name in (self.reach or Reach()).unused)
+
+    @property
+    def routed_modules(self) -> frozenset[str]:
+        """Names of modules that a batch may pass by, for a guard of gradients."""
+        return frozenset(f"model.{name}" for name in (self.reach or Reach()).experts)
+
     # -- rows of an evaluation --------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
@@ -424,13 +438,16 @@ class BaseTask(LightningModule, ABC):
     def facts(self) -> dict[str, Any]:
         """What results say about the model."""
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        return {
+        facts = {
             "task": type(self).__name__,
             "method": self.method,
             "convention": self.convention,
             "model/trainable_params": trainable,
             **(self.paths.facts() if self.paths is not None else {}),
         }
+        if self.reach is not None:
+            facts["model/unused_params"] = parameter_count(self, self.unused)
+        return facts
 
 
 def _plain_name(name: str) -> str:

@@ -16,6 +16,7 @@ from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.models.backbone import TINY, Backbone, DType
+from smolbench.models.causality import effect_of_padding
 from smolbench.models.classifier import load_trained_classifier
 from smolbench.runs.run_dir import Run
 from smolbench.tasks.adapting import compute_dtype
@@ -147,6 +148,7 @@ class _TrainedClassifier(FineTuneTask):
         self._compute = compute_dtype(self.backbone, None, self.device)
         with torch.device("cpu"):  # whatever device Lightning has made the default
             self.model = load_trained_classifier(self.backbone)
+            self._effect_of_padding = effect_of_padding(self.model)
 
 
 class HubTeacher(ClassifyingTeacher):

@@ -76,6 +76,23 @@ def test_many_parameters_without_gradient_are_counted():
         fit(Unused())
 
 
+def test_an_expert_that_no_token_was_sent_to_is_legal_and_nothing_else_is():
+    class Mixture(Module):
+        routed_modules = frozenset({"experts.0", "experts.1"})
+
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Linear(2, 1) for _ in range(12))
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) + self.experts[1](batch[0]).mean()
+
+    with pytest.raises(SmolbenchError, match=r"reaches 20 of .* experts\.2\.weight"):
+        fit(Mixture())
+    Mixture.routed_modules = frozenset(f"experts.{n}" for n in range(12))
+    assert fit(Mixture()).global_step == 4
+
+
 def test_a_zero_gradient_is_legal():
     class Zero(Module):
         def training_step(self, batch, batch_idx):

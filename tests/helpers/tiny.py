@@ -196,12 +196,19 @@ def tiny_summarizer(architecture: str, seed: int = 0) -> str:
 
 
 def _folder(architecture: str, seed: int, loader: type, name: str) -> str:
+    config = CONFIGS[architecture]()
+    if loader is AutoModelForCausalLM and hasattr(config, "max_position_embeddings"):
+        config.max_position_embeddings = 512
+    folder = random_model(name, config, loader, seed)
+    tiny_tokenizer(architecture).save_pretrained(folder)
+    return folder
+
+
+def random_model(name: str, config: PreTrainedConfig, loader: type, seed: int = 0) -> str:
+    """A new folder with a random model (float32) of a configuration."""
     folder = _root() / name
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = CONFIGS[architecture]()
-        if loader is AutoModelForCausalLM and hasattr(config, "max_position_embeddings"):
-            config.max_position_embeddings = 512
         model = loader.from_config(config)
         for parameter in model.parameters():  # the usual small weights hide mistakes
             if parameter.ndim > 1:
@@ -209,5 +216,4 @@ def _folder(architecture: str, seed: int, loader: type, name: str) -> str:
             else:
                 parameter.data += 0.1 * torch.randn_like(parameter)
     model.save_pretrained(folder)
-    tiny_tokenizer(architecture).save_pretrained(folder)
     return str(folder)

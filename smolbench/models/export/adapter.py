@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from smolbench.errors import SmolbenchError
-from smolbench.models.adaptation import LoRAOptions, adapted_layers, head_names, linear_layers
+from smolbench.models.adaptation import LoRAOptions, head_names, linear_layers
 from smolbench.models.backbone import Backbone
 from smolbench.models.export.exported import HERE
 from smolbench.models.quantization import keep_gradients
+from smolbench.models.reach import outermost
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -77,11 +78,14 @@ def write_adapter(
         folder: An existing folder.
     """
     from peft import LoraConfig  # lazy: import cost
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from safetensors.torch import save_file
     from transformers.pytorch_utils import Conv1D
 
-    names = adapted_layers(bare, lora.targets)
-    head = head_names(bare)
+    # not all layers of a name are adapted: texts may not reach some
+    names = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    head = head_names(bare) & trained
     base, revision = backbone.origin
     LoraConfig(
         task_type=task_type,
@@ -91,7 +95,7 @@ def write_adapter(
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=names,
-        modules_to_save=_outermost(bare, head) or None,
+        modules_to_save=outermost(bare, head) or None,
         fan_in_fan_out=isinstance(linear_layers(bare)[names[0]], Conv1D),
         inference_mode=True,
     ).save_pretrained(str(folder))
@@ -102,16 +106,6 @@ def write_adapter(
         if name in head or ".lora_" in name
     }
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
-def _outermost(model: PreTrainedModel, head: set[str]) -> list[str]:
-    """The largest modules that hold nothing but weights of the head."""
-    found: list[str] = []
-    for name, module in model.named_modules():
-        own = {f"{name}.{weight}" for weight, _ in module.named_parameters()}
-        if own and own <= head and not any(name.startswith(f"{outer}.") for outer in found):
-            found.append(name)
-    return found
 
 
 @dataclass(frozen=True)

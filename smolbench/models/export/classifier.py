@@ -47,7 +47,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{HERE}")
 model = AutoModelForSequenceClassification.from_pretrained("{HERE}")
-{_LABEL}"""
+"""
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class Trained:
         lora: The options of its adapters; ``None`` if it has none.
         in_four_bits: Options of ``from_pretrained`` by which its frozen weights are held in 4
             bits, see :func:`~smolbench.models.quantization.in_four_bits`; empty if they are not.
+        alone: Whether texts must be read one by one, since padding changes what is said of them,
+            mask or not.
     """
 
     model: Any  # a PreTrainedModel; importing the name would import transformers
@@ -70,6 +72,12 @@ class Trained:
     labels: Sequence[str]
     lora: LoRAOptions | None
     in_four_bits: Mapping[str, Any]
+    alone: bool = False
+
+    @property
+    def label_texts(self) -> str:
+        """Code that lets a loaded ``model`` and ``tokenizer`` label texts."""
+        return _LABEL.replace('"Two hours I will never get back.", ', "") if self.alone else _LABEL
 
 
 def write_classifier(trained: Trained, expected: torch.Tensor, folder: Path) -> Exported:
@@ -89,12 +97,12 @@ def write_classifier(trained: Trained, expected: torch.Tensor, folder: Path) -> 
     merge_adapters(model)
     name_labels(model, trained.labels)
     write_network(model, backbone, pad, folder)
-    check_equal(expected, folder, _loaded_logits)
+    check_equal(expected, folder, lambda there: _loaded_logits(there, alone=trained.alone))
     return Exported(
         framework="transformers",
         what="a classifier of transformers, with all its weights in float32"
         + (" and its adapters merged into them" if trained.lora else ""),
-        usage=_USAGE,
+        usage=_USAGE + trained.label_texts,
         reads=describe_reading(trained.encoder),
         limits=_padding_limits(trained, pad),
         pipeline="text-classification",
@@ -126,14 +134,15 @@ def write_classifier_adapter(trained: Trained, expected: torch.Tensor, folder: P
         from transformers import AutoTokenizer  # lazy: import cost
 
         tokenizer = AutoTokenizer.from_pretrained(there)
-        return classifier_logits(base.with_adapter(there), tokenizer, SAMPLES)
+        model = base.with_adapter(there)
+        return classifier_logits(model, tokenizer, SAMPLES, alone=trained.alone)
 
     check_equal(expected, folder, loaded)
     return Exported(
         framework="peft",
         what="low-rank adapters and a classification head, for a network that is loaded beside "
         "them",
-        usage=base.usage() + _LABEL,
+        usage=base.usage() + trained.label_texts,
         reads=describe_reading(trained.encoder),
         limits=[*_padding_limits(trained, pad), *adapter_limits(trained.in_four_bits)],
         pipeline="text-classification",
@@ -142,18 +151,21 @@ def write_classifier_adapter(trained: Trained, expected: torch.Tensor, folder: P
     )
 
 
-def _loaded_logits(folder: Path) -> torch.Tensor:
+def _loaded_logits(folder: Path, *, alone: bool) -> torch.Tensor:
     from transformers import (  # lazy: import cost
         AutoModelForSequenceClassification,
         AutoTokenizer,
     )
 
     model = AutoModelForSequenceClassification.from_pretrained(folder)
-    return classifier_logits(model, AutoTokenizer.from_pretrained(folder), SAMPLES)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return classifier_logits(model, tokenizer, SAMPLES, alone=alone)
 
 
 def _padding_limits(trained: Trained, pad: int) -> list[str]:
-    """How the end of a row is found, where a decoder's head reads it."""
+    """How the end of a row is found, where a decoder's head reads it, and what padding changes."""
+    if trained.alone:
+        return ["Let it read one text at a time: this architecture sees padding, mask or not."]
     if getattr(trained.model, "score", None) is None:
         return []
     token = trained.encoder.tokenizer.convert_ids_to_tokens(pad)

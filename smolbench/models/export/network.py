@@ -61,7 +61,8 @@ def write_network(
     network.float()
     model.config.use_cache = getattr(backbone.config, "use_cache", True)
     if pad is not None:
-        model.config.pad_token_id = pad
+        # where transformers looks for it: of a model that reads pictures, too, in its text's part
+        model.config.pad_token_id = model.config.get_text_config().pad_token_id = pad
     model.config.dtype = torch.float32
     _make_room(model)
     model.save_pretrained(folder)
@@ -93,9 +94,22 @@ def _names(model: PreTrainedModel) -> set[str]:
 
 
 def classifier_logits(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    alone: bool = False,
 ) -> torch.Tensor:
-    """Logits ``(N, C)`` of texts, in one padded batch, as anybody would compute them."""
+    """Logits ``(N, C)`` of texts, in one padded batch, as anybody would compute them.
+
+    Args:
+        model: A classifier.
+        tokenizer: Its tokenizer.
+        texts: What it reads.
+        alone: Whether each is a batch of its own.
+    """
+    if alone:
+        return torch.cat([classifier_logits(model, tokenizer, [text]) for text in texts])
     rows = tokenizer(list(texts), truncation=True, padding=True, return_tensors="pt")
     with torch.inference_mode():
         logits: torch.Tensor = model.eval()(**rows).logits

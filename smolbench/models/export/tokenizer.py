@@ -99,8 +99,9 @@ def padding_id(
         last: The id that every row ends in, if all end in the same; transformers finds the end of a
             row by its padding, so it must be another one.
     """
+    text = config.get_text_config()
     named = (
-        getattr(config, "pad_token_id", None),
+        getattr(text, "pad_token_id", None),
         tokenizer.pad_token_id,
         tokenizer.eos_token_id,
         tokenizer.unk_token_id,
