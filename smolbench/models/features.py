@@ -307,7 +307,7 @@ class FrozenFeatures:
         def read(
             ids: torch.Tensor, lengths: torch.Tensor, text_lengths: torch.Tensor
         ) -> dict[str, torch.Tensor]:
-            if alike and len(known := lengths.unique().tolist()) > 1:
+            if alike and len(known := sorted(set(lengths.tolist()))) > 1:
                 groups = [(lengths == length).nonzero().flatten() for length in known]
                 parts = [
                     read(ids[rows, :length], lengths[rows], text_lengths[rows])
