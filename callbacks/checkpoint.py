@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from smolbench.callbacks.metric_names import not_logged
 from smolbench.callbacks.streamed_io import StreamedCheckpointIO
 from smolbench.callbacks.values import counted, plain
 from smolbench.errors import SmolbenchError
+from smolbench.files import rename_when_on_disk
 from smolbench.protocols import Monitored, Validates, offered
 
 
@@ -241,9 +241,7 @@ class RunCheckpoint(Checkpoint):
         try:
             trainer.save_checkpoint(temporary, weights_only=weights_only)
             if trainer.is_global_zero:
-                with temporary.open("rb+") as file:
-                    os.fsync(file.fileno())  # the rename must not reach the disk before the data
-                temporary.replace(path)
+                rename_when_on_disk(temporary, path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise SmolbenchError(

@@ -19,7 +19,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from smolbench.callbacks.folder import run_folder
 from smolbench.callbacks.graceful_stop import RunInterrupted
 from smolbench.callbacks.values import counted, plain
-from smolbench.files import write_atomically
+from smolbench.files import rename_when_on_disk, write_atomically
 from smolbench.protocols import HasFacts, Predicts, ShowsSamples, offered
 from smolbench.runs.results import FILE_NAME, Results, read_results, write_results
 from smolbench.runs.samples import write_samples
@@ -252,4 +252,4 @@ def _write_parquet(path: Path, columns: Mapping[str, Any]) -> None:
 
     temporary = path.with_suffix(".partial")
     pyarrow.parquet.write_table(pyarrow.table(dict(columns)), temporary)
-    temporary.replace(path)
+    rename_when_on_disk(temporary, path)

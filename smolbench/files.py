@@ -24,6 +24,18 @@ def cache_root(override: str | Path | None = None) -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "smolbench"
 
 
+def rename_when_on_disk(complete: Path, path: Path) -> None:
+    """Give a complete file its good name, which it must not have on the disk before its content.
+
+    Args:
+        complete: The file under a temporary name.
+        path: Its name from now on; a file that has it is replaced.
+    """
+    with complete.open("rb+") as file:
+        os.fsync(file.fileno())
+    complete.replace(path)
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that readers see the old content or the new, never a part of it.
 
@@ -41,7 +53,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             temporary.write_bytes(content)
         else:
             temporary.write_text(content, encoding="utf-8")
-        temporary.replace(path)
+        rename_when_on_disk(temporary, path)
     except OSError as error:
         error.filename = str(path)  # a full disk is reported without a name, or with the temporary
         raise

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from smolbench.errors import SmolbenchError
+from smolbench.files import rename_when_on_disk
 from smolbench.predict_input import Inputs
 
 _FORMATS = (".parquet", ".csv", ".jsonl")
@@ -161,7 +162,7 @@ def write_predictions(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         _write_table({**kept, **results}, temporary, output.suffix)
-        temporary.replace(output)
+        rename_when_on_disk(temporary, output)
     except OSError as error:
         raise SmolbenchError(f"--output {output} cannot be written: {error}.") from error
     finally:

@@ -251,6 +251,21 @@ def test_mistakes_seen_before_training(refused, folder_here, arguments, said):
     assert not list(folder_here.glob("runs/*/*"))  # nor an empty folder
 
 
+def test_a_warm_up_longer_than_the_training_is_refused_before_the_first_step(
+    refused, cli, folder_here
+):
+    """By an estimate, too; a share of the same run will do."""
+    long = [*FEW, ONE_EPOCH, "--model.warmup_steps=120", "--run_dir=run"]
+    for command in (long, [*long[:-1], "--estimate"]):
+        said = refused("fit", *command)
+        assert "model.warmup_steps is 120, but only 2 optimiser steps are planned" in said
+        assert "--model.warmup_steps 0.1" in said
+    assert not list(folder_here.rglob("*.ckpt"))
+    share = [*FEW, ONE_EPOCH, "--model.warmup_steps=0.5", "--run_dir=share"]
+    assert cli("fit", *share).status == 0
+    assert config(Path("share"))["model"]["init_args"]["warmup_steps"] == 0.5
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

@@ -11,6 +11,7 @@ import pytest
 from smolbench.cli import main
 from smolbench.files import cache_root
 from smolbench.models.tiny import tiny_model
+from tests.helpers.command import rows
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -34,6 +35,22 @@ def test_fit_command_is_understood(command, folder_here, capsys):
         arguments.append("--print_config")
     assert main(arguments) == 0
     assert "class_path" in capsys.readouterr().out
+
+
+def test_the_quick_look_learns(folder_here):
+    """By the recipe's own batches and rate, whose warm-up few rows would not outlast."""
+    (look,) = (line for line in README.splitlines() if line.endswith("# a quick look"))
+    arguments = shlex.split(look.split("#")[0])[1:]
+    place = arguments.index("imdb_probe") + 1
+    tiny = ["--config", "tiny", "--data.batch_size=90", "--model.lr=1e-4"]
+    arguments[place:place] = [*tiny, "--trainer.log_every_n_steps=1", "--run_dir=run"]
+    assert main(arguments) == 0
+    steps = [row for row in rows(folder_here / "run") if row["train/lr"]]
+    rates, losses = ([float(row[f"train/{name}"]) for row in steps] for name in ("lr", "loss"))
+    assert len(steps) == 60
+    assert max(rates) == pytest.approx(1e-4)
+    assert rates.index(max(rates)) == 6
+    assert sum(losses[-5:]) < sum(losses[:5])
 
 
 def test_python_runs_as_it_stands(folder_here, capsys):

@@ -149,6 +149,11 @@ class EstimateCLI(SmolCLI):
 
     def after_fit(self) -> None:
         """Print the estimate."""
+        train = self.rehearsal.parts["train"]
+        # what the run itself would be refused for
+        self.model.check_warmup(
+            self.planned.steps(train.batches, self.trainer.accumulate_grad_batches)
+        )
         if not self.trainer.is_global_zero:
             return
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]

@@ -160,7 +160,14 @@ def _longer(old: Any, new: Any) -> bool:  # noqa: ANN401 - values from YAML
 
 
 def _check_extension(now: Settings, *, extend: bool, old: int, new: int) -> None:
-    schedule = flatten(now).get("model.schedule")
+    flat = flatten(now)
+    schedule, warmup = flat.get("model.schedule"), flat.get("model.warmup_steps")
+    if isinstance(warmup, float) and warmup and not extend:
+        raise SmolbenchError(
+            f"trainer.max_epochs was {old}, is {new}, but model.warmup_steps {warmup} is a share "
+            "of the planned steps. With --extend the learning rate warms up over that share of "
+            f"{new} epochs, and goes on from where it stands then."
+        )
     if schedule in _DECAYING and not extend:
         raise SmolbenchError(
             f"trainer.max_epochs was {old}, is {new}, but the {schedule} schedule let the learning "

@@ -101,7 +101,8 @@ class ClassificationTask(BaseTask):
         super().on_load_checkpoint(checkpoint)
 
     def on_train_start(self) -> None:
-        """Forget a test: it was of another state."""
+        """Forget a test: it was of another state; see the base class."""
+        super().on_train_start()
         self._test_tables = {}
 
     def reader(self, table: TokenTable) -> Callable[[np.ndarray], Batch]:

@@ -46,7 +46,7 @@ from smolbench.tasks.adapting import (
     refuse_unused,
 )
 from smolbench.tasks.classification import Batch, ClassificationTask
-from smolbench.tasks.task import Schedule
+from smolbench.tasks.task import Schedule, Warmup
 
 # No `if TYPE_CHECKING:` here, see data/datamodule.py: hence `Any` for transformers' models.
 
@@ -93,7 +93,8 @@ class FineTuneTask(ClassificationTask):
         num_classes: Number of classes, for data that does not name its labels.
         lr: Peak learning rate of AdamW.
         weight_decay: Decoupled weight decay, on matrices only.
-        warmup_steps: Optimiser steps over which the learning rate rises from 0.
+        warmup_steps: Optimiser steps over which the learning rate rises from 0, or (0.1) their
+            share of all planned steps.
         schedule: What the learning rate does after the warm-up.
 
     Raises:
@@ -121,7 +122,7 @@ class FineTuneTask(ClassificationTask):
         num_classes: int | None = None,
         lr: float = 2e-5,
         weight_decay: float = 0.01,
-        warmup_steps: int = 0,
+        warmup_steps: Warmup = 0,
         schedule: Schedule = "constant",
     ) -> None:
         super().__init__(

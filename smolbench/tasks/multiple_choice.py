@@ -38,7 +38,7 @@ from smolbench.tasks.adapting import (
     lora_signature,
     refuse_unused,
 )
-from smolbench.tasks.task import BaseTask, Schedule
+from smolbench.tasks.task import BaseTask, Schedule, Warmup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,7 +97,8 @@ class MultipleChoiceTask(BaseTask):
             of keeping them: less memory, more time, the same result.
         lr: Peak learning rate of AdamW.
         weight_decay: Decoupled weight decay, on matrices only.
-        warmup_steps: Optimiser steps over which the learning rate rises from 0.
+        warmup_steps: Optimiser steps over which the learning rate rises from 0, or (0.1) their
+            share of all planned steps.
         schedule: What the learning rate does after the warm-up.
 
     Raises:
@@ -129,7 +130,7 @@ class MultipleChoiceTask(BaseTask):
         gradient_checkpointing: bool = False,
         lr: float = 2e-5,
         weight_decay: float = 0.01,
-        warmup_steps: int = 0,
+        warmup_steps: Warmup = 0,
         schedule: Schedule = "constant",
     ) -> None:
         super().__init__(

@@ -24,7 +24,7 @@ from smolbench.models.vocabulary import PAD_ID, VERSION, Vocabulary, remembered
 from smolbench.models.word_vectors import check_vectors
 from smolbench.tasks.adapting import refuse_unused
 from smolbench.tasks.classification import Batch, ClassificationTask
-from smolbench.tasks.task import CHECKPOINT_KEY, Schedule, saved_signature
+from smolbench.tasks.task import CHECKPOINT_KEY, Schedule, Warmup, saved_signature
 
 log = logging.getLogger("smolbench")
 
@@ -62,7 +62,8 @@ class NeuralBaselineTask(ClassificationTask):
         num_classes: Number of classes, for data that does not name its labels.
         lr: Peak learning rate of AdamW.
         weight_decay: Decoupled weight decay, on matrices only.
-        warmup_steps: Optimiser steps over which the learning rate rises from 0.
+        warmup_steps: Optimiser steps over which the learning rate rises from 0, or (0.1) their
+            share of all planned steps.
         schedule: What the learning rate does after the warm-up.
 
     Raises:
@@ -88,7 +89,7 @@ class NeuralBaselineTask(ClassificationTask):
         num_classes: int | None = None,
         lr: float = 1e-3,
         weight_decay: float = 0.01,
-        warmup_steps: int = 0,
+        warmup_steps: Warmup = 0,
         schedule: Schedule = "constant",
     ) -> None:
         super().__init__(

@@ -24,7 +24,7 @@ from smolbench.models.kernels.paths import Ways
 from smolbench.models.template import TemplateEncoder
 from smolbench.ranks import TrainerRanks
 from smolbench.tasks.classification import Batch, ClassificationTask
-from smolbench.tasks.task import Schedule
+from smolbench.tasks.task import Schedule, Warmup
 
 
 class ProbeTask(ClassificationTask):
@@ -60,7 +60,8 @@ class ProbeTask(ClassificationTask):
         num_classes: Number of classes, for data that does not name its labels.
         lr: Peak learning rate of AdamW.
         weight_decay: Decoupled weight decay, on matrices only.
-        warmup_steps: Optimiser steps over which the learning rate rises from 0.
+        warmup_steps: Optimiser steps over which the learning rate rises from 0, or (0.1) their
+            share of all planned steps.
         schedule: What the learning rate does after the warm-up.
 
     Raises:
@@ -92,7 +93,7 @@ class ProbeTask(ClassificationTask):
         num_classes: int | None = None,
         lr: float = 1e-4,
         weight_decay: float = 0.01,
-        warmup_steps: int = 0,
+        warmup_steps: Warmup = 0,
         schedule: Schedule = "constant",
     ) -> None:
         super().__init__(

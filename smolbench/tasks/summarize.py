@@ -35,7 +35,7 @@ from smolbench.tasks.adapting import (
     lora_signature,
     refuse_unused,
 )
-from smolbench.tasks.task import Schedule
+from smolbench.tasks.task import Schedule, Warmup
 from smolbench.tasks.writing import Preset, WritingTask
 
 # No `if TYPE_CHECKING:` here, see data/datamodule.py: hence `Any` for transformers' models.
@@ -105,7 +105,8 @@ class SummarizationTask(WritingTask):
             of keeping them: less memory, more time, the same result.
         lr: Peak learning rate of AdamW.
         weight_decay: Decoupled weight decay, on matrices only.
-        warmup_steps: Optimiser steps over which the learning rate rises from 0.
+        warmup_steps: Optimiser steps over which the learning rate rises from 0, or (0.1) their
+            share of all planned steps.
         schedule: What the learning rate does after the warm-up.
 
     Raises:
@@ -139,7 +140,7 @@ class SummarizationTask(WritingTask):
         gradient_checkpointing: bool = False,
         lr: float = 2e-5,
         weight_decay: float = 0.01,
-        warmup_steps: int = 0,
+        warmup_steps: Warmup = 0,
         schedule: Schedule = "constant",
     ) -> None:
         super().__init__(

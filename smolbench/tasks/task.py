@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from abc import ABC, abstractmethod
@@ -32,11 +33,16 @@ from smolbench.models.reach import Reach
 from smolbench.ranks import TrainerRanks
 from smolbench.tasks.batch_size import largest_batch
 
+log = logging.getLogger("smolbench")
+
 Schedule = Literal["constant", "linear", "cosine"]
+Warmup = int | float
+"""Optimiser steps, or (a float) their share of all planned ones."""
 CHECKPOINT_KEY = "smolbench"
 _PATHS = "paths"
 _KNOWN_BY = {"backbone": "revision", "teacher": "teacher_digest"}
 """Names in a signature, and what tells by a digest whom they are of."""
+_ENDLESS = "but the training has no planned end: give trainer.max_epochs or max_steps"
 
 
 class BaseTask(LightningModule, ABC):
@@ -49,7 +55,8 @@ class BaseTask(LightningModule, ABC):
     Args:
         lr: Peak learning rate of AdamW.
         weight_decay: Decoupled weight decay, on matrices only (not on biases and norms).
-        warmup_steps: Optimiser steps over which the learning rate rises from 0 to ``lr``.
+        warmup_steps: Optimiser steps over which the learning rate rises from 0 to ``lr``: a whole
+            number, or a share of all planned steps such as 0.1.
         schedule: What the learning rate does after the warm-up: stays, or falls to 0 at the end of
             training along a line or half a cosine.
     """
@@ -77,7 +84,7 @@ class BaseTask(LightningModule, ABC):
         *,
         lr: float = 1e-4,
         weight_decay: float = 0.01,
-        warmup_steps: int = 0,
+        warmup_steps: Warmup = 0,
         schedule: Schedule = "constant",
     ) -> None:
         super().__init__()
@@ -86,6 +93,11 @@ class BaseTask(LightningModule, ABC):
             raise SmolbenchError(
                 f"model.lr must be positive, weight_decay and warmup_steps not negative; given are "
                 f"lr={lr}, weight_decay={weight_decay}, warmup_steps={warmup_steps}."
+            )
+        if isinstance(warmup_steps, float) and not 0 <= warmup_steps < 1:
+            raise SmolbenchError(
+                f"model.warmup_steps is {warmup_steps}: give a whole number of optimiser steps, or "
+                "a share of the planned ones of at least 0 and below 1, such as 0.1."
             )
         self.lr = lr
         self.weight_decay = weight_decay
@@ -335,11 +347,13 @@ class BaseTask(LightningModule, ABC):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on what trains, with warm-up and schedule per optimiser step."""
-        if self.schedule != "constant" and self.trainer.max_epochs == self.trainer.max_steps == -1:
-            raise SmolbenchError(
-                f"model.schedule is {self.schedule!r}, but the training has no planned end: give "
-                "trainer.max_epochs or max_steps, or take the schedule 'constant'."
-            )
+        if self.trainer.max_epochs == self.trainer.max_steps == -1:
+            if self.schedule != "constant":
+                raise SmolbenchError(
+                    f"model.schedule is {self.schedule!r}, {_ENDLESS}, or take the schedule "
+                    "'constant'."
+                )
+            self.check_warmup(math.inf)
         trained = [(_plain_name(n), p) for n, p in self.named_parameters() if p.requires_grad]
         if not trained:
             raise SmolbenchError(f"{type(self).__name__} has nothing to train.")
@@ -373,8 +387,57 @@ class BaseTask(LightningModule, ABC):
         # At step 0 the length of the training is neither needed nor may it be asked for: Lightning
         # would build the training loader now, and a resumed run would then never be told its
         # position in it.
-        total = float(self.trainer.estimated_stepping_batches) if step else math.inf
-        return lr_factor(step, self.warmup_steps, total, self.schedule)
+        if not step:
+            return float(not self.warmup_steps)
+        total = float(self.trainer.estimated_stepping_batches)
+        return lr_factor(step, warmup_of(self.warmup_steps, total), total, self.schedule)
+
+    def on_train_start(self) -> None:
+        """Refuse a warm-up that outlasts the training, now that the training loader is there.
+
+        Raises:
+            SmolbenchError: Saying what is planned, and what to give.
+        """
+        trial = self.trainer.fast_dev_run or self.rehearsal is not None  # type: ignore[attr-defined]
+        if self.warmup_steps and not trial:
+            self.check_warmup(self.trainer.estimated_stepping_batches)
+
+    def check_warmup(self, planned: float) -> None:
+        """Refuse a warm-up that outlasts the training; remark one that outlasts half of it.
+
+        Args:
+            planned: Optimiser steps of the whole training.
+
+        Raises:
+            SmolbenchError: Saying what is planned, and what to give.
+        """
+        given = f"model.warmup_steps is {self.warmup_steps}"
+        if not 0 <= planned < math.inf:  # Lightning says -1 of a loader without a length
+            if isinstance(self.warmup_steps, float) and self.warmup_steps:
+                raise SmolbenchError(
+                    f"{given}, a share of the planned steps, {_ENDLESS}, or a whole number of "
+                    "steps to warm up."
+                )
+            return
+        warmup = warmup_of(self.warmup_steps, planned)
+        advice = (
+            "give a share of the planned steps such as --model.warmup_steps 0.1, or train longer"
+        )
+        if warmup > planned:
+            raise SmolbenchError(
+                f"{given}, but only {planned:,.0f} optimiser steps are planned, so that the "
+                f"learning rate would never reach {self.lr}: {advice} (trainer.max_epochs, smaller "
+                "batches, more rows)."
+            )
+        if warmup > planned / 2 and self.trainer.is_global_zero:
+            log.warning(
+                "%s, which is %s of the %s planned optimiser steps: the learning rate rises for "
+                "more than half of the training. Mostly better: %s.",
+                given,
+                f"{warmup:,}",
+                f"{planned:,.0f}",
+                advice,
+            )
 
     def trained_names(self) -> set[str]:
         """Names in the state dict that a checkpoint must hold.
@@ -453,6 +516,18 @@ class BaseTask(LightningModule, ABC):
 def _plain_name(name: str) -> str:
     """A parameter's name without what FSDP and its activation checkpoints put into it."""
     return name.replace("_fsdp_wrapped_module.", "").replace("_checkpoint_wrapped_module.", "")
+
+
+def warmup_of(warmup_steps: Warmup, planned: float) -> int:
+    """Optimiser steps of a warm-up; a share is rounded up, as in ``transformers``.
+
+    Args:
+        warmup_steps: Their number, or a share.
+        planned: Steps of the whole training.
+    """
+    if isinstance(warmup_steps, int):
+        return warmup_steps
+    return math.ceil(round(warmup_steps * planned, 6))  # 0.07 * 100 is 7.000000000000001
 
 
 def lr_factor(step: int, warmup_steps: int, total_steps: float, schedule: Schedule) -> float:

@@ -15,6 +15,7 @@ from smolbench.callbacks import MetricsCSV, RunCheckpoint
 from smolbench.callbacks import checkpoint as checkpoint_file
 from smolbench.callbacks.checkpoint import read_checkpoint
 from smolbench.errors import SmolbenchError
+from tests.helpers.disk import Disk
 from tests.helpers.plain import PlainModule, loader, trainer
 
 pytestmark = [
@@ -377,6 +378,16 @@ def test_a_failing_rename_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     with pytest.raises(SmolbenchError, match="No space left on device"):
         trainer(tmp_path, RunCheckpoint(), max_epochs=2).fit(PlainModule(), loader())
     assert load(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 4
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    disk = Disk(monkeypatch)
+    trainer(tmp_path, RunCheckpoint()).fit(PlainModule(), loader())
+    expected = []
+    for name in ("last.ckpt", "best.ckpt"):
+        state = (tmp_path / "checkpoints" / name).stat()
+        expected += [("on disk", state.st_ino, state.st_size), ("renamed", name)]
+    assert disk.events == expected
 
 
 def test_a_kill_in_the_middle_of_a_write_keeps_the_checkpoint_before(tmp_path, monkeypatch):

@@ -80,6 +80,18 @@ def test_single_texts_are_timed_after_a_warm_up(tmp_path, monkeypatch):
     assert module.asked[WARMUP_TEXTS:] == spread_texts(TEXTS, 10)
 
 
+def test_the_quantiles_are_the_median_and_the_95th_percentile(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("smolbench.callbacks.latency.perf_counter", clock)
+    module = Answering()
+    # a millisecond for the first text behind the warm-up, two for the second, and so on to 40
+    module.sleep = lambda seconds: clock.sleep((len(module.asked) - WARMUP_TEXTS + 1) / 1000)
+    facts = measured(tmp_path, module, LatencyMonitor(examples=40))
+    assert facts["cost/test_latency_n"] == 40
+    assert facts["cost/test_latency_ms_p50"] == pytest.approx(20.5)
+    assert facts["cost/test_latency_ms_p95"] == pytest.approx(1 + 0.95 * 39)
+
+
 def test_it_ends_in_time_but_not_before_there_is_a_spread(tmp_path):
     monitor = LatencyMonitor(examples=50, max_s=0.0)
     facts = measured(tmp_path, Answering(seconds=0.002), monitor)

@@ -138,6 +138,16 @@ def test_a_schedule_that_ends_is_stretched_only_on_demand(schedule):
     check_same_run(before, now, extend=True)
 
 
+def test_a_warm_up_over_a_share_of_the_steps_is_stretched_only_on_demand():
+    before = changed(model__warmup_steps=0.1)
+    now = changed(model__warmup_steps=0.1, trainer__max_epochs=6)
+    with pytest.raises(SmolbenchError, match=r"--extend .* warms up over that share of 6 epochs"):
+        check_same_run(before, now, extend=False)
+    check_same_run(before, now, extend=True)
+    longer = changed(model__warmup_steps=10, trainer__max_epochs=6)
+    check_same_run(changed(model__warmup_steps=10), longer, extend=False)
+
+
 @pytest.mark.parametrize(
     ("values", "names"),
     [

@@ -267,6 +267,20 @@ def test_answers_one_by_one_are_those_of_predict(cache_free, kind, method):
 
 
 @pytest.mark.parametrize(
+    ("options", "rank", "alpha"),
+    [({}, 8, 16), ({"r": 4}, 4, 8), ({"r": 4, "lora_alpha": 4}, 4, 4), ({"lora_alpha": 4}, 8, 4)],
+)
+def test_alpha_is_twice_the_rank_unless_given(options, rank, alpha):
+    made = task(method="lora", num_classes=2, **options)
+    made.configure_model()
+    adapted = [m for m in made.modules() if isinstance(getattr(m, "scaling", None), dict)]
+    assert adapted
+    for layer in adapted:
+        assert layer.r == {"default": rank}
+        assert layer.scaling == {"default": alpha / rank}
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"r": 4}, "model.r is for the method lora or qlora, and model.method is 'full'"),

@@ -6,11 +6,17 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import get_scheduler
 
 from smolbench.errors import SmolbenchError
-from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask, lr_factor, verify_signature
+from smolbench.tasks.task import (
+    CHECKPOINT_KEY,
+    BaseTask,
+    lr_factor,
+    verify_signature,
+    warmup_of,
+)
 from tests.helpers.training import plain_trainer
 
 SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -103,6 +109,70 @@ def test_training_steps_along_the_schedule(schedule, accumulate, tmp_path):
     assert task.rates == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULERS)
+@pytest.mark.parametrize(("share", "steps"), [(0.0, 0), (0.1, 1), (0.25, 2), (0.49, 3)])
+def test_a_warm_up_may_be_a_share_of_the_planned_steps(schedule, share, steps, tmp_path):
+    task = Toy(lr=0.5, warmup_steps=share, schedule=schedule)
+    fit(task, tmp_path, accumulate_grad_batches=4)  # two epochs of three steps
+    expected = [0.5 * lr_factor(step, steps, 6, schedule) for step in (0, 0, 0, 0, 1, 1, 1, 1, 2)]
+    assert task.rates[:9] == pytest.approx(expected)
+
+
+def test_a_share_is_rounded_up_as_it_is_written():
+    assert [warmup_of(0.1, planned) for planned in (1, 10, 11)] == [1, 1, 2]
+    assert warmup_of(0.07, 100) == 7  # though the product is above it
+    assert warmup_of(7, 1000) == 7
+
+
+@pytest.mark.parametrize(
+    ("warmup", "options", "said"),
+    [
+        (19, {}, "warmup_steps is 19, but only 18 optimiser steps are planned"),
+        (7, {"accumulate_grad_batches": 4}, "but only 6 optimiser steps"),
+        (6, {"max_steps": 5}, "but only 5 optimiser steps"),
+        (0.1, {"max_epochs": -1}, "0.1, a share of the planned steps, but the training has no"),
+    ],
+)
+def test_a_warm_up_that_outlasts_the_training_is_refused(warmup, options, said, tmp_path):
+    task = Toy(warmup_steps=warmup)
+    with pytest.raises(SmolbenchError, match=said) as caught:
+        fit(task, tmp_path, **options)
+    assert task.rates == [], "refused before the first step"
+    assert "max_epochs" in str(caught.value)
+
+
+def test_a_loader_without_a_length_has_no_share(tmp_path):
+    class Endless(IterableDataset):
+        def __iter__(self):
+            return iter(torch.arange(9))
+
+    trainer = plain_trainer(tmp_path, max_epochs=1)
+    with pytest.raises(SmolbenchError, match="no planned end"):
+        trainer.fit(Toy(warmup_steps=0.1), DataLoader(Endless(), batch_size=3))
+    task = Toy(warmup_steps=2, lr=0.5)
+    plain_trainer(tmp_path, max_epochs=1).fit(task, DataLoader(Endless(), batch_size=3))
+    assert task.rates == [0, 0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("warmup", "warned"),
+    [(18, True), (10, True), (0.6, True), (9, False), (0.5, False), (0, False)],
+)
+def test_a_warm_up_that_outlasts_half_of_the_training_is_remarked(tmp_path, caplog, warmup, warned):
+    fit(Toy(warmup_steps=warmup), tmp_path)
+    assert ("of the 18 planned optimiser steps" in caplog.text) == warned
+
+
+def test_a_trial_is_too_short_for_any_warm_up(tmp_path):
+    fit(Toy(warmup_steps=100), tmp_path, fast_dev_run=True)
+
+
+@pytest.mark.parametrize("warmup", [1.0, 1.5, -0.1, float("nan"), 10.0])
+def test_what_is_no_share_is_a_sentence(warmup):
+    with pytest.raises(SmolbenchError, match="warmup_steps"):
+        Toy(warmup_steps=warmup)
+
+
 def test_the_schedule_ends_at_max_steps(tmp_path):
     task = Toy(lr=1.0, schedule="linear")
     fit(task, tmp_path, max_epochs=-1, max_steps=5)
@@ -179,8 +249,9 @@ class SaveAfterFirstEpoch(Callback):
             trainer.save_checkpoint(Path(trainer.default_root_dir) / "half.ckpt")
 
 
-def test_resuming_goes_on_where_it_stopped(tmp_path):
-    options = {"lr": 0.1, "schedule": "cosine", "warmup_steps": 3}
+@pytest.mark.parametrize("warmup", [3, 0.7])
+def test_resuming_goes_on_where_it_stopped(tmp_path, warmup):
+    options = {"lr": 0.1, "schedule": "cosine", "warmup_steps": warmup}
     whole = Toy(**options)
     fit(whole, tmp_path, callbacks=[SaveAfterFirstEpoch()])
     rest = Toy(**options)
