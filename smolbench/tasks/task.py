@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from smolbench.data.batching import Rows
 from smolbench.errors import SmolbenchError
+from smolbench.models.export.check import Trial
 from smolbench.models.export.exported import Exported
 from smolbench.models.pass_part import PassRehearsal
 from smolbench.ranks import TrainerRanks
@@ -322,12 +323,15 @@ class BaseTask(LightningModule):
                 f"{sorted(found - expected) or 'none'}."
             )
 
-    def export(self, folder: Path, *, adapter: bool = False) -> Exported:
+    def export(
+        self, folder: Path, *, adapter: bool = False, trial: Trial | None = None
+    ) -> Exported:
         """Write the trained model so that others load it without smolbench.
 
         Args:
             folder: An existing, empty folder.
             adapter: Whether only the adapters are written, not the network they belong to.
+            trial: What is compared before it is kept; built-in examples if not given.
 
         Returns:
             What was written, for its model card.
