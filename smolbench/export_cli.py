@@ -160,18 +160,19 @@ def _write(request: Request, folder: Path) -> None:
     """Write the model and its card into an empty folder."""
     from smolbench.model_card import Origin, model_card  # lazy: these import torch
     from smolbench.runs.record import RunRecord
+    from smolbench.tasks.exporting import trial_of_run
     from smolbench.tasks.trained import TrainedRun
 
     _quieten_libraries()
     trained = TrainedRun(request.run, request.checkpoint)
-    # merged: rounded as it was scored; an adapter alone goes onto weights that nobody has rounded
+    # rounded as it was scored
     dtype = trained.results.get("model/dtype")
     options = {} if dtype not in ("float32", "bfloat16") else {"dtype": dtype}
-    if request.adapter:
-        options = {"dtype": "float32"}
     task = trained.task(backbone=request.backbone, **options)
     _refuse_own_code(task)
-    exported = task.export(folder, adapter=request.adapter)
+    trial = trial_of_run(trained)
+    exported = task.export(folder, adapter=request.adapter, trial=trial)
+    log.info("%s", " ".join(exported.check.lines()))
     if request.push is not None and exported.base_is_local and exported.framework != "transformers":
         raise SmolbenchError(
             f"What is exported needs its base model {exported.base and exported.base[0]}, a folder "
@@ -210,6 +211,7 @@ def _mark(folder: Path, trained: TrainedRun, exported: Exported, labels: Sequenc
         "template": model.get("template"),
         "max_length": model.get("max_length"),
         "labels": list(labels) or None,
+        "check": exported.check.facts(),
     }
     # what --overwrite may replace; all else in the folder is somebody's own
     known["files"] = sorted([*_files(folder), MARK])

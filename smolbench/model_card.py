@@ -86,6 +86,7 @@ def model_card(name: str, exported: Exported, origin: Origin, *, on_the_hub: boo
             _table(("number", "label"), [(str(n), label) for n, label in enumerate(origin.labels)]),
         ]
     parts += ["## Scores", *_scores(origin)]
+    parts += ["## Compared with the run", _bullets(exported.check.lines())]
     parts += ["## Cost", _table(("", "", "unit"), cost_lines(record.results))]
     parts += ["## Data", _table(("", ""), _facts(record, _DATA))]
     parts += ["## Method", _table(("setting", "value"), _options(origin.settings))]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,10 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import skops.io
-import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import pipeline as plain_pipeline
 
 from smolbench.cli import main
-from smolbench.models.export import exported as exported_module
+from smolbench.models.export import check
 from smolbench.models.export.probe_loader import Probe
 from tests.helpers.command import results
 from tests.helpers.written_runs import MULTIPLE_CHOICE, write_run
@@ -66,17 +66,46 @@ def test_a_run_becomes_a_folder_that_labels_as_the_run_does(here, capsys):
         main(["predict", "--run_dir=run", *(f"--text={t}" for t in texts), "--output=l.jsonl"]) == 0
     )
     said = [json.loads(line) for line in (here / "l.jsonl").read_text().splitlines()]
-    model = AutoModelForSequenceClassification.from_pretrained("new/out")
-    tokenizer = AutoTokenizer.from_pretrained("new/out")
-    rows = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")
-    with torch.inference_mode():
-        scores = model(**rows).logits.softmax(dim=1)
-    for row, expected in zip(scores, said, strict=True):
+    label = plain_pipeline("text-classification", model="new/out", top_k=None, device="cpu")
+    for scores, expected in zip(label(texts, truncation=True), said, strict=True):
+        found = {f"score_{one['label']}": one["score"] for one in scores}
         # the run computes in bfloat16 where the processor does
-        assert float(row[1]) == pytest.approx(expected["score_pos"], abs=0.02)
+        assert found["score_pos"] == pytest.approx(expected["score_pos"], abs=0.02)
+        assert sum(found.values()) == pytest.approx(1, abs=1e-5)
     known = json.loads((here / "new/out/smolbench.json").read_text())
     assert known["labels"] == ["neg", "pos"]
     assert known["checkpoint"] == "best.ckpt"
+    compared = known["check"]
+    assert compared["n"] == 17, "all 16 of its test split, and one that is cut"
+    assert "from the 16 of the run's test split" in compared["examples"]
+    assert compared["run_dtype"] == results(here / "run")["model/dtype"]
+    assert compared["difference"] <= compared["allowed"] < 0.1
+    assert (
+        f"differ by {compared['difference']:.2g} at most"
+        in (here / "new/out/README.md").read_text()
+    )
+
+
+@pytest.mark.parametrize("gone", ["data", "rows"])
+def test_without_the_runs_own_test_split_built_in_texts_are_compared(here, caplog, gone):
+    """Nothing is downloaded, and rows that were not scored are none of the run's."""
+    copy = here / "copy"
+    shutil.copytree(here / "run", copy)
+    settings = (copy / "config.yaml").read_text()
+    if gone == "data":
+        settings = settings.replace("source: sample", "source: hub")
+    else:
+        settings = settings.replace("limit_test: 16", "limit_test: 15")
+    (copy / "config.yaml").write_text(settings)
+    assert main(["export", "copy", "out"]) == 0
+    why = {
+        "data": "The dataset stanfordnlp/imdb is not in the cache.",
+        "rows": "It holds other rows than when the run was tested.",
+    }
+    assert f"because the run's own test split cannot be read here: {why[gone]}" in caplog.text
+    known = json.loads((here / "out/smolbench.json").read_text())["check"]
+    assert known["n"] == 41
+    assert "built-in ones, not the run's own" in known["examples"]
 
 
 def test_the_card_says_what_the_results_say(here):
@@ -118,6 +147,8 @@ def test_probes_and_classical_baselines(here):
     assert main([*fit, "--run_dir=probe"]) == 0
     assert main(["export", "probe", "probe_out"]) == 0
     assert set(Probe.load("probe_out")(["A gem."])[0]) == {"neg", "pos"}
+    known = json.loads((here / "probe_out/smolbench.json").read_text())["check"]
+    assert (known["n"], known["run_dtype"]) == (17, known["export_dtype"])
     fit = ["fit", "--config=imdb_linear_svm", "--config=tiny", *few, "--run_dir=svm"]
     assert main(fit) == 0
     assert main(["export", "svm", "svm_out"]) == 0
@@ -138,7 +169,7 @@ def refused(capsys, *arguments):
 
 
 def test_an_export_that_fails_leaves_nothing_behind(here, capsys, monkeypatch):
-    monkeypatch.setattr(exported_module, "_TOLERANCE", -1.0)
+    monkeypatch.setattr(check, "_gap", lambda *_: float("nan"))
     assert "says something else" in refused(capsys, "run", "new/deep/out")
     assert left(here) == []
 
@@ -146,7 +177,7 @@ def test_an_export_that_fails_leaves_nothing_behind(here, capsys, monkeypatch):
 def test_a_replacement_that_fails_leaves_what_was_there(here, capsys, monkeypatch):
     assert main(["export", "run", "out"]) == 0
     before = (here / "out/README.md").read_bytes()
-    monkeypatch.setattr(exported_module, "_TOLERANCE", -1.0)
+    monkeypatch.setattr(check, "_gap", lambda *_: float("nan"))
     assert "says something else" in refused(capsys, "run", "out", "--overwrite")
     assert (here / "out/README.md").read_bytes() == before
     assert left(here) == ["out"]
@@ -250,7 +281,7 @@ def test_a_push_makes_a_repository_and_fills_it(here, monkeypatch):
     assert created == ("create", "me/model", True, False)
     assert uploaded == ("upload", "me/model", sorted(names("out")), [])
     card = (here / "out/README.md").read_text()
-    assert 'from_pretrained("me/model")' in card
+    assert 'model="me/model"' in card
     assert card.count("# model\n") == 1
 
 

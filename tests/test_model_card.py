@@ -6,16 +6,28 @@ import pytest
 import yaml
 
 from smolbench.model_card import Origin, _usage, model_card
+from smolbench.models.export.check import Check
 from smolbench.models.export.exported import HERE, Exported
 from smolbench.runs.record import find_folders, read_records
 from tests.helpers.written_runs import SUMMARIES, write_run
 
+CHECK = Check(
+    n=41,
+    examples="texts, from the 1,000 of the run's test split",
+    unit="probabilities",
+    run_dtype="bfloat16",
+    export_dtype="float32",
+    difference=0.0123,
+    allowed=0.034,
+    labels_differ=2,
+)
 EXPORTED = Exported(
     framework="transformers",
     what="a classifier",
     usage='load("FOLDER")',
     reads=["It reads."],
     limits=["It has a limit."],
+    check=CHECK,
     pipeline="text-classification",
     base=("HuggingFaceTB/SmolLM2-135M", "abc123"),
 )
@@ -68,6 +80,9 @@ def test_what_people_read(tmp_path):
     assert "7 test texts also stand in the training set" in text
     assert "a part of the test set: 100 examples" in text
     assert "It has a limit." in text
+    assert "on 41 texts, from the 1,000 of the run's test split." in text
+    assert "The probabilities differ by 0.012 at most; allowed were 0.034 (4 times what" in text
+    assert "They choose differently for 2 of the 41." in text
 
 
 @pytest.mark.parametrize(
@@ -131,6 +146,7 @@ def test_a_base_model_of_this_machine_is_no_metadata(tmp_path):
         usage="",
         reads=[],
         limits=[],
+        check=CHECK,
         base=("/home/me/model", None),
         base_is_local=True,
     )

@@ -7,7 +7,9 @@ import json
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,6 +35,18 @@ PARQUET_BRANCH = "refs/convert/parquet"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 log = logging.getLogger("smolbench")
+
+_CACHED_ONLY: ContextVar[bool] = ContextVar("cached_only", default=False)
+
+
+@contextmanager
+def cached_only() -> Iterator[None]:
+    """Let :func:`load_hub` take what is in the cache, and neither ask the hub nor download."""
+    before = _CACHED_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _CACHED_ONLY.reset(before)
 
 
 @dataclass(frozen=True)
@@ -245,9 +259,12 @@ def _resolve(dataset_id: str, revision: str | None) -> tuple[str | None, str, st
     """Ask the hub for the commit; without one, return a sentence that says why, and advice.
 
     Where the main branch is a script, the commit is that of its parquet copy.
+    Under :func:`cached_only` nobody is asked.
 
     ``datasets`` would ask too, but takes 23 s of retries to find out that there is no network.
     """
+    if _CACHED_ONLY.get():
+        return None, f"The dataset {dataset_id} is not in the cache.", ""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         GatedRepoError,

@@ -118,7 +118,10 @@ def class_scores(pipeline: Pipeline, texts: Sequence[str], classes: int) -> np.n
     else:
         margins = pipeline.decision_function(list(texts))
         known = margins if margins.ndim == 2 else np.stack([-margins / 2, margins / 2], axis=1)
-    scores = np.full((len(texts), classes), known.min() - 1.0, dtype=np.float32)
+    # of this row alone: no score may depend on its neighbours
+    least = np.log(_LEAST) if hasattr(classifier, "predict_proba") else known.min(axis=1) - 1.0
+    scores = np.empty((len(texts), classes), dtype=np.float32)
+    scores.T[:] = least
     scores[:, classifier.classes_] = known
     return scores
 

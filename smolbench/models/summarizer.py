@@ -326,11 +326,7 @@ def own_settings(
     """
     from transformers import GenerationConfig  # lazy: import cost
 
-    config = _generation_config(model, decoding, ends)
-    # as generate does: what is not said here is the model's own, and then transformers'
-    config.update(  # type: ignore[no-untyped-call]
-        **model.generation_config.to_dict(), defaults_only=True
-    )
+    config = _with_own_settings(model, decoding, ends)
     usual = {**GenerationConfig().to_dict(), **GenerationConfig._get_default_generation_params()}  # type: ignore[no-untyped-call]
     unread = _NOT_OF_THE_MODEL | _OF_SAMPLING
     if decoding.num_beams == 1:
@@ -343,6 +339,35 @@ def own_settings(
         and value is not None
         and value != usual.get(name)
     }
+
+
+def whole_generation_config(
+    model: PreTrainedModel, decoding: Decoding, ends: frozenset[int]
+) -> GenerationConfig:
+    """All that decides about texts written in this way, to be saved beside the model.
+
+    Args:
+        model: From :func:`load_summarizer`.
+        decoding: How.
+        ends: Tokens that end a summary.
+    """
+    config = _with_own_settings(model, decoding, ends)
+    config.max_length = None  # of the model's own; max_new_tokens decides
+    for name in _OF_SAMPLING | (_OF_BEAMS if decoding.num_beams == 1 else set()):
+        if hasattr(config, name):
+            setattr(config, name, None)
+    return config
+
+
+def _with_own_settings(
+    model: PreTrainedModel, decoding: Decoding, ends: frozenset[int]
+) -> GenerationConfig:
+    """As ``generate`` does: what is not said here is the model's own, and then transformers'."""
+    config = _generation_config(model, decoding, ends)
+    config.update(  # type: ignore[no-untyped-call]
+        **model.generation_config.to_dict(), defaults_only=True
+    )
+    return config
 
 
 def ended_by_itself(

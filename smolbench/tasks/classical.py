@@ -27,6 +27,7 @@ from smolbench.models.classical import (
     pipeline_from_bytes,
     pipeline_to_bytes,
 )
+from smolbench.models.export.check import Expected, Trial
 from smolbench.models.export.exported import Exported
 from smolbench.tasks.classification import Batch, ClassificationTask
 
@@ -214,15 +215,31 @@ class ClassicalTask(ClassificationTask):
         classes = len(self.label_names)
         return lambda texts: torch.from_numpy(class_scores(self.pipeline, texts, classes))
 
-    def export(self, folder: Path, *, adapter: bool = False) -> Exported:
+    def export(
+        self, folder: Path, *, adapter: bool = False, trial: Trial | None = None
+    ) -> Exported:
         """Write the fitted pipeline; see the base class."""
         from smolbench.models.export.adapter import require_adapters  # lazy: for an export only
-        from smolbench.models.export.pipeline import write_pipeline
+        from smolbench.models.export.pipeline import pipeline_probabilities, write_pipeline
+        from smolbench.tasks.exporting import built_in_trial
 
         if adapter:
             require_adapters(None)
+        trial = trial or built_in_trial(self.kind)
+        texts, classes = list(trial.examples["text"]), len(self.label_names)
+
+        def ask(pipeline: Any) -> torch.Tensor:  # noqa: ANN401 - importing its class is slow
+            if self.probabilistic:
+                return pipeline_probabilities(pipeline, texts, classes)
+            return torch.from_numpy(class_scores(pipeline, texts, classes)).softmax(dim=1)
+
+        said = self.start_answering()(texts).softmax(dim=1)
         return write_pipeline(
-            self.pipeline, self.label_names, probabilistic=self.probabilistic, folder=folder
+            self.pipeline,
+            self.label_names,
+            probabilistic=self.probabilistic,
+            expected=Expected(said, "float32", f"texts, {trial.source}", ask),
+            folder=folder,
         )
 
     # -- what results and checkpoints say ---------------------------------------------------------

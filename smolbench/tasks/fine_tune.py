@@ -28,7 +28,8 @@ from smolbench.models.adaptation import (
 from smolbench.models.backbone import Backbone, DType
 from smolbench.models.causality import Padding, effect_of_padding
 from smolbench.models.classifier import classify, load_classifier, skeleton
-from smolbench.models.export.exported import SAMPLES, Exported
+from smolbench.models.export.check import Expected, Trial
+from smolbench.models.export.exported import Exported
 from smolbench.models.features import FrozenFeatures
 from smolbench.models.heads import build_head
 from smolbench.models.kernels.paths import Ways
@@ -328,7 +329,9 @@ class FineTuneTask(ClassificationTask):
     ) -> torch.Tensor:
         return classify(model, input_ids, attention_mask, padding=self._effect_of_padding)
 
-    def export(self, folder: Path, *, adapter: bool = False) -> Exported:
+    def export(
+        self, folder: Path, *, adapter: bool = False, trial: Trial | None = None
+    ) -> Exported:
         """Write a classifier of transformers, or adapters of peft; see the base class.
 
         With ``head``: a head and a script that runs it, as its bias has no place in transformers'.
@@ -339,15 +342,22 @@ class FineTuneTask(ClassificationTask):
             write_classifier,
             write_classifier_adapter,
         )
+        from smolbench.models.export.network import class_probabilities
         from smolbench.models.export.probe import write_probe
+        from smolbench.models.export.tokenizer import plain_texts
+        from smolbench.tasks.exporting import (
+            built_in_trial,
+            expected_of_probe,
+            expected_probabilities,
+        )
 
+        trial = trial or built_in_trial(self.kind)
         if self.head is not None:
             if adapter:
                 require_adapters(None)
-            return write_probe(self.frozen, self.head, "linear", self.label_names, folder)
-        if not self._in_four_bits:
-            self.model.float()  # what is frozen stays rounded as it was in training
-        self.model.eval()
+            said = expected_of_probe(self, trial)
+            return write_probe(self.frozen, self.head, "linear", self.label_names, said, folder)
+        texts = plain_texts(trial.examples["text"], self.encoder)
         trained = Trained(
             model=self.model,
             backbone=self.backbone,
@@ -357,12 +367,19 @@ class FineTuneTask(ClassificationTask):
             in_four_bits=self._in_four_bits,
             alone=self._effect_of_padding == "seen",
         )
-        rows = pad_rows(self.encode({"text": SAMPLES})["input_ids"], self._padding)
-        with torch.inference_mode():
-            expected = self._classify(self.model, rows["input_ids"], rows["attention_mask"])
+
+        def expect() -> Expected:
+            return expected_probabilities(
+                self,
+                trial,
+                texts,
+                lambda loaded: class_probabilities(loaded, texts, alone=trained.alone),
+            )
+
         write = write_classifier_adapter if adapter else write_classifier
-        self.model = None  # it is taken apart
-        return write(trained, expected, folder)
+        exported = write(trained, texts, expect, folder)
+        self.model = None  # it was taken apart
+        return exported
 
     # -- what results and checkpoints say ---------------------------------------------------------
 

@@ -25,6 +25,7 @@ from smolbench.models.causal_lm import (
 )
 from smolbench.models.choice_rows import ChoiceRows
 from smolbench.models.conventions import ChoiceEncoder, Convention
+from smolbench.models.export.check import Trial
 from smolbench.models.export.exported import Exported
 from smolbench.models.kernels.paths import ways_of
 from smolbench.models.kernels.prefix import SharedPrefix, shared_prefix
@@ -413,7 +414,9 @@ class MultipleChoiceTask(BaseTask):
         """Columns of ``predictions.parquet`` after a test, in the order of the test split."""
         return self._test_predictions
 
-    def export(self, folder: Path, *, adapter: bool = False) -> Exported:
+    def export(
+        self, folder: Path, *, adapter: bool = False, trial: Trial | None = None
+    ) -> Exported:
         """Write a causal language model of transformers, or adapters of peft; see the base class.
 
         Raises:
@@ -424,22 +427,27 @@ class MultipleChoiceTask(BaseTask):
             write_language_model,
             write_language_model_adapter,
         )
+        from smolbench.tasks.exporting import built_in_trial, expected_of_choices
 
         if self.method == "none":
             return super().export(folder, adapter=adapter)
+        trial = trial or built_in_trial(self.kind)
         trained = TrainedWriter(
             model=self.model,
             backbone=self.backbone,
             lora=self.lora if self.method in ADAPTERS else None,
             in_four_bits=self._in_four_bits,
+            expect=lambda: expected_of_choices(self, trial),
             reads=[
                 f"A context and an ending, worded as the convention `{self._wording}` has it; "
                 "the score of an ending is the sum of its tokens' log-probabilities.",
                 f"At most {self.max_length:,} tokens are read; long contexts lose their beginning.",
             ],
         )
-        self.model = None  # it is taken apart
-        return (write_language_model_adapter if adapter else write_language_model)(trained, folder)
+        write = write_language_model_adapter if adapter else write_language_model
+        exported = write(trained, folder)
+        self.model = None  # it was taken apart
+        return exported
 
     # -- what results and checkpoints say ---------------------------------------------------------
 

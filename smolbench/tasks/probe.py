@@ -17,6 +17,7 @@ from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.models.backbone import Backbone, DType, Facts
+from smolbench.models.export.check import Trial
 from smolbench.models.export.exported import Exported
 from smolbench.models.features import FrozenFeatures, Layers, Pooling
 from smolbench.models.heads import HeadName, build_head
@@ -239,15 +240,19 @@ class ProbeTask(ClassificationTask):
         logits: torch.Tensor = self.head(batch["features"])
         return logits
 
-    def export(self, folder: Path, *, adapter: bool = False) -> Exported:
+    def export(
+        self, folder: Path, *, adapter: bool = False, trial: Trial | None = None
+    ) -> Exported:
         """Write the head and a script that runs it; see the base class."""
         from smolbench.models.export.adapter import require_adapters  # lazy: for an export only
         from smolbench.models.export.probe import write_probe
+        from smolbench.tasks.exporting import built_in_trial, expected_of_probe
 
         if adapter:
             require_adapters(None)
         assert self.head is not None, "configure_model runs first"
-        return write_probe(self.frozen, self.head, self.head_name, self.label_names, folder)
+        expect = expected_of_probe(self, trial or built_in_trial(self.kind))
+        return write_probe(self.frozen, self.head, self.head_name, self.label_names, expect, folder)
 
     # -- what results and checkpoints say ---------------------------------------------------------
 

@@ -21,10 +21,12 @@ from smolbench.metrics.rouge_tokens import RougeTokenizer
 from smolbench.models.adaptation import Quantize, describe, hold_frozen_in, parameter_count
 from smolbench.models.backbone import DType
 from smolbench.models.causal_lm import LanguageModel
+from smolbench.models.export.check import Trial
 from smolbench.models.export.exported import Exported
 from smolbench.models.summarizer import (
     load_summarizer,
     summarizer_skeleton,
+    whole_generation_config,
 )
 from smolbench.models.summary_rows import CausalRows, PairRows, SummaryEncoder, usual_template
 from smolbench.tasks.adapting import (
@@ -366,7 +368,9 @@ class SummarizationTask(WritingTask):
         """Mixed precision, unless the weights are held in what is computed in."""
         return autocast(self.device, torch.float32 if self.method == "none" else self._compute)
 
-    def export(self, folder: Path, *, adapter: bool = False) -> Exported:
+    def export(
+        self, folder: Path, *, adapter: bool = False, trial: Trial | None = None
+    ) -> Exported:
         """Write a model of transformers, or adapters of peft; see the base class.
 
         Raises:
@@ -377,19 +381,28 @@ class SummarizationTask(WritingTask):
             write_language_model,
             write_language_model_adapter,
         )
+        from smolbench.models.export.tokenizer import plain_texts
+        from smolbench.tasks.exporting import built_in_trial, expected_summaries
 
         if self.method == "none":
             return super().export(folder, adapter=adapter)
+        trial = trial or built_in_trial(self.kind)
+        documents = plain_texts(trial.examples["document"], self.encoder.documents)
         trained = TrainedWriter(
             model=self.model,
             backbone=self.backbone,
             lora=self.lora if self.method in ADAPTERS else None,
             in_four_bits=self._in_four_bits,
+            expect=lambda: expected_summaries(self, trial, documents),
             encoder=self.encoder.documents,
+            documents=documents,
             decoding=self.decoding,
+            generation=whole_generation_config(self.model, self.decoding, self._ends),
         )
-        self.model = None  # it is taken apart
-        return (write_language_model_adapter if adapter else write_language_model)(trained, folder)
+        write = write_language_model_adapter if adapter else write_language_model
+        exported = write(trained, folder)
+        self.model = None  # it was taken apart
+        return exported
 
     # -- what results and checkpoints say ---------------------------------------------------------
 

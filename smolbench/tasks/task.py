@@ -26,6 +26,7 @@ from smolbench.digest import is_digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
 from smolbench.models.adaptation import parameter_count
+from smolbench.models.export.check import Trial
 from smolbench.models.export.exported import Exported
 from smolbench.models.kernels.paths import Paths
 from smolbench.models.pass_part import PassRehearsal
@@ -480,12 +481,15 @@ class BaseTask(LightningModule, ABC):
                 f"{sorted(found - expected) or 'none'}."
             )
 
-    def export(self, folder: Path, *, adapter: bool = False) -> Exported:
+    def export(
+        self, folder: Path, *, adapter: bool = False, trial: Trial | None = None
+    ) -> Exported:
         """Write the trained model so that others load it without smolbench.
 
         Args:
             folder: An existing, empty folder.
             adapter: Whether only the adapters are written, not the network they belong to.
+            trial: What is compared before it is kept; built-in examples if not given.
 
         Returns:
             What was written, for its model card.

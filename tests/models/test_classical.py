@@ -73,9 +73,12 @@ def test_scores_predict_what_the_pipeline_predicts(classifier):
 @pytest.mark.parametrize("known", [[0, 2, 3], [1, 3]])
 def test_a_class_without_examples_is_never_predicted(classifier, known):
     labels = np.array(known)[np.arange(80) % len(known)]
-    scores = class_scores(fitted(classifier, labels), TEXTS, 5)
+    pipeline = fitted(classifier, labels)
+    scores = class_scores(pipeline, TEXTS, 5)
     assert scores.shape == (80, 5)
     assert set(scores.argmax(axis=1)) <= set(known)
+    alone = class_scores(pipeline, TEXTS[:1], 5)
+    assert alone == pytest.approx(scores[:1]), "whatever else is scored"
 
 
 @pytest.mark.parametrize("classifier", CLASSIFIERS)

@@ -13,7 +13,9 @@ import torch
 from smolbench.errors import SmolbenchError
 from smolbench.models.adaptation import LoRAOptions, head_names, linear_layers
 from smolbench.models.backbone import Backbone
+from smolbench.models.export.check import DTypeName
 from smolbench.models.export.exported import HERE
+from smolbench.models.export.tokenizer import load_tokenizer
 from smolbench.models.quantization import keep_gradients
 from smolbench.models.reach import outermost
 
@@ -128,24 +130,35 @@ class BaseModel:
     options: Mapping[str, Any]
     in_four_bits: Mapping[str, Any]
 
-    def with_adapter(self, folder: Path) -> torch.nn.Module:
-        """Load it, in float32, and put the adapters of a folder onto it."""
+    @property
+    def dtype(self) -> DTypeName:
+        """What it is loaded in: in 4 bits what the run computed in, else the exact format."""
+        config = self.in_four_bits.get("quantization_config")
+        rounded = config is not None and config.bnb_4bit_compute_dtype == torch.bfloat16
+        return "bfloat16" if rounded else "float32"
+
+    def load(self, folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Any]:
+        """Load it with the adapters of a folder put onto it, and the tokenizer that lies there."""
         import transformers  # lazy: import cost
         from peft import PeftModel
 
         name, revision = self.backbone.origin
         more = dict(self.in_four_bits)
         if more:
-            more["quantization_config"] = self._four_bits()
+            more["quantization_config"] = self._four_bits(dtype)
         model = getattr(transformers, self.loader).from_pretrained(
-            name, revision=revision, dtype=torch.float32, **self.options, **more
+            name, revision=revision, dtype=dtype, **self.options, **more
         )
         keep_gradients(model)  # nor must the weights be rounded anew
         adapted: torch.nn.Module = PeftModel.from_pretrained(model, str(folder))
-        return adapted
+        return adapted, load_tokenizer(folder)
 
-    def usage(self) -> str:
-        """Code that does the same, and loads the tokenizer."""
+    def usage(self, more: str = "") -> str:
+        """Code that does the same, and loads the tokenizer.
+
+        Args:
+            more: Further classes of transformers to import, each behind a comma.
+        """
         name, revision = self.backbone.origin
         options = [repr(name)]
         if revision is not None:
@@ -154,29 +167,28 @@ class BaseModel:
         imports = [self.loader, "AutoTokenizer"]
         if self.in_four_bits:
             imports.append("BitsAndBytesConfig")
-            config = self._four_bits()
+            config = self._four_bits(getattr(torch, self.dtype))
             options.append(
                 "quantization_config=BitsAndBytesConfig(\n"
                 "        load_in_4bit=True,\n"
                 f"        bnb_4bit_quant_type={config.bnb_4bit_quant_type!r},\n"
                 f"        bnb_4bit_use_double_quant={config.bnb_4bit_use_double_quant},\n"
-                "        bnb_4bit_compute_dtype=torch.bfloat16,\n"
+                f"        bnb_4bit_compute_dtype=torch.{self.dtype},\n"
                 f"        llm_int8_skip_modules={config.llm_int8_skip_modules!r},\n"
                 "    )"
             )
-        else:
-            options.append("dtype=torch.float32")
+        options.append(f"dtype=torch.{self.dtype}")
         arguments = "".join(f"    {option},\n" for option in options)
         return (
             "import torch\nfrom peft import PeftModel\n"
-            f"from transformers import {', '.join(sorted(imports))}\n\n"
+            f"from transformers import {', '.join(sorted(imports))}{more}\n\n"
             f'tokenizer = AutoTokenizer.from_pretrained("{HERE}")\n'
             f"base = {self.loader}.from_pretrained(\n{arguments})\n"
             f'model = PeftModel.from_pretrained(base, "{HERE}").eval()\n'
         )
 
-    def _four_bits(self) -> BitsAndBytesConfig:
-        """The same layers in 4 bits, named by a few patterns."""
+    def _four_bits(self, compute: torch.dtype) -> BitsAndBytesConfig:
+        """The same layers in 4 bits, named by a few patterns, multiplied in a format."""
         from transformers import BitsAndBytesConfig  # lazy: import cost
 
         trained = self.in_four_bits["quantization_config"]
@@ -185,7 +197,7 @@ class BaseModel:
             load_in_4bit=True,
             bnb_4bit_quant_type=trained.bnb_4bit_quant_type,
             bnb_4bit_use_double_quant=trained.bnb_4bit_use_double_quant,
-            bnb_4bit_compute_dtype=trained.bnb_4bit_compute_dtype,
+            bnb_4bit_compute_dtype=compute,
             llm_int8_skip_modules=_patterns(
                 [n for n, m in self.bare.named_modules() if n in kept and _could_be_quantised(m)]
             ),

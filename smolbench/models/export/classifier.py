@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,25 @@ from smolbench.models.export.adapter import (
     require_adapters,
     write_adapter,
 )
-from smolbench.models.export.exported import HERE, SAMPLES, Exported, check_equal
+from smolbench.models.export.check import Expected, check_export
+from smolbench.models.export.exported import HERE, Exported
 from smolbench.models.export.network import (
-    classifier_logits,
+    SINGLE_LABEL,
     merge_adapters,
     name_labels,
     write_network,
 )
-from smolbench.models.export.tokenizer import describe_reading, write_tokenizer
+from smolbench.models.export.tokenizer import describe_reading, load_tokenizer, write_tokenizer
 from smolbench.models.template import TemplateEncoder
 
+_USAGE = f"""\
+from transformers import pipeline
+
+# without truncation=True it would read all of a long text, which the model has not learned to
+label = pipeline("text-classification", model="{HERE}", top_k=None, truncation=True)
+for scores in label(["Two hours I will never get back.", "A gem."]):
+    print(scores[0]["label"], scores[0]["score"])
+"""
 _LABEL = """\
 rows = tokenizer(
     ["Two hours I will never get back.", "A gem."],
@@ -40,13 +49,6 @@ with torch.inference_mode():
     scores = model(**rows).logits.softmax(dim=-1)
 for row in scores:
     print(model.config.id2label[int(row.argmax())], float(row.max()))
-"""
-_USAGE = f"""\
-import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{HERE}")
-model = AutoModelForSequenceClassification.from_pretrained("{HERE}")
 """
 
 
@@ -80,64 +82,74 @@ class Trained:
         return _LABEL.replace('"Two hours I will never get back.", ', "") if self.alone else _LABEL
 
 
-def write_classifier(trained: Trained, expected: torch.Tensor, folder: Path) -> Exported:
+def write_classifier(
+    trained: Trained, texts: Sequence[str], expect: Callable[[], Expected], folder: Path
+) -> Exported:
     """Write a whole classifier; adapters are added to the weights they belong to.
 
     Args:
         trained: The classifier; its network is taken apart.
-        expected: Its logits of :data:`~smolbench.models.export.exported.SAMPLES`, shape ``(N, C)``.
+        texts: Those that it is compared on, from
+            :func:`~smolbench.models.export.tokenizer.plain_texts`.
+        expect: Says what the run's path says of them; it asks a model with its tokenizer.
         folder: An existing folder.
 
     Raises:
         SmolbenchError: If no standard folder can hold it, or what was written says something else.
     """
     refuse_four_bits(trained.in_four_bits)
+    expected = expect()
     model, backbone = trained.model, trained.backbone
-    pad = write_tokenizer(trained.encoder, model.config, folder)
+    pad = write_tokenizer(trained.encoder, model.config, texts, folder)
     merge_adapters(model)
     name_labels(model, trained.labels)
     write_network(model, backbone, pad, folder)
-    check_equal(expected, folder, lambda there: _loaded_logits(there, alone=trained.alone))
+
+    def load(there: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+        from transformers import AutoModelForSequenceClassification  # lazy: import cost
+
+        loaded = AutoModelForSequenceClassification.from_pretrained(there, dtype=dtype)
+        return loaded, load_tokenizer(there)
+
     return Exported(
         framework="transformers",
         what="a classifier of transformers, with all its weights in float32"
         + (" and its adapters merged into them" if trained.lora else ""),
-        usage=_USAGE + trained.label_texts,
+        usage=_USAGE,
         reads=describe_reading(trained.encoder),
         limits=_padding_limits(trained, pad),
+        check=check_export(expected, folder, load),
         pipeline="text-classification",
         base=backbone.origin,
         base_is_local=backbone.is_local,
     )
 
 
-def write_classifier_adapter(trained: Trained, expected: torch.Tensor, folder: Path) -> Exported:
+def write_classifier_adapter(
+    trained: Trained, texts: Sequence[str], expect: Callable[[], Expected], folder: Path
+) -> Exported:
     """Write the adapters of a classifier and its head; see :func:`write_classifier`.
 
     Raises:
         SmolbenchError: If there are no adapters, or what was written says something else.
     """
     lora = require_adapters(trained.lora)
+    expected = expect()
     backbone, labels = trained.backbone, trained.labels
-    pad = write_tokenizer(trained.encoder, trained.model.config, folder)
+    pad = write_tokenizer(trained.encoder, trained.model.config, texts, folder)
     bare = skeleton(backbone, len(labels))
     write_adapter(trained.model, bare, backbone, lora, "SEQ_CLS", folder)
     base = BaseModel(
         "AutoModelForSequenceClassification",
         backbone,
         bare,
-        {"id2label": dict(enumerate(labels)), "pad_token_id": pad},
+        {
+            "id2label": dict(enumerate(labels)),
+            "problem_type": SINGLE_LABEL,
+            "pad_token_id": pad,
+        },
         trained.in_four_bits,
     )
-
-    def loaded(there: Path) -> torch.Tensor:
-        from transformers import AutoTokenizer  # lazy: import cost
-
-        tokenizer = AutoTokenizer.from_pretrained(there)
-        model = base.with_adapter(there)
-        return classifier_logits(model, tokenizer, SAMPLES, alone=trained.alone)
-
-    check_equal(expected, folder, loaded)
     return Exported(
         framework="peft",
         what="low-rank adapters and a classification head, for a network that is loaded beside "
@@ -145,21 +157,11 @@ def write_classifier_adapter(trained: Trained, expected: torch.Tensor, folder: P
         usage=base.usage() + trained.label_texts,
         reads=describe_reading(trained.encoder),
         limits=[*_padding_limits(trained, pad), *adapter_limits(trained.in_four_bits)],
+        check=check_export(expected, folder, base.load, base.dtype),
         pipeline="text-classification",
         base=backbone.origin,
         base_is_local=backbone.is_local,
     )
-
-
-def _loaded_logits(folder: Path, *, alone: bool) -> torch.Tensor:
-    from transformers import (  # lazy: import cost
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-    )
-
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return classifier_logits(model, tokenizer, SAMPLES, alone=alone)
 
 
 def _padding_limits(trained: Trained, pad: int) -> list[str]:

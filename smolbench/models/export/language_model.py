@@ -19,9 +19,15 @@ from smolbench.models.export.adapter import (
     require_adapters,
     write_adapter,
 )
-from smolbench.models.export.exported import HERE, SAMPLES, Exported, check_equal
-from smolbench.models.export.network import language_model_logits, merge_adapters, write_network
-from smolbench.models.export.tokenizer import describe_reading, write_tokenizer
+from smolbench.models.export.check import DTypeName, Expected, check_export
+from smolbench.models.export.exported import HERE, Exported
+from smolbench.models.export.network import merge_adapters, write_network
+from smolbench.models.export.tokenizer import (
+    describe_reading,
+    load_tokenizer,
+    write_own_tokenizer,
+    write_tokenizer,
+)
 from smolbench.models.summarizer import Decoding, summarizer_skeleton
 from smolbench.models.template import TemplateEncoder
 
@@ -33,7 +39,8 @@ print(tokenizer.decode(written[0]))
 _SUMMARY = """\
 document = "Ann: Are you coming at eight? Ben: Nine, sorry. Ann: Fine, I will save you a seat."
 rows = tokenizer(document, truncation=True, return_tensors="pt")
-written = model.generate(**rows, max_new_tokens={tokens}, num_beams={beams}, do_sample=False)
+how = GenerationConfig.from_pretrained("{here}")  # at most {tokens} tokens, num_beams={beams}
+written = model.generate(**rows, generation_config=how)
 print(tokenizer.decode(written[0]{behind}, skip_special_tokens=True))
 """
 
@@ -48,19 +55,25 @@ class TrainedWriter:
         lora: The options of its adapters; ``None`` if it has none.
         in_four_bits: Options of ``from_pretrained`` by which its frozen weights are held in 4
             bits, see :func:`~smolbench.models.quantization.in_four_bits`; empty if they are not.
+        expect: Says what the run's path says; it asks a model with its tokenizer.
         reads: What a model card says of what it reads, beside the template.
         encoder: How a document becomes what it goes on from; ``None`` if it reads texts as they
             are.
-        decoding: How its summaries were written; with ``encoder`` only.
+        documents: Those that it is compared on; with ``encoder`` only, as what follows.
+        decoding: How its summaries were written.
+        generation: The same, with all that its base model says of it.
     """
 
     model: Any  # a PreTrainedModel; importing the name would import transformers
     backbone: LanguageModel
     lora: LoRAOptions | None
     in_four_bits: Mapping[str, Any]
+    expect: Callable[[], Expected]
     reads: Sequence[str] = ()
     encoder: TemplateEncoder | None = None
+    documents: Sequence[str] = ()
     decoding: Decoding | None = None
+    generation: Any = None  # a GenerationConfig
 
     @property
     def encodes(self) -> bool:
@@ -85,13 +98,18 @@ class TrainedWriter:
     def write_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer, with the template in it if there is one."""
         if self.encoder is None:
-            self.backbone.tokenizer.save_pretrained(folder)
+            write_own_tokenizer(self.backbone.tokenizer, folder)
         else:
-            write_tokenizer(self.encoder, self.backbone.config, folder)
+            write_tokenizer(self.encoder, self.backbone.config, self.documents, folder)
 
     def describe_reading(self) -> list[str]:
         """What a model card says of how texts are read."""
         return [*(describe_reading(self.encoder) if self.encoder else []), *self.reads]
+
+    @property
+    def also_imports(self) -> str:
+        """What :meth:`example` needs of transformers beside the model's and tokenizer's classes."""
+        return "" if self.decoding is None else ", GenerationConfig"
 
     def example(self) -> str:
         """Code that lets a loaded ``model`` and ``tokenizer`` write."""
@@ -100,6 +118,7 @@ class TrainedWriter:
         return _SUMMARY.format(
             tokens=self.decoding.max_new_tokens,
             beams=self.decoding.num_beams,
+            here=HERE,
             behind="" if self.encodes else '[rows["input_ids"].shape[1] :]',
         )
 
@@ -121,25 +140,27 @@ def write_language_model(trained: TrainedWriter, folder: Path) -> Exported:
         SmolbenchError: If no standard folder can hold it, or what was written says something else.
     """
     refuse_four_bits(trained.in_four_bits)
+    expected = trained.expect()
     trained.write_tokenizer(folder)
-    trained.model.float()  # what is frozen stays rounded as it was in training
-    expected = _logits(trained.model, folder)
-    merge_adapters(trained.model)
+    merge_adapters(trained.model)  # what is frozen stays rounded as it was in training
+    if trained.generation is not None:
+        trained.model.generation_config = trained.generation
     write_network(trained.model, trained.backbone, None, folder)
 
-    def loaded(there: Path) -> torch.Tensor:
+    def load(there: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         import transformers  # lazy: import cost
 
-        return _logits(getattr(transformers, trained.loader).from_pretrained(there), there)
+        model = getattr(transformers, trained.loader).from_pretrained(there, dtype=dtype)
+        return model, load_tokenizer(there)
 
     merged = " and its adapters merged into them" if trained.lora else ""
     usage = (
-        f"from transformers import {trained.loader}, AutoTokenizer\n\n"
+        f"from transformers import {trained.loader}, AutoTokenizer{trained.also_imports}\n\n"
         f'tokenizer = AutoTokenizer.from_pretrained("{HERE}")\n'
         f'model = {trained.loader}.from_pretrained("{HERE}")\n{trained.example()}'
     )
     what = f"{trained.kind} of transformers, with all its weights in float32{merged}"
-    return _checked(trained, expected, folder, loaded, what, usage)
+    return _checked(trained, expected, folder, load, "float32", what, usage)
 
 
 def write_language_model_adapter(trained: TrainedWriter, folder: Path) -> Exported:
@@ -155,7 +176,10 @@ def write_language_model_adapter(trained: TrainedWriter, folder: Path) -> Export
             f"These adapters were trained on {backbone.given}, itself an adapter merged into "
             f"{backbone.name}, which no folder of peft can name as base: leave out --adapter."
         )
+    expected = trained.expect()
     trained.write_tokenizer(folder)
+    if trained.generation is not None:
+        trained.generation.save_pretrained(folder)
     bare = summarizer_skeleton(backbone)
     purpose: Literal["SEQ_2_SEQ_LM", "CAUSAL_LM"] = (
         "SEQ_2_SEQ_LM" if trained.encodes else "CAUSAL_LM"
@@ -164,23 +188,24 @@ def write_language_model_adapter(trained: TrainedWriter, folder: Path) -> Export
     base = BaseModel(trained.loader, backbone, bare, {}, trained.in_four_bits)
     return _checked(
         trained,
-        _logits(trained.model, folder),
+        expected,
         folder,
-        lambda there: _logits(base.with_adapter(there), there),
+        base.load,
+        base.dtype,
         f"low-rank adapters for {trained.kind} that is loaded beside them",
-        base.usage() + trained.example(),
+        base.usage(trained.also_imports) + trained.example(),
     )
 
 
 def _checked(
     trained: TrainedWriter,
-    expected: torch.Tensor,
+    expected: Expected,
     folder: Path,
-    load: Callable[[Path], torch.Tensor],
+    load: Callable[[Path, torch.dtype], tuple[Any, Any]],
+    dtype: DTypeName,
     what: str,
     usage: str,
 ) -> Exported:
-    check_equal(expected, folder, load)
     adapter = (folder / "adapter_config.json").is_file()
     return Exported(
         framework="peft" if adapter else "transformers",
@@ -191,14 +216,8 @@ def _checked(
             *trained.limits(),
             *(adapter_limits(trained.in_four_bits) if adapter else []),
         ],
+        check=check_export(expected, folder, load, dtype),
         pipeline=trained.pipeline,
         base=trained.backbone.origin,
         base_is_local=trained.backbone.is_local,
     )
-
-
-def _logits(model: torch.nn.Module, folder: Path) -> torch.Tensor:
-    """What a model says, given what the folder's tokenizer makes of texts."""
-    from transformers import AutoTokenizer  # lazy: import cost
-
-    return language_model_logits(model, AutoTokenizer.from_pretrained(folder), SAMPLES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -13,8 +13,14 @@ from smolbench.errors import SmolbenchError
 from smolbench.models.backbone import Backbone
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+BATCH = 8
+"""Texts that are read at once where an export is compared with its run."""
+SINGLE_LABEL: Literal["single_label_classification"] = "single_label_classification"
+"""What transformers calls a choice of one class; its pipeline then shows a softmax."""
+_OF_ITS_TASK = ("finetuning_task", "task_specific_params", "prefix", "custom_pipelines")
+"""Settings that a base model has of uses of its own; none of them says how a network is run."""
 _ADDED_BIASES = ("attention_bias", "mlp_bias")
 """Settings of architectures (Llama's) by which their linear layers have biases."""
 
@@ -36,9 +42,17 @@ def merge_adapters(model: PreTrainedModel) -> None:
 
 
 def name_labels(model: PreTrainedModel, labels: Sequence[str]) -> None:
-    """Write the names of the classes into the configuration."""
+    """Write the classes into the configuration, one of which is right: scores are a softmax."""
     model.config.id2label = dict(enumerate(labels))
     model.config.label2id = {label: number for number, label in enumerate(labels)}
+    model.config.problem_type = SINGLE_LABEL
+
+
+def _forget_its_task(config: PreTrainedConfig) -> None:
+    """Drop what the base's configuration says of a task of its own."""
+    for name in _OF_ITS_TASK:
+        if name in vars(config):
+            delattr(config, name)
 
 
 def write_network(
@@ -46,7 +60,8 @@ def write_network(
 ) -> None:
     """Write weights, in float32, and configuration.
 
-    The cache of keys and values that is switched off here is no part of them.
+    The cache of keys and values that is switched off here is no part of them, nor is what the base
+    was to be used for.
 
     Args:
         model: A network without adapters, of one of transformers' own classes.
@@ -64,6 +79,7 @@ def write_network(
         # where transformers looks for it: of a model that reads pictures, too, in its text's part
         model.config.pad_token_id = model.config.get_text_config().pad_token_id = pad
     model.config.dtype = torch.float32
+    _forget_its_task(model.config)
     _make_room(model)
     model.save_pretrained(folder)
 
@@ -93,44 +109,37 @@ def _names(model: PreTrainedModel) -> set[str]:
     return set(plain.state_dict())
 
 
-def classifier_logits(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    *,
-    alone: bool = False,
+def class_probabilities(
+    loaded: tuple[nn.Module, PreTrainedTokenizerBase], texts: Sequence[str], *, alone: bool = False
 ) -> torch.Tensor:
-    """Logits ``(N, C)`` of texts, in one padded batch, as anybody would compute them.
+    """Probabilities ``(N, C)`` of texts, in padded batches, as anybody would compute them.
 
     Args:
-        model: A classifier.
-        tokenizer: Its tokenizer.
+        loaded: A classifier and its tokenizer.
         texts: What it reads.
         alone: Whether each is a batch of its own.
     """
-    if alone:
-        return torch.cat([classifier_logits(model, tokenizer, [text]) for text in texts])
-    rows = tokenizer(list(texts), truncation=True, padding=True, return_tensors="pt")
-    with torch.inference_mode():
-        logits: torch.Tensor = model.eval()(**rows).logits
-    return logits
-
-
-def language_model_logits(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
-) -> torch.Tensor:
-    """Logits ``(N, V)`` of the first token behind texts, each read alone.
-
-    Of an encoder-decoder model: of the first token that it writes.
-    """
-    model.eval()
-    config: Any = model.config
+    model, tokenizer = loaded
     found = []
-    with torch.inference_mode():
-        for text in texts:
-            rows: Any = tokenizer(text, truncation=True, return_tensors="pt")
-            rows.pop("token_type_ids", None)
-            if config.is_encoder_decoder:
-                rows["decoder_input_ids"] = torch.tensor([[config.decoder_start_token_id]])
-            found.append(model(**rows).logits[:, -1])
+    together = 1 if alone else BATCH
+    for first in range(0, len(texts), together):
+        batch = list(texts[first : first + together])
+        rows = tokenizer(batch, truncation=True, padding=True, return_tensors="pt")
+        with torch.inference_mode():
+            found.append(model.eval()(**rows).logits.float().softmax(dim=1))
     return torch.cat(found)
+
+
+def mean_log_probability(model: nn.Module, ending: Sequence[int], **inputs: Sequence[int]) -> float:
+    """Mean log-probability, in nats, of tokens behind what a language model reads.
+
+    Args:
+        model: The model.
+        ending: The tokens; all but the last stand at the end of what it, or its decoder, reads.
+        **inputs: Token ids by the name of the model's argument.
+    """
+    rows = {name: torch.tensor([list(ids)]) for name, ids in inputs.items()}
+    with torch.inference_mode():
+        logits: torch.Tensor = model.eval()(**rows).logits[0, -len(ending) :].float()
+    said = logits.log_softmax(dim=1).gather(1, torch.tensor(ending)[:, None])
+    return float(said.mean())

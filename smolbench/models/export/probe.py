@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from smolbench.models.backbone import Backbone
-from smolbench.models.export.exported import HERE, SAMPLES, Exported, check_equal
+from smolbench.models.export.check import DTypeName, Expected, check_export
+from smolbench.models.export.exported import HERE, Exported
 from smolbench.models.features import FrozenFeatures
 from smolbench.models.heads import HeadName
 from smolbench.models.template import SLOT
@@ -31,7 +32,12 @@ for scores in probe(["Two hours I will never get back.", "A gem."]):
 
 
 def write_probe(
-    frozen: FrozenFeatures, head: nn.Module, kind: HeadName, labels: Sequence[str], folder: Path
+    frozen: FrozenFeatures,
+    head: nn.Module,
+    kind: HeadName,
+    labels: Sequence[str],
+    expect: Callable[[], Expected],
+    folder: Path,
 ) -> Exported:
     """Write a head, how texts are read for it, and a script that runs it without smolbench.
 
@@ -40,6 +46,7 @@ def write_probe(
         head: Features ``(B, D)`` to logits ``(B, C)``, trained.
         kind: What it consists of.
         labels: Names of the ``C`` classes.
+        expect: Says what the run's path says; it asks a :class:`Probe`.
         folder: An existing folder.
 
     Raises:
@@ -48,21 +55,17 @@ def write_probe(
     from safetensors.torch import save_file  # lazy: import cost
 
     backbone, encoder = frozen.backbone, frozen.encoder
-    device = torch.device("cpu")
-    head = head.to(device).eval()
-    exact = copy.copy(backbone)
-    exact.dtype_name = "float32"  # in bfloat16 the order of sums would show
-    read = FrozenFeatures(exact, encoder, pooling=frozen.pooling, anchor=frozen.anchor)
-    with torch.inference_mode():
-        features = read.start_reading(device)(encoder.encode(SAMPLES))
-        expected = head(features).float()
+    rounded = backbone.dtype(torch.device("cpu")) == torch.bfloat16
+    dtype: DTypeName = "bfloat16" if rounded else "float32"
+    expected = expect()
+    head = head.cpu().eval()
     name, revision = backbone.origin
     anchor = frozen.anchor if frozen.pooling == "anchor" else None
     suffix = [*encoder.suffix_ids, *encoder.tail_ids]
     settings = {
         "backbone": name,
         "revision": revision,
-        "dtype": str(backbone.dtype(device)).removeprefix("torch."),
+        "dtype": dtype,
         "layer": backbone.layer,
         "pooling": frozen.pooling,
         "anchor": anchor,
@@ -84,7 +87,6 @@ def write_probe(
     (folder / "probe.json").write_text(text + "\n", encoding="utf-8")
     (folder / "probe.py").write_text(LOADER.read_text(encoding="utf-8"), encoding="utf-8")
     encoder.tokenizer.save_pretrained(folder)
-    check_equal(expected, folder, _loaded_logits)
     return Exported(
         framework="smolbench",
         what="a classification head on the features of a frozen network, which is not part of it "
@@ -94,18 +96,19 @@ def write_probe(
         limits=[
             "It is no model of transformers: `probe.py`, a script of its own, loads it. Read it "
             "before you run it.",
-            f"The network must be the one it was trained on, in {settings['dtype']}: with other "
+            f"The network must be the one it was trained on, in {dtype}: with other "
             "weights or another number format its features differ.",
         ],
+        check=check_export(expected, folder, _load, dtype),
         base=backbone.origin,
         base_is_local=backbone.is_local,
     )
 
 
-def _loaded_logits(folder: Path) -> torch.Tensor:
+def _load(folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - importing it is slow
     from smolbench.models.export.probe_loader import Probe  # lazy: imports transformers
 
-    return Probe.load(folder, dtype="float32").logits(SAMPLES)
+    return Probe.load(folder, dtype=str(dtype).removeprefix("torch."))
 
 
 def _reading(backbone: Backbone, frozen: FrozenFeatures, anchor: str | None) -> list[str]:

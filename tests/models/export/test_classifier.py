@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import PeftModel
+from tokenizers import Tokenizer
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -15,18 +18,21 @@ from transformers import (
 
 from smolbench.data.batching import pad_rows
 from smolbench.errors import SmolbenchError
+from smolbench.models.export.check import Trial
 from smolbench.models.quantization import keep_gradients
 from smolbench.tasks import FineTuneTask
 from tests.helpers.tiny import PAD, TEXTS, tiny_backbone
 
 LABELS = ["neg", "it's so-so", "pos"]
+TRIAL = Trial({"text": TEXTS}, "known ones")
+ON_THE_CARD = ["Two hours I will never get back.", "A gem."]
 TEMPLATE = "Review: {text}\nIs it good?"
 
 
 def trained(kind, **options):
     """A classifier whose trained weights are far from what they were drawn as."""
-    options = {"dtype": "float32", "max_length": 60, **options}
-    task = FineTuneTask(backbone=tiny_backbone(kind), **options)
+    options = {"backbone": tiny_backbone(kind), "dtype": "float32", "max_length": 60, **options}
+    task = FineTuneTask(**options)
     task.label_names = LABELS
     task.configure_model()
     draw = torch.Generator().manual_seed(1)
@@ -47,7 +53,7 @@ def exported(task, folder, **options):
     """The export, and what the task's model says of the texts."""
     expected = own_logits(task)
     folder.mkdir(exist_ok=True)
-    return task.export(folder, **options), expected
+    return task.export(folder, trial=TRIAL, **options), expected
 
 
 def plain_logits(model, folder, texts=TEXTS, **options):
@@ -126,12 +132,123 @@ def test_the_pipeline_of_transformers_takes_it(tmp_path):
     assert [one["label"] for one in found] == [LABELS[n] for n in expected.argmax(dim=1)]
 
 
-def test_the_code_on_the_card_runs(tmp_path, capsys):
-    made, _ = exported(trained("llama"), tmp_path)
+@pytest.mark.parametrize("adapter", [False, True])
+def test_the_code_on_the_card_says_what_the_run_says(tmp_path, capsys, adapter):
+    task = trained("llama", method="lora" if adapter else "full", template=TEMPLATE)
+    expected = own_logits(task, ON_THE_CARD).softmax(dim=1)
+    made, _ = exported(task, tmp_path, adapter=adapter)
     exec(made.usage.replace("FOLDER", str(tmp_path)), {})
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
-    assert all(line.rpartition(" ")[0] in LABELS for line in lines)
+    lines = [line.rpartition(" ") for line in capsys.readouterr().out.splitlines()]
+    assert [label for label, _, _ in lines] == [LABELS[n] for n in expected.argmax(dim=1)]
+    scores = [float(score) for _, _, score in lines]
+    assert scores == pytest.approx(expected.max(dim=1).values.tolist(), abs=1e-5)
+
+
+# -- what the base says of a task of its own ------------------------------------------------------
+
+
+def base_of_another_task(kind, folder, problem_type, labels):
+    """A model whose files are full of what it was once used for."""
+    shutil.copytree(tiny_backbone(kind), folder)
+    change(
+        folder / "config.json",
+        problem_type=problem_type,
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: n for n, label in enumerate(labels)},
+        finetuning_task="sts-b",
+        task_specific_params={"text-classification": {"problem_type": "regression"}},
+        prefix="classify: ",
+        custom_pipelines={"text-classification": {"impl": "own.Pipeline"}},
+    )
+    change(
+        folder / "tokenizer_config.json",
+        truncation_side="left",
+        padding_side="left",
+        model_max_length=7,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        chat_template="{{ messages }}",
+    )
+    change(
+        folder / "tokenizer.json",
+        truncation={
+            "max_length": 9,
+            "strategy": "LongestFirst",
+            "stride": 0,
+            "direction": "Left",
+        },
+        padding={
+            "strategy": {"Fixed": 16},
+            "direction": "Left",
+            "pad_to_multiple_of": None,
+            "pad_id": 3,
+            "pad_type_id": 1,
+            "pad_token": "<unk>",
+        },
+    )
+    return str(folder)
+
+
+def change(file, **entries):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **entries}))
+
+
+@pytest.mark.parametrize("template", ["{text}", TEMPLATE])
+@pytest.mark.parametrize(
+    ("kind", "problem_type", "labels"),
+    [
+        ("bert", "regression", ["score"]),
+        ("bert", "multi_label_classification", ["pos", "neg", "it's so-so"]),
+        ("llama", "single_label_classification", ["a", "b"]),
+        ("gpt2", None, ["pos", "neg", "it's so-so"]),
+    ],
+)
+def test_a_base_of_another_task_leaves_nothing_of_it(
+    tmp_path, kind, problem_type, labels, template
+):
+    base = base_of_another_task(kind, tmp_path / "base", problem_type, labels)
+    task = trained(kind, backbone=base, template=template, max_length=40)
+    texts = [
+        *TEXTS,
+        " ".join(TEXTS),
+        "Wie schön\u2026 \u4f60\u597d 😀\t!",
+        "x " * 300,
+        "\n\n",
+        "<s>",
+    ]
+    texts += [""] if kind == "bert" else []  # the others have no token to read
+    expected = own_logits(task, texts).softmax(dim=1)
+    folder = tmp_path / "made"
+    exported(task, folder)
+    label = pipeline("text-classification", model=str(folder), device="cpu", top_k=None)
+    for batch_size in (1, 4):
+        said = label(texts, truncation=True, batch_size=batch_size)
+        for text, scores, row in zip(texts, said, expected, strict=True):
+            if template == TEMPLATE and text in ("", "<s>"):
+                continue  # other spaces than in training, as the card says
+            found = {one["label"]: one["score"] for one in scores}
+            assert found == pytest.approx(dict(zip(LABELS, row.tolist(), strict=True)), abs=1e-5)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["problem_type"] == "single_label_classification"
+    assert config["id2label"] == {str(number): label for number, label in enumerate(LABELS)}
+    assert config["label2id"] == {label: number for number, label in enumerate(LABELS)}
+    assert not {"finetuning_task", "task_specific_params", "prefix", "custom_pipelines"} & {*config}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert (tokenizer.model_max_length, tokenizer.chat_template) == (40, None)
+    raw = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("x " * 300)
+    assert len(raw.ids) == 40
+
+
+def test_an_adapter_on_a_base_of_another_task(tmp_path, capsys):
+    base = base_of_another_task("bert", tmp_path / "base", "multi_label_classification", ["a", "b"])
+    task = trained("bert", backbone=base, method="lora")
+    expected = own_logits(task, ON_THE_CARD).softmax(dim=1)
+    made, _ = exported(task, tmp_path / "made", adapter=True)
+    names: dict = {}
+    exec(made.usage.replace("FOLDER", str(tmp_path / "made")), names)
+    torch.testing.assert_close(names["scores"], expected, rtol=0, atol=1e-5)
+    assert names["model"].config.problem_type == "single_label_classification"
+    assert capsys.readouterr().out
 
 
 def test_weights_rounded_in_training_are_exported_as_they_were_scored(tmp_path):
@@ -141,6 +258,22 @@ def test_weights_rounded_in_training_are_exported_as_they_were_scored(tmp_path):
     assert embeddings.dtype == torch.float32
     assert torch.equal(embeddings, embeddings.bfloat16().float())
     assert "merged" in made.what
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_run_in_bfloat16_is_compared_as_it_was_scored(tmp_path, adapter):
+    task = trained("gpt2", method="lora", dtype="bfloat16")
+    made, _ = exported(task, tmp_path, adapter=adapter)
+    assert (made.check.run_dtype, made.check.export_dtype) == ("bfloat16", "float32")
+    assert made.check.n == len(TEXTS) + 1, "and one that is cut"
+    assert 1e-5 < made.check.difference <= made.check.allowed < 0.1
+
+
+def test_mixed_precision_of_the_trainer_is_part_of_the_runs_path(tmp_path):
+    task = trained("gpt2")
+    made = task.export(tmp_path, trial=replace(TRIAL, mixed=torch.bfloat16))
+    assert made.check.run_dtype == "bfloat16"
+    assert 1e-5 < made.check.difference <= made.check.allowed < 0.1
 
 
 @pytest.mark.parametrize("kind", ["gpt_neo", "mistral"])
@@ -187,22 +320,19 @@ def test_an_adapter_goes_onto_its_base_model(tmp_path, kind):
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_the_code_on_an_adapters_card_runs(tmp_path, capsys):
-    made, _ = exported(trained("gpt2", method="lora"), tmp_path, adapter=True)
-    exec(made.usage.replace("FOLDER", str(tmp_path)), {})
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
-    assert all(line.rpartition(" ")[0] in LABELS for line in lines)
-
-
-@pytest.mark.parametrize("quantize", ["all", "adapted"])
-def test_an_adapter_goes_onto_four_bits(tmp_path, quantize):
-    task = trained("llama", method="qlora", quantize=quantize)
+@pytest.mark.parametrize(
+    ("quantize", "dtype"), [("all", "float32"), ("adapted", "float32"), ("all", "bfloat16")]
+)
+def test_an_adapter_goes_onto_four_bits(tmp_path, quantize, dtype):
+    task = trained("llama", method="qlora", quantize=quantize, dtype=dtype)
     made, expected = exported(task, tmp_path, adapter=True)
-    # the card's own code, in float32
+    assert (made.check.run_dtype, made.check.export_dtype) == (dtype, dtype)
     code = made.usage.partition("rows = ")[0].replace("FOLDER", str(tmp_path))
     names: dict = {}
-    exec(code.replace("torch.bfloat16", "torch.float32"), names)
+    exec(code, names)
+    assert names["base"].dtype == getattr(torch, dtype)
+    if dtype == "bfloat16":
+        return
     keep_gradients(names["model"])
     assert_same(plain_logits(names["model"], tmp_path), expected)
     held = {n for n, p in names["base"].named_parameters() if type(p).__name__ == "Params4bit"}

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from smolbench.errors import SmolbenchError
+from smolbench.models.export import network
+from smolbench.models.export.check import PER_TOKEN, Trial
 from smolbench.models.quantization import keep_gradients
 from smolbench.tasks import MultipleChoiceTask, SummarizationTask
-from tests.helpers.tiny import TEXTS, tiny_language_model, tiny_summarizer
+from tests.helpers.tiny import EOS, TEXTS, tiny_language_model, tiny_summarizer
 
 
 def trained(kind, **options):
@@ -68,10 +73,36 @@ def test_an_adapter_goes_onto_its_base_model(tmp_path, method):
 
 
 @pytest.mark.parametrize("adapter", [False, True])
-def test_the_code_on_the_card_writes_on(tmp_path, capsys, adapter):
-    made = trained("llama", method="lora").export(tmp_path, adapter=adapter)
+def test_the_code_on_the_card_writes_on_as_the_run_does(tmp_path, capsys, adapter):
+    task = trained("llama", method="lora")
+    tokenizer = task.backbone.tokenizer
+    rows = tokenizer("She put the kettle on and", return_tensors="pt")
+    written = task.model.generate(**rows, max_new_tokens=20, do_sample=False)
+    made = task.export(tmp_path, adapter=adapter)
     exec(made.usage.replace("FOLDER", str(tmp_path)), {})
-    assert capsys.readouterr().out
+    assert capsys.readouterr().out == tokenizer.decode(written[0]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("convention", "max_length", "dtype"),
+    [("lm_eval", None, "float32"), ("llm_c", 60, "float32"), ("smollm2", 60, "bfloat16")],
+)
+def test_scores_of_endings_are_those_of_the_run(
+    tmp_path, monkeypatch, convention, max_length, dtype
+):
+    """Also where contexts are cut."""
+    options = {"convention": convention, "max_length": max_length, "dtype": dtype}
+    task = trained("llama", method="lora", **options)
+    made = task.export(tmp_path)
+    assert (made.check.unit, made.check.run_dtype, made.check.n) == (PER_TOKEN, dtype, 20)
+    assert made.check.difference < (1e-4 if dtype == "float32" else 0.2)
+    cut = network.mean_log_probability
+    monkeypatch.setattr(
+        "smolbench.tasks.exporting.mean_log_probability",
+        lambda model, ending, input_ids: cut(model, ending, input_ids=input_ids[-len(ending) :]),
+    )
+    with pytest.raises(SmolbenchError, match="log-probabilities per token, in nats, differ"):
+        trained("llama", method="lora", **options).export(tmp_path)
 
 
 def test_an_adapter_on_an_adapter_is_merged_only(tmp_path):
@@ -132,23 +163,86 @@ def first_token_logits(model, task, texts=TEXTS):
     return torch.cat(found)
 
 
+DOCUMENT = "Ann: Are you coming at eight? Ben: Nine, sorry. Ann: Fine, I will save you a seat."
+"""What the card's code summarizes."""
+TRIAL = Trial({"document": TEXTS, "summary": TEXTS[::-1]}, "known ones")
+OWN_WAY = {
+    "num_beams": 3,
+    "max_length": 5,
+    "min_length": 2,
+    "do_sample": True,
+    "temperature": 0.6,
+    "top_k": 5,
+    "no_repeat_ngram_size": 2,
+    "repetition_penalty": 1.3,
+    "length_penalty": 2.0,
+    "early_stopping": True,
+    "eos_token_id": [EOS, 60],
+}
+"""A base model's own generation settings; some decide about a run's texts, most are overruled."""
+
+
+def with_its_own_way(kind, folder):
+    shutil.copytree(tiny_summarizer(kind), folder)
+    file = folder / "generation_config.json"
+    known = json.loads(file.read_text())
+    file.write_text(json.dumps({**known, **OWN_WAY}))
+    file = folder / "config.json"
+    tasks = {"summarization": {"prefix": "translate: ", "min_length": 30, "num_beams": 2}}
+    known = json.loads(file.read_text())
+    file.write_text(json.dumps({**known, "task_specific_params": tasks, "prefix": "translate: "}))
+    return str(folder)
+
+
 @pytest.mark.parametrize("kind", ["t5", "bart", "llama"])
-@pytest.mark.parametrize(("method", "adapter"), [("full", False), ("lora", False), ("lora", True)])
-def test_a_summarizer_reads_its_template_and_writes(tmp_path, capsys, kind, method, adapter):
-    task = summarizer(kind, method=method)
+@pytest.mark.parametrize(
+    ("method", "adapter", "num_beams"),
+    [("full", False, 4), ("lora", False, 1), ("lora", True, 4)],
+)
+def test_a_summarizer_reads_its_template_and_writes_as_the_run_does(
+    tmp_path, capsys, kind, method, adapter, num_beams
+):
+    base = with_its_own_way(kind, tmp_path / "base")
+    task = summarizer(kind, method=method, backbone=base, num_beams=num_beams)
     expected = first_token_logits(task.model, task)
-    made = task.export(tmp_path, adapter=adapter)
+    texts = [*TEXTS, DOCUMENT]
+    with torch.inference_mode():
+        ids = task.start_answering()(texts)
+        written = [task._texts(row[None])[0] for row in ids]
+    folder = tmp_path / "made"
+    folder.mkdir()
+    made = task.export(folder, adapter=adapter, trial=TRIAL)
+    assert made.check.n == len(TEXTS) + 1
+    assert made.check.unit == PER_TOKEN
+    both_ways = 2 if num_beams > 1 else 1
+    assert (made.check.texts, made.check.texts_differ) == (both_ways * (len(TEXTS) + 1), 0)
     names: dict = {}
-    exec(made.usage.replace("FOLDER", str(tmp_path)), names)
-    assert capsys.readouterr().out
+    exec(made.usage.replace("FOLDER", str(folder)), names)
+    assert capsys.readouterr().out.strip() == written[-1]
+    model, tokenizer = names["model"].eval(), names["tokenizer"]
     found = []
     with torch.inference_mode():
-        for text in TEXTS:
-            rows = names["tokenizer"](text, truncation=True, return_tensors="pt")
+        for text, row in zip(texts, ids, strict=True):
+            rows = tokenizer(text, truncation=True, return_tensors="pt")
+            if not adapter:  # its configuration is the model's own
+                whole = model.generate(**rows)[0]
+                begin = rows["input_ids"].shape[1] if task.causal else 1
+                assert whole[begin:].tolist() == row[row >= 0].tolist()
             if not task.causal:
-                start = names["model"].config.decoder_start_token_id
-                rows["decoder_input_ids"] = torch.tensor([[start]])
-            found.append(names["model"].eval()(**rows).logits[:, -1])
-    assert_same(torch.cat(found), expected)
+                rows["decoder_input_ids"] = torch.tensor([[model.config.decoder_start_token_id]])
+            found.append(model(**rows).logits[:, -1])
+    assert_same(torch.cat(found[: len(TEXTS)]), expected)
     assert made.pipeline == "summarization"
-    assert "num_beams=4" in made.usage
+    assert f"num_beams={num_beams}" in made.usage
+    config = json.loads((folder / "config.json").read_text()) if not adapter else {}
+    assert not {"task_specific_params", "prefix"} & {*config}
+
+
+def test_a_summarizer_that_writes_in_another_way_is_refused(tmp_path, monkeypatch):
+    base = with_its_own_way("bart", tmp_path / "base")
+    task = summarizer("bart", backbone=base)
+    own = task.model.generation_config
+    own.max_length = None
+    monkeypatch.setattr("smolbench.tasks.summarize.whole_generation_config", lambda *_: own)
+    with pytest.raises(SmolbenchError, match="texts that both wrote differ"):
+        task.export(tmp_path / "base", trial=TRIAL)

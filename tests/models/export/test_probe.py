@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -8,12 +9,14 @@ import pytest
 import torch
 
 from smolbench.errors import SmolbenchError
+from smolbench.models.export.check import Trial
 from smolbench.models.export.probe import LOADER
 from smolbench.models.export.probe_loader import Probe
 from smolbench.tasks import FineTuneTask, ProbeTask
 from tests.helpers.tiny import TEXTS, tiny_backbone
 
 LABELS = ["neg", "pos"]
+TRIAL = Trial({"text": TEXTS}, "known ones")
 TEMPLATE = "Review: {text}\nSentiment:"
 
 
@@ -57,7 +60,7 @@ def test_the_loader_says_the_same(tmp_path, options):
     task = trained(**options)
     texts = [*TEXTS, " ".join(TEXTS), "It"]
     expected = own_logits(task, texts)
-    made = task.export(tmp_path)
+    made = task.export(tmp_path, trial=TRIAL)
     assert made.framework == "smolbench"
     found = Probe.load(tmp_path).logits(texts)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -70,7 +73,7 @@ def test_the_loader_says_the_same(tmp_path, options):
 def test_an_empty_text_is_read_as_in_training(tmp_path):
     task = trained()
     expected = own_logits(task, ["", "It"])
-    task.export(tmp_path)
+    task.export(tmp_path, trial=TRIAL)
     torch.testing.assert_close(
         Probe.load(tmp_path).logits(["", "It"]), expected, rtol=1e-4, atol=1e-4
     )
@@ -79,7 +82,7 @@ def test_an_empty_text_is_read_as_in_training(tmp_path):
 def test_the_script_stands_alone(tmp_path):
     task = trained()
     expected = own_logits(task, ["A gem."]).softmax(dim=1)
-    task.export(tmp_path)
+    task.export(tmp_path, trial=TRIAL)
     assert "smolbench" not in LOADER.read_text()
     done = subprocess.run(
         [sys.executable, "-I", str(tmp_path / "probe.py"), "A gem."],
@@ -96,11 +99,40 @@ def test_the_script_stands_alone(tmp_path):
 
 def test_a_probe_in_bfloat16_is_loaded_in_bfloat16(tmp_path):
     task = trained(dtype="bfloat16")
-    made = task.export(tmp_path)
+    made = task.export(tmp_path, trial=TRIAL)
     probe = Probe.load(tmp_path)
     assert next(probe.backbone.parameters()).dtype == torch.bfloat16
     torch.testing.assert_close(probe.logits(TEXTS), own_logits(task, TEXTS), rtol=0.1, atol=0.1)
     assert any("bfloat16" in limit for limit in made.limits)
+
+
+def test_the_code_on_the_card_says_what_the_run_says(tmp_path, capsys):
+    task = trained(template=TEMPLATE)
+    expected = own_logits(task, ["Two hours I will never get back.", "A gem."]).softmax(dim=1)
+    made = task.export(tmp_path, trial=TRIAL)
+    sys.modules.pop("probe", None)
+    exec(made.usage.replace("FOLDER", str(tmp_path)), {})
+    for line, row in zip(capsys.readouterr().out.splitlines(), expected, strict=True):
+        label, _, scores = line.partition(" ")
+        assert label == LABELS[int(row.argmax())]
+        found = ast.literal_eval(scores)
+        assert found == pytest.approx(dict(zip(LABELS, row.tolist(), strict=True)), abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_that_lost_the_beginning_of_its_prompt_is_refused(tmp_path, monkeypatch, dtype):
+    """The script reads whole prompts; a run whose path reads less said something else."""
+    prompt = "I loved it: good. I hated it: bad. "
+    task = trained(template=prompt + TEMPLATE, dtype=dtype, max_length=120)
+    made = task.export(tmp_path, trial=TRIAL)
+    assert (made.check.run_dtype, made.check.export_dtype) == (dtype, dtype)
+    assert made.check.n == len(TEXTS) + 1
+    lost = trained(template="{text}\nSentiment:", dtype=dtype, max_length=120)
+    monkeypatch.setattr(task, "start_answering", lost.start_answering)
+    with pytest.raises(
+        SmolbenchError, match="says something else than the run's model: on 8 texts"
+    ):
+        task.export(tmp_path, trial=TRIAL)
 
 
 @pytest.mark.parametrize("task", [ProbeTask, FineTuneTask])
