@@ -98,6 +98,8 @@ class Probe:
     @torch.inference_mode()
     def features(self, texts: Sequence[str]) -> torch.Tensor:
         """What the head gets of texts, float32, shape ``(B, D)``."""
+        if self.settings.get("alone") and len(texts) > 1:  # the network sees padding, mask or not
+            return torch.cat([self.features([text]) for text in texts])
         ids, mask, text_lengths = self._rows(texts)
         layer = self.settings["layer"]
         output = self.backbone(input_ids=ids, attention_mask=mask, output_hidden_states=layer != -1)
