@@ -80,7 +80,7 @@ def write_probe(
         "truncation_side": encoder.truncation_side,
         "head": kind,
         "labels": list(labels),
-        "alone": frozen.facts(device).padding == "seen",
+        "alone": frozen.facts(torch.device("cpu")).padding == "seen",
     }
     weights = {name: value.contiguous() for name, value in head.state_dict().items()}
     save_file(weights, folder / "probe.safetensors", metadata={"format": "pt"})
