@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _TIKTOKEN_FILE = "tiktoken.model"
+_SENTENCEPIECE_FILES = ("*.model", "*.spm")
 _MODULES = {"protobuf": "google.protobuf"}
 """Modules that have another name than their package."""
 _NAMED = (
@@ -16,6 +17,7 @@ _NAMED = (
     re.compile(r"requires the (\S+) library but it was not found"),
 )
 """How transformers names packages."""
+_REQUIRED = re.compile(r"requires the (SentencePiece|protobuf) library but it was not found")
 
 
 def advice_on_packages(error: BaseException, model: str) -> str | None:
@@ -28,9 +30,12 @@ def advice_on_packages(error: BaseException, model: str) -> str | None:
     chain = list(_with_causes(error))
     said = " ".join(" ".join(str(one).split()) for one in chain)
     if "tiktoken" in said or "sentencepiece" in said.lower():
-        # a file that sentencepiece would read is tried with tiktoken where it is missing
+        # a file that sentencepiece would read is tried with tiktoken where it is missing; and where
+        # there is no file at all, transformers names both
         if _has_file(model, _TIKTOKEN_FILE):
             return _to_install("Its tokenizer", _missing("tiktoken"), "tiktoken")
+        if not _REQUIRED.search(said) and not _has_file(model, *_SENTENCEPIECE_FILES):
+            return None
         missing = _missing("sentencepiece", "protobuf")
         return _to_install("Its tokenizer", missing, "'smolbench[sentencepiece]'")
     if not any(isinstance(one, ImportError) for one in chain):
@@ -66,17 +71,21 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def _has_file(model: str, name: str) -> bool:
-    """Whether a file is among a model's, in its folder or in the cache of the Hub."""
-    if Path(model).is_dir():
-        return (Path(model) / name).is_file()
-    from huggingface_hub import try_to_load_from_cache  # lazy: import cost
-    from huggingface_hub.errors import HFValidationError
+def _has_file(model: str, *patterns: str) -> bool:
+    """Whether a model has a file of one of some names, in its folder or in the cache of the Hub."""
+    folder = Path(model)
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache  # lazy: import cost
+        from huggingface_hub.errors import HFValidationError
 
-    try:
-        return isinstance(try_to_load_from_cache(model, name), str)
-    except HFValidationError:  # no id
-        return False
+        try:
+            found = try_to_load_from_cache(model, "config.json")
+        except HFValidationError:  # no id
+            return False
+        if not isinstance(found, str):
+            return False
+        folder = Path(found).parent
+    return any(any(folder.glob(pattern)) for pattern in patterns)
 
 
 def _with_causes(error: BaseException) -> Iterator[BaseException]:

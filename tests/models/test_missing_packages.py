@@ -8,7 +8,6 @@ from smolbench.errors import SmolbenchError
 from smolbench.models import missing_packages
 from smolbench.models.backbone import Backbone
 from smolbench.models.missing_packages import advice_on_packages
-from tests.helpers.tiny import tiny_backbone
 
 TIKTOKEN = ValueError("`tiktoken` is required to read a `tiktoken` file. Install it with ...")
 
@@ -52,9 +51,16 @@ def test_a_tokenizer_that_tiktoken_reads(installed, tmp_path):
     assert advice_on_packages(TIKTOKEN, str(tmp_path)) is None  # the file is at fault
 
 
-def test_a_damaged_vocabulary_is_not_blamed_on_a_package(installed):
+def test_a_folder_without_a_tokenizer_lacks_no_package(installed, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(SmolbenchError, match="files may be damaged"):
+        _ = Backbone(str(tmp_path), None, "float32").tokenizer
+
+
+def test_a_damaged_vocabulary_is_not_blamed_on_a_package(installed, tmp_path):
     installed |= {"sentencepiece", "google.protobuf"}
-    assert advice_on_packages(TIKTOKEN, tiny_backbone("gpt2")) is None
+    (tmp_path / "spm.model").touch()
+    assert advice_on_packages(TIKTOKEN, str(tmp_path)) is None
 
 
 @pytest.mark.parametrize(

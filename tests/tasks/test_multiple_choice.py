@@ -348,7 +348,7 @@ def test_fit_and_test_from_the_run_folder(capsys, folder_here, method):
     # the folder is a run's, no model's
     assert main(["test", *TEST, "--model.backbone=run"]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "`smolbench test --run_dir run`" in said
+    assert f"`smolbench test --run_dir {folder_here / 'run'}`" in said
     # another convention is another score, in a folder of its own
     trained = ["test", "--ckpt_path=run/checkpoints/best.ckpt", "--config=run/config.yaml"]
     assert main([*trained, "--model.convention=llm_c", "--run_dir=other"]) == 0
