@@ -25,7 +25,10 @@ _FREE_TRAINER = {
 }
 _FREE = {"model.teacher_backbone"}
 """Where something lies that is known by its content."""
-_ADDED: dict[str, Any] = {"model.trust_remote_code": False}
+_ADDED: dict[str, Any] = {
+    "model.trust_remote_code": False,
+    "model.rouge_tokenizer": "rouge_score",
+}
 """Options that settings of earlier versions lack, and the value that these runs have had."""
 _SCORING_TRAINER = {
     "precision",
