@@ -262,8 +262,9 @@ class BaseTask(LightningModule, ABC):
         with TrainerRanks(self._trainer).together() if self._trainer else nullcontext():
             if self._trainer is not None and self.paths is not None:
                 self.paths.ranks = TrainerRanks(self._trainer)
-                if self._trainer.ckpt_path is not None:  # what goes on there goes on as it began
-                    self.before_data(read_checkpoint(Path(self._trainer.ckpt_path)))
+                begun = Path(str(self._trainer.ckpt_path))
+                if begun.is_file():  # what goes on there goes on as it began
+                    self.before_data(read_checkpoint(begun))
             self.build_model()
         self._built = True
         # a strategy that spreads weights over processes makes them flat

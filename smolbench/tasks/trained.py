@@ -85,6 +85,8 @@ class TrainedRun:
             task = self.task_class(**given)
             if isinstance(task, ClassificationTask):
                 task.label_names = list(signature.get("labels") or [])
+            if task.paths is not None:
+                task.before_data(state)
             task.configure_model()
             task.on_load_checkpoint(state)
         except (SmolbenchError, TypeError) as error:  # TypeError: options of another version
