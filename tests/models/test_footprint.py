@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 from transformers import LlamaConfig
@@ -165,6 +168,17 @@ def test_what_trains_is_in_float32_whatever_the_files_hold(tmp_path):
     found = training_memory(model, "full", 1, 8)
     assert found.weights == 4 * found.trainable
     assert found.step >= 4 * found.trainable, "all gradients"
+
+
+def test_layers_that_are_dropped_at_random_count(tmp_path):
+    folders = [tiny_backbone("opt"), tmp_path / "model"]
+    shutil.copytree(*folders)
+    config = json.loads((folders[1] / "config.json").read_text())
+    (folders[1] / "config.json").write_text(json.dumps(config | {"layerdrop": 0.9}))
+    plain, dropped = (
+        training_memory(Backbone(str(f), None, "bfloat16"), "full", 3, 20) for f in folders
+    )
+    assert dropped.step == pytest.approx(plain.step, abs=8), "but for the number that was drawn"
 
 
 def test_memory_grows_with_the_batch_and_falls_with_the_method():
