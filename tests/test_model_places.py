@@ -82,7 +82,7 @@ def test_a_run_whose_model_was_renamed(renamed, capsys):
     for command in (
         ["predict", "--run_dir=run", "--text=A gem."],
         ["test", "--run_dir=run"],
-        ["fit", "--run_dir=run", "--ckpt_path=last", "--trainer.max_epochs=2"],
+        ["fit", "--run_dir=run", "--ckpt_path=last", "--trainer.max_epochs=2", "--extend"],
         ["export", "run", "out"],
     ):
         said = refused(capsys, *command)
@@ -94,7 +94,7 @@ def test_a_run_whose_model_was_renamed(renamed, capsys):
     assert [path.parent.name for path in renamed.rglob("results.json")] == ["run"]
     assert main(["export", "run", "out", "--model.backbone", "models/renamed"]) == 0
     assert main(["predict", "--run_dir=run", place, "--before=run", "--text=A gem."]) == 0
-    more = ["--ckpt_path=last", "--trainer.max_epochs=2"]
+    more = ["--ckpt_path=last", "--trainer.max_epochs=2", "--extend"]
     assert main(["fit", "--run_dir=run", *more, place]) == 0
     assert config(Path("run"))["model"]["init_args"]["backbone"] == str(renamed / "models/renamed")
     assert main(["predict", "--run_dir=run", "--text=A gem."]) == 0  # it knows the place now
@@ -105,7 +105,7 @@ def test_other_weights_in_the_new_place_are_refused(renamed, capsys):
     for command in (
         ["predict", "--run_dir=run", "--text=A gem."],
         ["test", "--run_dir=run"],
-        ["fit", "--run_dir=run", "--ckpt_path=last", "--trainer.max_epochs=2"],
+        ["fit", "--run_dir=run", "--ckpt_path=last", "--trainer.max_epochs=2", "--extend"],
     ):
         assert "holds another model than" in refused(capsys, *command, other)
     said = refused(capsys, "export", "run", "out", "--model.backbone", "nowhere")
@@ -136,7 +136,7 @@ def test_a_teacher_whose_model_was_renamed(renamed, capsys):
     # the teacher moves, too
     Path("run").rename("moved")
     Path("models/renamed").rename("models/again")
-    more = ["fit", "--run_dir=student", "--ckpt_path=last", "--trainer.max_epochs=2"]
+    more = ["fit", "--run_dir=student", "--ckpt_path=last", "--trainer.max_epochs=2", "--extend"]
     more += ["--model.teacher=moved", "--model.teacher_backbone=models/again"]
     assert main(more) == 0
     assert main(["test", "--run_dir=student"]) == 0
