@@ -39,7 +39,7 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401 # lazy: an extra
     except ImportError as error:
         raise SmolbenchError(
-            f"--png needs matplotlib ({error}): pip install 'smolbench[plots]'."
+            f"--png needs matplotlib ({error}): `pip install matplotlib` (the extra `plots`)."
         ) from None
 
 

@@ -147,5 +147,5 @@ def _require_optuna() -> None:
         import optuna  # noqa: F401 # lazy: an extra
     except ImportError as error:
         raise SmolbenchError(
-            f"A sweep needs Optuna ({error}): pip install 'smolbench[sweep]'."
+            f"A sweep needs Optuna ({error}): `pip install optuna` (the extra `sweep`)."
         ) from None

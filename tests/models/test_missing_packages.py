@@ -39,7 +39,7 @@ def test_a_tokenizer_that_sentencepiece_reads(installed, tmp_path, there, named)
         _ = Backbone(str(tmp_path), None, "float32").tokenizer
     said = str(refusal.value)
     assert named in said
-    assert "pip install 'smolbench[sentencepiece]'" in said
+    assert "`pip install sentencepiece protobuf` (the extra `sentencepiece`)" in said
     assert "tiktoken" not in said
 
 

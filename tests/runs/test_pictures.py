@@ -146,7 +146,7 @@ def test_a_single_run_has_nothing_to_weigh(folder_here):
 def test_without_matplotlib(three, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["report", "--png", "figures"]) == 2
-    assert "pip install 'smolbench[plots]'" in capsys.readouterr().err
+    assert "`pip install matplotlib` (the extra `plots`)" in capsys.readouterr().err
     assert not (three / "report.html").exists()
 
 

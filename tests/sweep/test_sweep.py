@@ -338,7 +338,7 @@ def test_a_damaged_journal_is_a_sentence(here, capsys):
 def test_without_optuna_it_says_what_to_install(here, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert sweep("--grid=a=1") == 2
-    assert "pip install 'smolbench[sweep]'" in capsys.readouterr().err
+    assert "`pip install optuna` (the extra `sweep`)" in capsys.readouterr().err
 
 
 def test_help_needs_neither_torch_nor_optuna(here):
