@@ -37,8 +37,8 @@ def advice_on_packages(error: BaseException, model: str) -> str | None:
         if not _REQUIRED.search(said) and not _has_file(model, *_SENTENCEPIECE_FILES):
             return None
         missing = _missing("sentencepiece", "protobuf")
-        said = _to_install("Its tokenizer", missing, "sentencepiece protobuf")
-        return said and f"{said.removesuffix('.')} (the extra `sentencepiece`)."
+        advice = _to_install("Its tokenizer", missing, "sentencepiece protobuf")
+        return advice and f"{advice.removesuffix('.')} (the extra `sentencepiece`)."
     if not any(isinstance(one, ImportError) for one in chain):
         return None
     named = next((found for pattern in _NAMED if (found := pattern.findall(said))), [])
