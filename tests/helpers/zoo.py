@@ -231,7 +231,7 @@ ZOO: dict[str, Architecture] = {
         "eos",
     ),
     "bart": Architecture("bart", PAIR, "pair", "both"),
-    "pegasus": Architecture("pegasus", PAIR, "pair", "eos"),
+    "pegasus": Architecture("pegasus", {**PAIR, "scale_embedding": True}, "pair", "eos"),
 }
 """Architectures, each with a modelling file of its own, but for the second llama."""
 
