@@ -21,7 +21,7 @@ LOCK := .ci/constraints.txt
 INSTALL := $(PIP) install --quiet $(if $(LOCK),--constraint $(LOCK),--upgrade --upgrade-strategy eager)
 DEMO := --config imdb_probe --config tiny
 
-.PHONY: demo test test-newest test-oldest lint bench lock clean
+.PHONY: demo test test-zoo test-newest test-oldest lint bench lock clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.installed
@@ -42,6 +42,10 @@ test: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 # what is newest changes without any file here
+# all architectures go all ways; `make test` takes each at least one
+test-zoo: $(VENV)/.installed-dev
+	@SMOLBENCH_ZOO=whole $(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/zoo $(PYTEST_ARGS)
+
 test-newest:
 	@rm -f .venv-newest/.installed-dev
 	@$(MAKE) --no-print-directory test VENV=.venv-newest LOCK=

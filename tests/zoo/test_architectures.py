@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -32,12 +33,23 @@ from tests.helpers.command import results
 from tests.helpers.tiny import TEXTS
 from tests.helpers.zoo import ZOO, zoo_model
 
+WHOLE = os.environ.get("SMOLBENCH_ZOO") == "whole"
+"""Whether every architecture goes every way (`make test-zoo`), or each at least one."""
 LABELS = ("neg", "pos")
 PAIRS = [name for name, made in ZOO.items() if made.kind == "pair"]
 WITHOUT_CLASSIFIER = ["granite", "cohere", "mamba", "falcon_mamba", "lfm2", "recurrent_gemma"]
 """Decoders that transformers has no sequence classification for."""
 CLASSIFIERS = [name for name in ZOO if name not in PAIRS and name not in WITHOUT_CLASSIFIER]
 DECODERS = [name for name, made in ZOO.items() if made.kind == "decoder" and not made.looks_ahead]
+HALF_IN_FLOAT32 = ["mamba", "falcon_mamba", "gemma2", "recurrent_gemma", "gpt2", "bert"]
+"""Those that compute a part in float32 whatever they are loaded in, and two that do not."""
+
+
+def some(names, those):
+    """All names, or in the usual test run only these of them."""
+    return [name for name in names if WHOLE or name in those]
+
+
 LOOKING_AHEAD = [name for name, made in ZOO.items() if made.looks_ahead]
 PROMPT = "Review: {text}\nIt is"
 WORDS = {"neg": "hours", "pos": "week"}
@@ -136,7 +148,9 @@ def test_what_transformers_has_no_classifier_for_is_refused(files, tmp_path, nam
     assert "use ProbeTask" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize(
+    "name", some(ZOO, [*PAIRS, *WITHOUT_CLASSIFIER, *LOOKING_AHEAD, "llama", "mistral", "bert"])
+)
 def test_probed(files, tmp_path, name):
     found = map(scores, trained(files, tmp_path, "ProbeTask", name, PROBED))
     folder = exported(tmp_path)
@@ -158,7 +172,7 @@ def test_probed(files, tmp_path, name):
     assert_equal(found, torch.stack(plain))
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", some(ZOO, HALF_IN_FLOAT32))
 def test_trained_in_bfloat16(files, tmp_path, name):
     task, options = ("FineTuneTask", FINE_TUNED) if name in CLASSIFIERS else ("ProbeTask", PROBED)
     tested, predicted = trained(files, tmp_path, task, name, options, "bfloat16")
@@ -218,7 +232,7 @@ def test_prompted(files, tmp_path, name):
     assert_equal([found], torch.stack(plain))
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", some(DECODERS, ["llama", "mistral", "gpt_neo", "opt", "mamba"]))
 def test_multiple_choice(tmp_path, name):
     found = chosen(tmp_path, name, "float32")
     model = AutoModelForCausalLM.from_pretrained(zoo_model(name)).eval()
@@ -235,7 +249,7 @@ def test_multiple_choice(tmp_path, name):
         torch.testing.assert_close(row, plain, rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", some(DECODERS, HALF_IN_FLOAT32))
 def test_scored_in_bfloat16(files, tmp_path, name):
     for found in (prompted(files, tmp_path, name, "bfloat16"), chosen(tmp_path, name, "bfloat16")):
         assert found.isfinite().all()
