@@ -8,6 +8,7 @@ nowhere else, a few at a time, so no tensor of the size rows x tokens x vocabula
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from smolbench.models.kernels.packed import packed_states
 from smolbench.models.kernels.paths import ways_of
 from smolbench.models.kernels.prefix import SharedPrefix
-from smolbench.models.kernels.products import QuickLinear, product
+from smolbench.models.kernels.products import QuickLinear, onednn_products, product
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,15 +71,23 @@ def last_states(
     if "branch" in batch and ways.branches:
         seen = visible(batch["branch"], 0 if prefix is None else prefix.length)
         if ways.packed and seen.device.type == "cpu" and not torch.is_grad_enabled():
-            return packed_states(model, batch, seen, prefix)
+            with _products(model):
+                return packed_states(model, batch, seen, prefix)
         options["attention_mask"] = seen[:, None]
         options["position_ids"] = batch["position_ids"]
     elif not ways.unmasked and "attention_mask" in batch:
         options["attention_mask"] = _behind(prefix, batch["attention_mask"])
     # else: causal rows never look at their padding, which stands on the right
-    output = body(input_ids=batch["input_ids"], **options)
+    with _products(model):
+        output = body(input_ids=batch["input_ids"], **options)
     states: torch.Tensor = output.last_hidden_state if ways.head else output.logits
     return states
+
+
+def _products(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """How matrices are multiplied where nothing is learned."""
+    on_cpu = model.device.type == "cpu" and not torch.is_grad_enabled()
+    return onednn_products() if on_cpu and ways_of(model).onednn else nullcontext()
 
 
 def _behind(prefix: SharedPrefix | None, mask: torch.Tensor) -> torch.Tensor:
@@ -131,10 +140,9 @@ def token_log_probs(
         if learns:
             # nothing random happens in there
             part = checkpoint(some, *chunk, use_reentrant=False, preserve_rng_state=False)
-        elif head is not None:
-            part = _by_slices(model, head, *chunk)
         else:
-            part = some(*chunk)
+            with _products(model):
+                part = some(*chunk) if head is None else _by_slices(model, head, *chunk)
         parts.append(part)
     return torch.cat(parts)
 
@@ -187,7 +195,8 @@ def next_token_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Ten
     if not ways_of(model).head:
         return states.float()
     head = _head(model)
-    logits: torch.Tensor = head(_in_format_of(head, states)).float()
+    with _products(model):
+        logits: torch.Tensor = head(_in_format_of(head, states)).float()
     return _scaled(model, logits)
 
 

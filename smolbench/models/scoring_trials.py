@@ -13,6 +13,8 @@ from smolbench.models.kernels.paths import Paths, Ways, run_by
 from smolbench.models.kernels.prefix import SharedPrefix, keeps_all_tokens, shared_prefix
 from smolbench.models.kernels.products import (
     float32_is_faster,
+    onednn_is_exact,
+    onednn_is_faster,
     products_are_right,
     use_quick_products,
 )
@@ -43,12 +45,13 @@ def score_by_proven_paths(model: PreTrainedModel, paths: Paths, device: torch.de
     branches = decide("branches", lambda: trials.branches(plain, prefix=prefix))
     ways = replace(plain, prefix=prefix, branches=branches)
     if on_cpu:
-        half = model.dtype == torch.bfloat16
+        half, whole = (model.dtype == dtype for dtype in (torch.bfloat16, torch.float32))
         ways = replace(
             ways,
             packed=branches and decide("packed", lambda: trials.packed(ways)),
             slices=head and decide("slices", lambda: trials.slices(plain)),
             products=half and decide("products", _products, faster=float32_is_faster),
+            onednn=whole and decide("onednn", _onednn, faster=onednn_is_faster),
         )
         if ways.products:
             use_quick_products(model)
@@ -57,6 +60,10 @@ def score_by_proven_paths(model: PreTrainedModel, paths: Paths, device: torch.de
 
 def _products() -> bool:
     return proven("Multiplying bfloat16 as float32", products_are_right)
+
+
+def _onednn() -> bool:
+    return proven("Multiplying float32 by oneDNN", onednn_is_exact)
 
 
 class _Trials(Trials):

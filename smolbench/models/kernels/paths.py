@@ -42,6 +42,7 @@ class Ways:
         head: The language-model head is run at the positions that are scored, not at all.
         slices: The head's vocabulary is computed in parts (CPU, no gradient).
         products: Matrices in bfloat16 are multiplied as float32 (CPU, no gradient).
+        onednn: Matrices in float32 are multiplied by oneDNN (CPU, no gradient).
         beams: Beams of a document share the keys and values of its tokens.
     """
 
@@ -52,6 +53,7 @@ class Ways:
     head: bool = False
     slices: bool = False
     products: bool = False
+    onednn: bool = False
     beams: bool = False
 
 

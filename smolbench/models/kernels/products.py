@@ -1,15 +1,21 @@
-"""Products of bfloat16 matrices on processors that are faster with float32.
+"""Products of matrices in the way that is fastest on a processor.
 
 An instruction for bfloat16 is no promise of speed: many processors without matrix tiles (AMX), and
 all that only emulate it, multiply float32 faster. A product of two bfloat16 numbers is exact in
 float32, and both ways add them up in float32, so that the result is the same up to the order of the
 additions, before it is rounded to bfloat16.
+
+PyTorch multiplies float32 matrices on a CPU by MKL, which some processors are slow with; oneDNN
+takes over where less than the highest precision is asked for. On processors with matrix tiles it
+may then compute in bfloat16, so that its error is measured.
 """
 
 from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +26,8 @@ from smolbench.models.kernels.proof import as_exact
 MIN_ROWS = 32
 """Rows from which on widening the weights costs less than it gains."""
 _SIZE, _ROUNDS, _GAIN = 768, 5, 0.8
+_EXACT = 1e-5
+"""Largest error of a float32 product, of its largest number."""
 
 
 class QuickLinear(nn.Linear):
@@ -103,19 +111,56 @@ def float32_is_faster() -> bool:
 
     Tried once in a process, in some hundredths of a second.
     """
-    generator = torch.Generator().manual_seed(0)
-    states, weight = (
-        torch.randn(_SIZE, _SIZE, generator=generator).to(torch.bfloat16) for _ in range(2)
-    )
-    native, wide = [], []
+    states, weight = (_random(_SIZE, _SIZE).to(torch.bfloat16) for _ in range(2))
+    return _is_faster(lambda: _by_float32(states, weight, None), lambda: F.linear(states, weight))
+
+
+@contextmanager
+def onednn_products() -> Iterator[None]:
+    """Multiply float32 matrices by oneDNN on a CPU, for as long as this lasts."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@functools.cache
+def onednn_is_faster() -> bool:
+    """Whether this processor multiplies float32 matrices faster by oneDNN; tried once."""
+    states, weight = (_random(_SIZE, _SIZE) for _ in range(2))
+
+    def by_onednn() -> torch.Tensor:
+        with onednn_products():
+            return F.linear(states, weight)
+
+    return _is_faster(by_onednn, lambda: F.linear(states, weight))
+
+
+def onednn_is_exact() -> bool:
+    """Whether float32 products by oneDNN are float32 products."""
+    for rows, inputs, outputs in ((1, 96, 40), (MIN_ROWS + 8, 576, 1536), (200, 1536, 576)):
+        states, weight, bias = _random(rows, inputs), _random(outputs, inputs), _random(outputs)
+        exact = F.linear(states.double(), weight.double(), bias.double())
+        with onednn_products():
+            found = F.linear(states, weight, bias).double()
+        if float((found - exact).abs().max()) > _EXACT * float(exact.abs().max()):
+            return False
+    return True
+
+
+def _random(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def _is_faster(own: Callable[[], torch.Tensor], usual: Callable[[], torch.Tensor]) -> bool:
+    seconds: dict[bool, list[float]] = {True: [], False: []}
     with torch.inference_mode():
         for number in range(_ROUNDS + 1):
-            begin = time.perf_counter()
-            F.linear(states, weight)
-            between = time.perf_counter()
-            _by_float32(states, weight, None)
-            end = time.perf_counter()
-            if number:  # the first call also sets kernels up
-                native.append(between - begin)
-                wide.append(end - between)
-    return min(wide) < _GAIN * min(native)
+            for ours, compute in ((False, usual), (True, own)):
+                begin = time.perf_counter()
+                compute()
+                if number:  # the first call also sets kernels up
+                    seconds[ours].append(time.perf_counter() - begin)
+    return min(seconds[True]) < _GAIN * min(seconds[False])

@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from smolbench.models import scoring_trials
+from smolbench.models.causal_lm import LanguageModel, load_language_model
 from smolbench.models.kernels import products
+from smolbench.models.kernels.paths import ways_of
 from smolbench.models.kernels.products import (
     MIN_ROWS,
     QuickLinear,
@@ -14,6 +17,8 @@ from smolbench.models.kernels.products import (
     products_are_right,
     use_quick_products,
 )
+from smolbench.models.scoring import last_states
+from tests.helpers.tiny import tiny_language_model
 
 
 @pytest.fixture
@@ -87,3 +92,43 @@ def test_the_faster_way_is_found_by_trying_both(monkeypatch):
     assert products.float32_is_faster.__wrapped__()
     seconds[torch.float32] = 1.9  # not worth it
     assert not products.float32_is_faster.__wrapped__()
+
+
+# -- float32 --------------------------------------------------------------------------------------
+
+
+def test_float32_products_are_exact_and_the_setting_is_put_back():
+    assert products.onednn_is_exact()
+    assert torch.get_float32_matmul_precision() == "highest"
+    with pytest.raises(RuntimeError), products.onednn_products():
+        raise RuntimeError
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_products_that_round_to_bfloat16_are_not_float32_products(monkeypatch):
+    linear = nn.functional.linear
+
+    def rounded(states, weight, bias=None):
+        if torch.get_float32_matmul_precision() == "highest":
+            return linear(states, weight, bias)
+        return linear(states.bfloat16().float(), weight.bfloat16().float(), bias)
+
+    monkeypatch.setattr(products.F, "linear", rounded)
+    assert not products.onednn_is_exact()
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_language_models_are_scored_by_the_faster_products(monkeypatch, faster):
+    monkeypatch.setattr(scoring_trials, "onednn_is_faster", lambda: faster)
+    folder = tiny_language_model("llama")
+    model = load_language_model(LanguageModel(folder, None, "float32"), torch.float32)
+    assert ways_of(model).onednn is faster
+    seen = []
+    model.model.norm.register_forward_hook(
+        lambda *_: seen.append(torch.get_float32_matmul_precision())
+    )
+    ids = torch.tensor([[5, 9, 200, 31]])
+    with torch.no_grad():
+        last_states(model, {"input_ids": ids})
+    last_states(model, {"input_ids": ids})  # where something is learned
+    assert seen == ["medium" if faster else "highest", "highest"]

@@ -34,7 +34,8 @@ def load(dtype=torch.float32, kind="llama"):
 
 
 def taken(model):
-    return {name for name, value in vars(ways_of(model)).items() if value}
+    """The paths that a model is run by, without those that depend on the processor."""
+    return {name for name, value in vars(ways_of(model)).items() if value} - {"products", "onednn"}
 
 
 def without_cache(forward):
@@ -92,7 +93,7 @@ def own_choices(model, context, endings):
 def test_all_paths_hold_with_the_installed_libraries(caplog):
     with caplog.at_level(logging.WARNING, "smolbench"):
         assert taken(load()) == ALL
-        assert taken(load(torch.bfloat16)) >= ALL
+        assert taken(load(torch.bfloat16)) == ALL
     assert not caplog.records
 
 
