@@ -100,6 +100,8 @@ class Backbone:
         self.trust_remote_code = trust_remote_code
         self._asked_revision = revision
         self.paths = Paths()
+        self.tried_here = False
+        """Whether this process has tried itself what :meth:`facts` says of paths."""
 
     @cached_property
     def location(self) -> str:
@@ -366,6 +368,7 @@ class Backbone:
             except (ValueError, TypeError, KeyError):
                 log.warning("%s is damaged and is made anew.", path)
         model = self.load(device)
+        self.tried_here = True
         with torch.inference_mode():
             row = trial_rows(model, 1, 3)
             outputs = layer_outputs(model, None, row, torch.ones_like(row))

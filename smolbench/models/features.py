@@ -293,9 +293,11 @@ class FrozenFeatures:
         ways = self.ways(device)
         model = self.backbone.load(device)
         shared_ids = self.encoder.shared_ids
-        if ways.prefix and not shares_prefix(model, device):
-            self.backbone.forget_facts(device)
-            raise _PathLostError
+        if ways.prefix and not self.backbone.tried_here:
+            if not shares_prefix(model, device):
+                self.backbone.forget_facts(device)
+                raise _PathLostError
+            self.backbone.tried_here = True
         prefix = shared_prefix(model, shared_ids) if ways.prefix else None
         # a network that cannot share the beginning must read it in every row
         in_front = torch.tensor(shared_ids if prefix is None else [], dtype=torch.long)
