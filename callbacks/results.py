@@ -20,6 +20,7 @@ from smolbench.callbacks.folder import run_folder
 from smolbench.callbacks.graceful_stop import RunInterrupted
 from smolbench.callbacks.values import counted, plain
 from smolbench.files import rename_when_on_disk, write_atomically
+from smolbench.processor import processor_name
 from smolbench.protocols import HasFacts, Predicts, ShowsSamples, offered
 from smolbench.runs.results import FILE_NAME, Results, read_results, write_results
 from smolbench.runs.samples import write_samples
@@ -215,7 +216,7 @@ def _is_of_test(key: str) -> bool:
 
 def _hardware(trainer: Trainer) -> dict[str, Any]:
     device = trainer.strategy.root_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     facts: dict[str, Any] = {
         "hardware/device": device.type,
         "hardware/name": name,
@@ -235,15 +236,6 @@ def _packages() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _write_parquet(path: Path, columns: Mapping[str, Any]) -> None:

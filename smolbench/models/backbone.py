@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 
 from smolbench.digest import digest, folder_content
@@ -214,7 +215,7 @@ class Backbone:
             SmolbenchError: If there are any among them.
         """
         known = getattr(self.config.get_text_config(), "vocab_size", None)
-        if not known or not len(ids) or (largest := int(max(ids))) < known:
+        if not known or not len(ids) or (largest := int(np.max(ids))) < known:
             return
         raise SmolbenchError(
             f"This run needs the token {self.tokenizer.convert_ids_to_tokens(largest)!r} (id "

@@ -76,7 +76,7 @@ def last_states(
         options["attention_mask"] = seen[:, None]
         options["position_ids"] = batch["position_ids"]
     elif not ways.unmasked and "attention_mask" in batch:
-        options["attention_mask"] = _behind(prefix, batch["attention_mask"])
+        options["attention_mask"] = batch["attention_mask"]  # nothing stands in front of such rows
     # else: causal rows never look at their padding, which stands on the right
     with _products(model):
         output = body(input_ids=batch["input_ids"], **options)
@@ -88,11 +88,6 @@ def _products(model: PreTrainedModel) -> AbstractContextManager[None]:
     """How matrices are multiplied where nothing is learned."""
     on_cpu = model.device.type == "cpu" and not torch.is_grad_enabled()
     return onednn_products() if on_cpu and ways_of(model).onednn else nullcontext()
-
-
-def _behind(prefix: SharedPrefix | None, mask: torch.Tensor) -> torch.Tensor:
-    """A mask ``(B, T)`` with the tokens in front of every row, shape ``(B, P + T)``."""
-    return mask if prefix is None else torch.nn.functional.pad(mask, (prefix.length, 0), value=1)
 
 
 def visible(branch: torch.Tensor, before: int = 0) -> torch.Tensor:

@@ -9,20 +9,16 @@ resumed training, a test and the caches take it from there.
 from __future__ import annotations
 
 import functools
-import logging
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from smolbench.processor import processor_name
 from smolbench.ranks import Ranks
-
-log = logging.getLogger("smolbench")
 
 FORWARD = 2
 """Rises when smolbench's own paths give other numbers than before."""
@@ -78,15 +74,6 @@ def forward_environment() -> str:
     return ", ".join([f"forward {FORWARD}", *versions])
 
 
-@functools.cache
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((ln.split(":", 1)[1].strip() for ln in lines if ln.startswith("model name")), "")
-
-
 class Paths:
     """What one run has decided.
 
@@ -129,7 +116,7 @@ class Paths:
     @property
     def under(self) -> str:
         """What the decisions hold under: libraries and processor."""
-        return f"{forward_environment()}, {_processor()}"
+        return f"{forward_environment()}, {processor_name()}"
 
     def facts(self) -> dict[str, Any]:
         """What was decided, under the keys of ``results.json``."""
