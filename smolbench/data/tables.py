@@ -10,10 +10,13 @@ import json
 import logging
 import re
 import shutil
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FORMAT = 1
+SimilarLabels = Literal["refuse", "merge", "keep"]
+"""What becomes of labels that differ only in how they are spelled."""
 MAX_CLASSES = 10_000
 """More different labels than this are taken for a mistake, such as the text's column."""
 
@@ -77,21 +82,27 @@ class Table:
 
 
 def checked_table(
-    reader: Reader, folder: Path, key: str, known: Sequence[str] | None, known_from: str = ""
+    reader: Reader,
+    folder: Path,
+    key: str,
+    known: Sequence[str] | None,
+    known_from: str = "",
+    similar: SimilarLabels = "refuse",
 ) -> Table:
     """Open a table in the cache, after reading and checking its rows where it is missing.
 
     Args:
         reader: Where the rows come from.
         folder: Folder of the tables; made where missing.
-        key: Digest of what ``reader`` reads and of ``known``.
+        key: Digest of what ``reader`` reads, of ``known`` and of ``similar``.
         known: Names of the classes that may occur, in the order of their numbers; without, all
             labels that occur are classes, in numerical order if all are numbers, else sorted.
         known_from: Where the known classes come from, for messages.
+        similar: What becomes of labels that differ only in case, width or the spelling of a number.
 
     Raises:
-        SmolbenchError: If a row is not a text with a label, a label is not known, there are no
-            rows, or the folder cannot be written or is full.
+        SmolbenchError: If a row is not a text with a label, a label is not known or spelled in two
+            ways, there are no rows, or the folder cannot be written or is full.
     """
     table = _open(folder / key, warn=False)
     if table is not None:
@@ -105,7 +116,7 @@ def checked_table(
         if table is None:
             with writing(folder):
                 shutil.rmtree(folder / key, ignore_errors=True)
-                _write(folder / key, reader, known, known_from)
+                _write(folder / key, reader, _Classes(reader, known, known_from, similar))
             table = _open(folder / key, warn=True)
     if table is None:
         raise SmolbenchError(
@@ -157,17 +168,16 @@ def _open(entry: Path, *, warn: bool) -> Table | None:
     return Table(rows, names)
 
 
-def _write(entry: Path, reader: Reader, known: Sequence[str] | None, known_from: str) -> None:
+def _write(entry: Path, reader: Reader, classes: _Classes) -> None:
     """Read and check all rows into a folder that gets its name when it is complete."""
     part = entry.with_name(f"{entry.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
     try:
         part.mkdir()
-        classes = _Classes(reader, known, known_from)
         _write_rows(part / "rows.arrow", reader, classes)
-        names = classes.sorted_names()
-        if names != classes.names:
-            _renumber(part / "rows.arrow", [names.index(name) for name in classes.names])
+        names, numbers = classes.finished()
+        if numbers != list(range(len(numbers))):
+            _renumber(part / "rows.arrow", numbers)
         meta = {
             "format": FORMAT,
             "bytes": (part / "rows.arrow").stat().st_size,
@@ -290,19 +300,32 @@ def refuse_encoding(chunk: Chunk, reader: Reader, what: str = "text") -> None:
 
 
 class _Classes:
-    """Numbers the labels in the order in which they occur, or as it is told."""
+    """Numbers the labels in the order in which they occur, or as it is told.
 
-    def __init__(self, reader: Reader, known: Sequence[str] | None, known_from: str) -> None:
-        self.names = list(known or ())
+    White space around a label and the composition of its accents never make a class.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        known: Sequence[str] | None,
+        known_from: str,
+        similar: SimilarLabels,
+    ) -> None:
         self._fixed = known is not None
         self._known_from = known_from
+        self._similar = similar
         self._reader = reader
-        self._numbers = {name: number for number, name in enumerate(self.names)}
+        self._spelled = [_composed(name) for name in known or ()]
+        self._names = list(self._spelled)  # of 1.0, where a number is meant, it is 1
+        self._counts = [0] * len(self._names)
+        self._numbers = {name: n for n, name in reversed(list(enumerate(self._spelled)))}
+        self._of_key = {spelling_key(name): self._numbers[name] for name in self._spelled}
         # the type is part of the key: 1 and True would be one
         self._by_value: dict[tuple[type, Any], int] = {}
 
     def numbers_of(self, chunk: Chunk) -> list[int]:
-        """Class numbers of a chunk's labels.
+        """Numbers of a chunk's labels, until :meth:`finished` says which class each is.
 
         Raises:
             SmolbenchError: If a label is missing, no class, or not known.
@@ -314,41 +337,100 @@ class _Classes:
                 found.append(known[type(value), value])
             except (KeyError, TypeError):  # a list or mapping has no hash
                 found.append(self._number_of(value, number))
+        for number, count in Counter(found).items():
+            self._counts[number] += count
         return found
 
-    def sorted_names(self) -> list[str]:
-        """The classes in their final order."""
-        if self._fixed:
-            return self.names
-        if all(_NUMBER.fullmatch(name) for name in self.names):
-            return sorted(self.names, key=lambda name: (float(name), name))
-        return sorted(self.names)
+    def finished(self) -> tuple[list[str], list[int]]:
+        """The classes in their final order, and of every number so far the class it is.
+
+        Raises:
+            SmolbenchError: If labels differ only in how they are spelled, and nothing says whether
+                they are one class.
+        """
+        self._refuse_similar()
+        classes = list(self._names)
+        if self._similar == "merge":
+            for group in self._groups():
+                # by rows, not by their order: a file that is shuffled has the same names
+                name = max((self._counts[n], self._names[n]) for n in group)[1]
+                for number in group:
+                    classes[number] = name
+        names = list(dict.fromkeys(classes))
+        if not self._fixed:
+            numeric = all(_NUMBER.fullmatch(name) for name in names)
+            names.sort(key=(lambda name: (float(name), name)) if numeric else None)
+        return names, [names.index(name) for name in classes]
+
+    def _groups(self) -> list[list[int]]:
+        """Numbers of spellings that differ, but not in what they say."""
+        groups: dict[str | Decimal, list[int]] = {}
+        for number, name in enumerate(self._spelled):
+            groups.setdefault(spelling_key(name), []).append(number)
+        return [group for group in groups.values() if len({self._spelled[n] for n in group}) > 1]
+
+    def _refuse_similar(self) -> None:
+        groups = self._groups() if self._similar == "refuse" else []
+        if not groups:
+            return
+        said = [
+            " and ".join(f"{shown(self._spelled[n])} ({self._counts[n]})" for n in group)
+            for group in groups
+        ]
+        more = f", and {len(said) - 6} more" if len(said) > 6 else ""
+        raise SmolbenchError(
+            f"{self._reader.name} has labels that differ only in how they are spelled, with the"
+            f" rows of each: {', '.join(said[:6])}{more}; correct them, or give"
+            " --data.similar_labels merge, which makes one class of each group, or keep, which"
+            " leaves every spelling a class."
+        )
 
     def _number_of(self, value: object, number: int) -> int:
-        name = self._name(value, number)
-        if name not in self._numbers:
-            if self._fixed:
-                raise SmolbenchError(
-                    f"{self._reader.place(number)}: the label {shown(name)} does not occur in"
-                    f" {self._known_from}, whose labels are {listed(self.names)}; correct it,"
-                    " remove the row, or train on such rows too."
-                )
-            if len(self.names) == MAX_CLASSES:
+        name, spelled = self._name(value, number)
+        if self._fixed:
+            found = self._numbers.get(name, self._numbers.get(spelled))
+            found = self._known_by_key(name, number) if found is None else found
+        elif spelled in self._numbers:
+            found = self._numbers[spelled]
+        else:
+            found = len(self._names)
+            if found == MAX_CLASSES:
                 raise SmolbenchError(
                     f"{self._reader.name} has more than {MAX_CLASSES} different labels, the last"
                     f" {shown(name)}; name the column of the classes with --data.label_column."
                 )
-            self._numbers[name] = len(self.names)
-            self.names.append(name)
-        self._by_value[type(value), value] = self._numbers[name]
-        return self._numbers[name]
+            self._numbers[spelled] = found
+            self._names.append(name)
+            self._spelled.append(spelled)
+            self._counts.append(0)
+        self._by_value[type(value), value] = found
+        return found
 
-    def _name(self, value: object, number: int) -> str:
-        """A label as a class's name."""
+    def _known_by_key(self, name: str, number: int) -> int:
+        """The known class that a label is another spelling of."""
+        place = self._reader.place(number)
+        found = self._of_key.get(spelling_key(name))
+        if found is None or self._similar == "keep":
+            raise SmolbenchError(
+                f"{place}: the label {shown(name)} does not occur in {self._known_from}, whose"
+                f" labels are {listed(self._names)}; correct it, remove the row, or train on such"
+                " rows too."
+            )
+        if self._similar == "refuse":
+            raise SmolbenchError(
+                f"{place}: the label {shown(name)} differs only in how it is spelled from"
+                f" {shown(self._names[found])}, a label of {self._known_from}; correct it, or give"
+                " --data.similar_labels merge, which takes them for one class."
+            )
+        return found
+
+    def _name(self, value: object, number: int) -> tuple[str, str]:
+        """A label as a class's name, and as it was spelled."""
         place = self._reader.place
+        spelled = _composed(str(value)) if isinstance(value, str | int | float) else ""
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # whole numbers become floats where a column has gaps
-        name = str(value).strip() if isinstance(value, str | int | float) else ""
+        name = spelled if isinstance(value, str) else str(value)
         if value is None or value != value or (isinstance(value, str) and not name):
             raise SmolbenchError(
                 f"{place(number)}: the label is missing; fill it in, or remove the row."
@@ -375,7 +457,21 @@ class _Classes:
                 f"{place(number)}: the label holds a NUL character (byte 0); remove it, or"
                 f" {self._reader.encoding_advice()}."
             )
-        return name
+        return name, spelled
+
+
+def _composed(label: str) -> str:
+    """A label without what no reader sees: white space around it, how accents are composed."""
+    return unicodedata.normalize("NFC", label.strip())
+
+
+def spelling_key(name: str) -> str | Decimal:
+    """What spellings of one name share: a number's value, else the name without case and width."""
+    letters = "".join(c for c in name if unicodedata.category(c) != "Cf")
+    plain = unicodedata.normalize("NFKC", letters)
+    if _NUMBER.fullmatch(plain):
+        return Decimal(plain)
+    return " ".join(unicodedata.normalize("NFKC", plain.casefold()).split())
 
 
 def _kind(value: object) -> str:

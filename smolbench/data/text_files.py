@@ -19,7 +19,7 @@ from smolbench.data.own_rows import (
 )
 from smolbench.data.readers import HubReader
 from smolbench.data.sources import Source, hold_out_test
-from smolbench.data.tables import Table, checked_table, shown
+from smolbench.data.tables import SimilarLabels, Table, checked_table, shown
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 
@@ -29,8 +29,9 @@ class TextFilesDataModule(TextDataModule):
 
     Files are CSV, TSV, JSON lines (``.jsonl``), each also compressed (``.gz``), or Parquet, by
     their ending. Labels are names or whole numbers; the classes are those of the training rows, in
-    numerical order if all are numbers, else sorted. Files are read and checked once and kept as an
-    Arrow file in ``cache_dir``; a file that changed is read again.
+    numerical order if all are numbers, else sorted. White space around a label and the Unicode
+    composition of its accents make no class. Files are read and checked once and kept as an Arrow
+    file in ``cache_dir``; a file that changed is read again.
 
     Args:
         train_file: File of the training rows. Give it or ``dataset_id``.
@@ -38,6 +39,10 @@ class TextFilesDataModule(TextDataModule):
         test_file: File of the test rows; without, ``test_fraction`` of the training file's rows.
         text_column: Name of the column of the texts.
         label_column: Name of the column of the labels.
+        similar_labels: What becomes of labels that differ only in case, width or the spelling of a
+            number, as ``Pos`` and ``pos``, ``1`` and ``1.0``, or ``true`` and ``"True"``:
+            ``refuse`` names them; ``merge`` makes one class of them, with the name that most
+            training rows have; ``keep`` leaves each a class.
         test_fraction: Share of the rows held out for the test, stratified by label and drawn with
             ``split_seed``, where there are no test rows of their own.
         encoding: Encoding of the files, such as ``utf-8``, ``cp1252`` or ``utf-16``.
@@ -62,6 +67,7 @@ class TextFilesDataModule(TextDataModule):
         test_file: str | None = None,
         text_column: str = "text",
         label_column: str = "label",
+        similar_labels: SimilarLabels = "refuse",
         test_fraction: float = TEST_FRACTION,
         encoding: str = ENCODING,
         dataset_id: str | None = None,
@@ -73,6 +79,7 @@ class TextFilesDataModule(TextDataModule):
         **options: Any,  # noqa: ANN401 - those of the base class
     ) -> None:
         super().__init__(source="sample" if source == "sample" else "hub", **options)
+        self.similar_labels: SimilarLabels = similar_labels
         self.test_fraction = test_fraction
         self.own = OwnRows(
             train_file=train_file,
@@ -139,6 +146,7 @@ class TextFilesDataModule(TextDataModule):
                 self._table_key(f"{reader.path.suffixes} {content}", names),
                 names,
                 train_name,
+                self.similar_labels,
             )
             if names is None:
                 names, train_name = tables[split].label_names, reader.name
@@ -162,6 +170,7 @@ class TextFilesDataModule(TextDataModule):
                 self._table_key(content, names),
                 names,
                 f"its split {wanted['train']!r}",
+                self.similar_labels,
             )
             names = tables["train"].label_names
         return tables, dataset_id, loaded.revision
@@ -169,11 +178,12 @@ class TextFilesDataModule(TextDataModule):
     def _table_key(self, content: str, names: Sequence[str] | None) -> str:
         return digest(
             {
-                "table": 1,
+                "table": 2,
                 "content": content,
                 "columns": [self.own.text_column, self.own.other_column],
                 "encoding": self.own.encoding,
                 "names": None if names is None else list(names),
+                "similar_labels": self.similar_labels,
             }
         )
 

@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import shutil
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -150,6 +151,114 @@ def test_other_files_use_the_numbers_of_the_training_file(module):
     assert list(data.split("test").labels) == [2, 1]
     assert list(data.split("val").labels) == [2]
     assert len(data.split("train")) == 30
+
+
+def labelled(kind, labels):
+    """A file of a kind with a row for each label; CSV and TSV write what Python writes."""
+    if kind == "parquet":
+        sink = pa.BufferOutputStream()
+        texts = [f"t {i}" for i in range(len(labels))]
+        pq.write_table(pa.table({"text": texts, "label": labels}), sink)
+        return sink.getvalue().to_pybytes()
+    if kind == "jsonl":
+        rows = [json.dumps({"text": f"t {i}", "label": x}) for i, x in enumerate(labels)]
+        return ("\n".join(rows) + "\n").encode()
+    tab = "," if kind == "csv" else "\t"
+    return "".join(
+        ["text" + tab + "label\n", *(f"t {i}{tab}{x}\n" for i, x in enumerate(labels))]
+    ).encode()
+
+
+KINDS = ("csv", "tsv", "jsonl", "parquet")
+ACCENT = unicodedata.normalize("NFD", "Café")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_white_space_and_composition_make_no_class(module, kind):
+    labels = ["Café", ACCENT, " Café\u00a0", "tea", "\ttea "] * 3
+    labels = ["Café", "tea"] + (labels if kind not in ("tsv",) else [x.strip() for x in labels])
+    data = module({f"t.{kind}": labelled(kind, labels), f"e.{kind}": labelled(kind, labels[1:])})
+    assert data.label_names == ["Café", "tea"]
+    assert len(data.load_hub().splits["test"]) == len(labels) - 1
+
+
+SPELLINGS = [
+    (["Pos", "pos", "pos", "neg"], "'Pos' (1) and 'pos' (2)", ["neg", "pos"]),
+    (["1", "1.0", "1.0", "2"], "'1' (1) and '1.0' (2)", ["1.0", "2"]),
+    (["01", "1", "1", "2"], "'01' (1) and '1' (2)", ["1", "2"]),
+    (["true", "True", "True", "no"], "'true' (1) and 'True' (2)", ["True", "no"]),
+    (["\uff21", "a", "a", "b"], "'\uff21' (1) and 'a' (2)", ["a", "b"]),
+    (["a b", "A  B", "A  B", "b"], "'a b' (1) and 'A  B' (2)", ["A  B", "b"]),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("labels", "pair", "merged"), SPELLINGS)
+def test_two_spellings_of_a_label_are_refused_merged_or_kept(module, kind, labels, pair, merged):
+    files = {f"{name}.{kind}": labelled(kind, labels) for name in "te"}
+    with pytest.raises(SmolbenchError, match="similar_labels merge") as error:
+        module(files, val_fraction=0).load_hub()
+    assert pair in str(error.value)
+    data = module(files, val_fraction=0, similar_labels="merge")
+    assert data.label_names == merged
+    counts = [3, 1] if merged[0] in labels[:3] else [1, 3]
+    assert np.bincount(data.load_hub().splits["test"]["label"]).tolist() == counts
+    assert len(module(files, val_fraction=0, similar_labels="keep").label_names) == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "pair"),
+    [([1, 1.0, "2"], "'1' (1) and '1.0'"), ([True, "true", False], "'True' (1) and")],
+)
+def test_numbers_and_truths_of_json_follow_the_same_rule(module, labels, pair):
+    files = {"t.jsonl": labelled("jsonl", labels), "e.jsonl": labelled("jsonl", labels)}
+    with pytest.raises(SmolbenchError, match="differ only in how they are spelled") as error:
+        module(files, val_fraction=0).load_hub()
+    assert pair in str(error.value)
+    assert len(module(files, val_fraction=0, similar_labels="merge").label_names) == 2
+
+
+def test_long_numbers_are_not_rounded_to_one_class(module):
+    labels = ["90071992547409921", "90071992547409922"] * 3
+    files = {f"{name}.csv": labelled("csv", labels) for name in "te"}
+    assert module(files, val_fraction=0).label_names == labels[:2]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "same"),
+    [
+        (("csv", ["1", "2"]), ("parquet", [1.0, 2.0]), True),
+        (("parquet", [1.0, 2.0]), ("csv", ["2", "1"]), True),
+        (("csv", ["1.0", "2.0"]), ("parquet", [1.0, 2.0]), True),
+        (("csv", ["1", "2"]), ("tsv", ["1.0", "2.0"]), False),
+        (("parquet", [True, False]), ("csv", ["true", "false"]), False),
+        (("csv", ["Pos", "neg"]), ("jsonl", ["pos", "neg"]), False),
+    ],
+)
+def test_another_file_may_spell_labels_otherwise_if_that_is_said(module, train, test, same):
+    def build(**options):
+        files = {"t." + train[0]: labelled(train[0], train[1] * 4), "e." + test[0]: labelled(*test)}
+        return module(files, val_fraction=0, **options)
+
+    if not same:
+        with pytest.raises(SmolbenchError, match=r"a label of t.*similar_labels merge"):
+            build().load_hub()
+        with pytest.raises(SmolbenchError, match="does not occur in t"):
+            build(similar_labels="keep").load_hub()
+    data = build(**({} if same else {"similar_labels": "merge"}))
+    assert sorted(data.split("test").labels) == [0, 1]
+
+
+def test_class_names_of_the_hub_that_are_alike(module, monkeypatch):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["pos", "neg", "Pos"])})
+    rows = Dataset.from_dict({"text": list("abcdef"), "label": [0, 1, 2] * 2}, features=features)
+    source = Source({"train": rows, "test": rows}, id="x/y", revision="r")
+    monkeypatch.setattr(own_rows, "load_hub", lambda *_, **__: source)
+    with pytest.raises(SmolbenchError, match=r"'pos' \(2\) and 'Pos' \(2\)"):
+        module({}, dataset_id="x/y", val_fraction=0).load_hub()
+    data = module({}, dataset_id="x/y", val_fraction=0, similar_labels="merge")
+    assert data.label_names == ["pos", "neg"]
+    assert np.bincount(data.load_hub().splits["test"]["label"]).tolist() == [4, 2]
 
 
 # -- splits ---------------------------------------------------------------------------------------
