@@ -20,6 +20,7 @@ from smolbench.callbacks.folder import run_folder
 from smolbench.callbacks.graceful_stop import RunInterrupted
 from smolbench.callbacks.values import counted, plain
 from smolbench.files import rename_when_on_disk, write_atomically
+from smolbench.notices import begin, gathered, kept
 from smolbench.processor import processor_name
 from smolbench.protocols import HasFacts, Predicts, ShowsSamples, offered
 from smolbench.runs.results import FILE_NAME, Results, read_results, write_results
@@ -53,6 +54,7 @@ class ResultsWriter(Callback):
         self.folder = Path()
         self.results: Results = {}
         self._status_before: str | None = None
+        self._warnings: list[str] = []
         self._silent = False
 
     def claim(self, folder: Path) -> None:
@@ -90,6 +92,7 @@ class ResultsWriter(Callback):
             return
         known = read_results(self.folder) if (self.folder / FILE_NAME).is_file() else {}
         self._status_before = known.get("status")
+        self._warnings = kept(known.get("warnings"), _stage(trainer))
         hardware = _hardware(trainer)
         if stage == "fit":
             self.results = {**known, **self.identity, **hardware, "status": "running"}
@@ -134,6 +137,7 @@ class ResultsWriter(Callback):
             return
         for key in tested:
             del self.results[key]
+        self._warnings = kept(self._warnings, "test")
         (self.folder / "predictions.parquet").unlink(missing_ok=True)
         write_results(self.folder, self.results)
 
@@ -168,6 +172,7 @@ class ResultsWriter(Callback):
         """Add what was measured behind a test."""
         if trainer.state.fn == "test" and not self._silent:
             self._write(trainer, self._status_before or "finished")
+        begin()  # what comes next in this process is another run, or stage
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -205,7 +210,12 @@ class ResultsWriter(Callback):
                     value = False  # an earlier attempt of this run has paid for it
                 self.results[key] = value
         self.results["status"] = status
+        self.results["warnings"] = gathered(self._warnings, _stage(trainer))
         write_results(self.folder, self.results)
+
+
+def _stage(trainer: Trainer) -> str:
+    return str(trainer.state.fn.value) if trainer.state.fn is not None else "fit"
 
 
 def _is_of_test(key: str) -> bool:

@@ -20,6 +20,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from smolbench.callbacks import BatchWatch, GracefulStop, RunInterrupted
 from smolbench.errors import SmolbenchError
 from smolbench.invocation import Invocation, Subcommand, read_invocation
+from smolbench.notices import begin
 from smolbench.prediction import predict
 from smolbench.run_folder import remove_empty
 from smolbench.runs.results import FILE_NAME, read_results
@@ -47,6 +48,7 @@ def run(subcommand: Subcommand, arguments: list[str]) -> int:
         SmolbenchError: For a user's mistake.
     """
     _quieten_libraries()
+    begin()
     call = read_invocation(subcommand, arguments)
     if not call.only_shown and (newer := untried()):
         log.warning(newer)

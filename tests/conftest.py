@@ -38,6 +38,8 @@ deprecations.watch()
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from smolbench.notices import begin  # noqa: E402
+
 # a second one only waits where models are this small, and costs most where others want it, too
 torch.set_num_threads(1)
 
@@ -66,7 +68,8 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The seed that a test leaves behind must not reach the next one."""
+    """The seed and warnings that a test leaves behind must not reach the next one."""
+    begin()
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
 

@@ -328,6 +328,7 @@ AFTER_FIT = {
     "val/accuracy": float,
     "val/loss": float,
     "val/n": int,
+    "warnings": list,
 }
 AFTER_TEST = {
     "data/n_test": int,
@@ -348,7 +349,7 @@ POSITIVE = ("cost/fit_s", "cost/cache_s", "cost/peak_", "cost/checkpoint_mib", "
 
 
 _PER_CLASS = ("class_precision", "class_recall", "class_f1", "class_n", "predicted_share")
-LISTS = {f"test/{name}" for name in ("labels", "confusion", *_PER_CLASS)}
+LISTS = {"warnings", *(f"test/{name}" for name in ("labels", "confusion", *_PER_CLASS))}
 
 
 def check_contract(found, expected):

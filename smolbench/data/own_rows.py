@@ -12,6 +12,7 @@ from smolbench.data.datamodule import VAL_FRACTION
 from smolbench.data.readers import FileReader, file_reader
 from smolbench.data.sources import Source, load_hub
 from smolbench.errors import SmolbenchError
+from smolbench.notices import warn
 
 log = logging.getLogger("smolbench")
 
@@ -182,7 +183,7 @@ class OwnRows:
             content = reader.digest()
             for other, same in digests.items():
                 if same == content:
-                    log.warning(
+                    warn(
                         "%s_file and %s_file hold the same rows: what is measured on them says "
                         "nothing about new texts.",
                         other,

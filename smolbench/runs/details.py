@@ -126,6 +126,7 @@ def details_of(record: RunRecord) -> Details:
     }
     if known := [f"{name} {version}" for name, version in packages.items() if version]:
         facts.append(("packages", ", ".join(known)))
+    facts += [("warning", line) for line in record.warnings]
     labels = record.results.get("test/labels")
     named = isinstance(labels, list) and 0 < len(labels) <= MAX_CLASSES
     names = [str(label) for label in labels] if named and labels else []

@@ -29,6 +29,9 @@ from smolbench.runs.board import (
 from smolbench.runs.published import Published, published_figures
 from smolbench.runs.record import PROMPT, RunRecord
 
+WARNINGS = 3
+"""Most warnings that stand on a row; a run's own part of the page has them all."""
+
 
 def build_report(
     records: Sequence[RunRecord], price_per_hour: float | None = None
@@ -145,6 +148,10 @@ class _Builder:
             notes.append("its teacher may have seen the test set")
         if any(self.trained(record).text("parent_run") for record in records):
             notes.append("the run that trained it is not in this report")
+        lines = list(dict.fromkeys(line for record in records for line in record.warnings))
+        notes += [line.rstrip(".") for line in lines[:WARNINGS]]
+        if len(lines) > WARNINGS:
+            notes.append(f"{len(lines) - WARNINGS} more warnings")
         return Row(
             name=newest.recipe,
             model=newest.text("model/id") or "unknown",

@@ -52,6 +52,12 @@ class RunRecord:
         return finite(self.results.get(key))
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What its commands have warned of, a line each."""
+        lines = self.results.get("warnings")
+        return tuple(map(str, lines)) if isinstance(lines, list) else ()
+
+    @property
     def name(self) -> str:
         """Recipe and folder, which together name a run below a folder of runs."""
         return f"{self.recipe}/{self.path.name}"

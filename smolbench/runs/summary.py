@@ -89,6 +89,8 @@ def print_summary(results: Results, folder: Path, *, splits: tuple[str, ...]) ->
     if "test" in splits:
         _print_classes(console, results)
         _print_samples(console, folder)
+    for line in results.get("warnings") or ():
+        console.print(Text(f"warning: {line}"), style="yellow", soft_wrap=True, highlight=False)
     console.print(f"Run folder: {folder}", soft_wrap=True, highlight=False)
 
 

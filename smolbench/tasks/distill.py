@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,13 @@ from smolbench.data.classification import TextDataModule
 from smolbench.data.token_cache import TokenTable
 from smolbench.errors import SmolbenchError
 from smolbench.models.output_files import CachedOutputs
+from smolbench.notices import warn
 from smolbench.ranks import TrainerRanks
 from smolbench.tasks.classification import Batch
 from smolbench.tasks.fine_tune import FineTuneTask
 from smolbench.tasks.teacher import ClassifyingTeacher, teacher_logits
 from smolbench.tasks.teacher_kinds import ClassifyingTeachers, Reading
 from smolbench.tasks.teaching import TaughtTask, distillation_loss
-
-log = logging.getLogger("smolbench")
 
 
 class DistillationTask(TaughtTask[ClassifyingTeacher], FineTuneTask):
@@ -91,7 +89,7 @@ class DistillationTask(TaughtTask[ClassifyingTeacher], FineTuneTask):
         """Say also what there is to be known about the teacher."""
         super().on_fit_start()
         if self.trainer.is_global_zero and self.teacher.remark is not None:
-            log.warning("%s", self.teacher.remark)
+            warn(self.teacher.remark)
 
     def rows(self, split: str, table: TokenTable, labels: np.ndarray | None) -> Rows:
         """The student's rows; those of the training with ``teacher_logits``, shape ``(B, C)``."""

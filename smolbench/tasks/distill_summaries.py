@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
 
 from smolbench.data.batching import IGNORE_LABEL
 from smolbench.models.summarizer import target_logits
+from smolbench.notices import warn
 from smolbench.tasks.summarize import SummarizationTask
 from smolbench.tasks.summary_teachers import TeacherNetwork, WritingTeacher, WritingTeachers
 from smolbench.tasks.teaching import TaughtTask, distillation_loss
 from smolbench.tasks.writing import Batch
-
-log = logging.getLogger("smolbench")
 
 
 class SummaryDistillationTask(TaughtTask[WritingTeacher], SummarizationTask):
@@ -69,7 +67,7 @@ class SummaryDistillationTask(TaughtTask[WritingTeacher], SummarizationTask):
         """Load the teacher, and say what there is to be known about it."""
         super().on_fit_start()
         if self.trainer.is_global_zero and self.teacher.remark is not None:
-            log.warning("%s", self.teacher.remark)
+            warn(self.teacher.remark)
         # before any batch is tried for its size
         self._lecturer = self.teacher.start(self.device)
 

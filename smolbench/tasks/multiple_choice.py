@@ -30,6 +30,7 @@ from smolbench.models.export.exported import Exported
 from smolbench.models.kernels.paths import ways_of
 from smolbench.models.kernels.prefix import SharedPrefix, shared_prefix
 from smolbench.models.scoring import log_likelihoods
+from smolbench.notices import warn
 from smolbench.tasks.accumulation import weight_of_batch
 from smolbench.tasks.adapting import (
     ADAPTERS,
@@ -271,7 +272,7 @@ class MultipleChoiceTask(BaseTask):
         made = ChoiceRows(table, labels, self.max_length, shared=branching, only_right=alone)
         cut = int((~made.fitting).sum())
         if cut:
-            log.warning(
+            warn(
                 "%d of %d contexts (%s) are longer than the %d tokens that are read, together with "
                 "their longest ending; they lose their beginning.",
                 cut,

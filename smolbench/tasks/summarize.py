@@ -29,6 +29,7 @@ from smolbench.models.summarizer import (
     whole_generation_config,
 )
 from smolbench.models.summary_rows import CausalRows, PairRows, SummaryEncoder, usual_template
+from smolbench.notices import warn
 from smolbench.tasks.adapting import (
     ADAPTERS,
     autocast,
@@ -286,7 +287,7 @@ class SummarizationTask(WritingTask):
             labels: Not used: what is learned from stands in the table.
         """
         if cut := int(table.scalars["cut"].sum()):
-            log.warning(
+            warn(
                 "%d of %d documents (%s) are longer than the %d tokens that are read, template "
                 "included; they lose their end.",
                 cut,

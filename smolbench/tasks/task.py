@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from abc import ABC, abstractmethod
@@ -31,10 +30,9 @@ from smolbench.models.export.exported import Exported
 from smolbench.models.kernels.paths import Paths
 from smolbench.models.pass_part import PassRehearsal
 from smolbench.models.reach import Reach
+from smolbench.notices import warn
 from smolbench.ranks import TrainerRanks
 from smolbench.tasks.batch_size import largest_batch
-
-log = logging.getLogger("smolbench")
 
 Schedule = Literal["constant", "linear", "cosine"]
 Warmup = int | float
@@ -432,7 +430,7 @@ class BaseTask(LightningModule, ABC):
                 "batches, more rows)."
             )
         if warmup > planned / 2 and self.trainer.is_global_zero:
-            log.warning(
+            warn(
                 "%s, which is %s of the %s planned optimiser steps: the learning rate rises for "
                 "more than half of the training. Mostly better: %s.",
                 given,

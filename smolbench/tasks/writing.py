@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -26,13 +25,13 @@ from smolbench.models.summarizer import (
     target_losses,
 )
 from smolbench.models.summary_rows import SummaryEncoder
+from smolbench.notices import warn
 from smolbench.progress import progress_bar
 from smolbench.tasks.accumulation import weight_of_batch
 from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask
 
 # No `if TYPE_CHECKING:` here, see data/datamodule.py: hence `Any` for transformers' models.
 
-log = logging.getLogger("smolbench")
 
 Batch = dict[str, torch.Tensor]
 Preset = Literal["card", "full"]
@@ -322,7 +321,7 @@ class WritingTask(BaseTask):
             f"{which.sum():,} ({which.mean():.1%}) {what}" for which, what in found if any(which)
         ]
         if said:
-            log.warning(
+            warn(
                 "Of %s references (%s) %s: %s.",
                 f"{len(shares):,}",
                 split,
