@@ -47,6 +47,7 @@ class Invocation:
         input: File of texts to predict; ``-`` is standard input.
         text_column: Column of the texts in that file, if it is a table.
         encoding: Encoding of that file.
+        quoting: What double quotes mean in it.
         output: File that predictions are written to.
         before: The call for the model whose predictions stand beside this one's.
         elsewhere: Folder that the pretrained network of the call's run may have been moved to.
@@ -69,6 +70,7 @@ class Invocation:
     input: str | None = None
     text_column: str | None = None
     encoding: str | None = None
+    quoting: str | None = None
     output: Path | None = None
     before: Invocation | None = None
     elsewhere: str | None = None
@@ -103,6 +105,7 @@ def read_invocation(subcommand: Subcommand, arguments: list[str]) -> Invocation:
         input=_last(given["--input"]),
         text_column=_last(given["--text_column"]),
         encoding=_last(given["--encoding"]),
+        quoting=_last(given["--quoting"]),
         only_shown=_only_shown(arguments),
         output=Path(file).expanduser() if (file := _last(given["--output"])) else None,
     )
@@ -146,7 +149,15 @@ BACKBONE = ("--model.backbone", "--model.init_args.backbone")
 _ONE_RUN = ("--ckpt_path", "--run_dir", "--extend")
 """Options that are about one run's folder."""
 _FLAGS_OF_FIT = ("--extend", "--estimate")
-_SETTLED_OF_PREDICT = ("--text", "--input", "--text_column", "--encoding", "--output", "--before")
+_SETTLED_OF_PREDICT = (
+    "--text",
+    "--input",
+    "--text_column",
+    "--encoding",
+    "--quoting",
+    "--output",
+    "--before",
+)
 
 
 def _split(subcommand: Subcommand, arguments: list[str]) -> tuple[dict[str, list[str]], list[str]]:

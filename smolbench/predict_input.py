@@ -6,11 +6,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
-from smolbench.data.readers import ENDINGS, FileReader, file_reader
+from smolbench.data.readers import ENDINGS, FileReader, Quoting, file_reader, has_quotes
 from smolbench.data.tables import Chunk, check_texts, refuse_encoding
 from smolbench.errors import SmolbenchError
+from smolbench.notices import warn
 
 TEXT_COLUMN = "text"
 """The column of the texts, in a table if no other is named, and in what is written."""
@@ -37,6 +38,7 @@ def read_inputs(
     source: str | None = None,
     text_column: str | None = None,
     encoding: str | None = None,
+    quoting: str | None = None,
 ) -> Inputs:
     """The texts to label.
 
@@ -47,6 +49,7 @@ def read_inputs(
             not a terminal.
         text_column: The table's column of the texts; ``text`` if not given.
         encoding: The file's encoding; UTF-8 if not given.
+        quoting: What double quotes mean in a CSV or TSV; found out if not given.
 
     Raises:
         SmolbenchError: If there is no text, a row has none, or the file cannot be read.
@@ -54,9 +57,23 @@ def read_inputs(
     path = None if source in (None, "-") else Path(str(source)).expanduser()
     is_table = path is not None and path.name.lower().endswith(ENDINGS)
     _check_options(texts, path, is_table, text_column, encoding)
+    if quoting is not None and (path is None or not has_quotes(path.name)):
+        raise SmolbenchError(
+            f"--quoting {quoting} is for a CSV or TSV: give one with --input FILE."
+        )
+    if quoting not in (None, *get_args(Quoting)):
+        raise SmolbenchError(
+            f"--quoting {quoting} is not known: it is one of {', '.join(get_args(Quoting))}."
+        )
     if path is not None and is_table:
         reader = file_reader(
-            path, text_column or TEXT_COLUMN, None, encoding or "utf-8", "input", prefix="--"
+            path,
+            text_column or TEXT_COLUMN,
+            None,
+            encoding or "utf-8",
+            "input",
+            prefix="--",
+            quoting=cast("Quoting", quoting or "auto"),
         )
         return _read_table(reader)
     found = [*texts, *_lines(source, path, encoding, given=bool(texts))]
@@ -135,4 +152,6 @@ def _read_table(reader: FileReader) -> Inputs:
         except UnicodeEncodeError:
             kept = [value if isinstance(value, str) else "" for value in values]
             refuse_encoding(Chunk(kept, [], numbers), reader)
+    for line in reader.remarks():
+        warn("%s", line)
     return Inputs(texts, columns)

@@ -22,7 +22,7 @@ def predict(call: Invocation, stop: GracefulStop, watch: BatchWatch) -> None:
         SmolbenchError: If the texts cannot be read, the predictions not be written, or the two
             models do not say the same kind of thing.
     """
-    inputs = read_inputs(call.texts, call.input, call.text_column, call.encoding)
+    inputs = read_inputs(call.texts, call.input, call.text_column, call.encoding, call.quoting)
     check_output(call.output, inputs)
     calls = [call] if call.before is None else [call.before, call]
     known = [labels for one in calls if (labels := _saved_labels(one)) is not None]

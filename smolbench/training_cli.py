@@ -58,6 +58,8 @@ _OF_PREDICT = {
     "line; - is standard input.",
     "text_column": "Column of the texts in such a table (default: text); the others are kept.",
     "encoding": "Encoding of the file (default: utf-8).",
+    "quoting": "What double quotes mean in a .csv or .tsv: quotes (around texts), none (a part of "
+    "them), auto (found out; the default).",
     "output": "File to write: .parquet, .csv or .jsonl.",
     "before": "none, for the untrained model, or another run's folder or checkpoint: what that "
     "says stands beside what this one says.",

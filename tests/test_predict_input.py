@@ -181,6 +181,15 @@ def test_tables_that_cannot_be_labelled(stdin, tmp_path, name, content, words):
     assert "--data" not in said
 
 
+def test_every_line_of_a_tsv_without_quotes_around_texts_is_a_text(stdin, tmp_path):
+    texts = ['"opens', "plain", 'closes"', '"whole"'] * 3
+    path = tmp_path / "x.tsv"
+    path.write_text("id\ttext\n" + "".join(f"{n}\t{text}\n" for n, text in enumerate(texts)))
+    assert read_inputs([], str(path)).texts == texts
+    assert read_inputs([], str(path), quoting="none").texts == texts
+    assert len(read_inputs([], str(path), quoting="quotes").texts) == 6
+
+
 def test_a_table_that_is_not_there(stdin, tmp_path):
     with pytest.raises(SmolbenchError, match="--input: there is no file"):
         read_inputs([], str(tmp_path / "x.csv"))
@@ -198,6 +207,8 @@ def test_another_encoding(stdin, tmp_path):
     [
         ((["a"], None, "review"), "--text_column review is for a table"),
         (([], "lines.txt", "review"), "--text_column review is for a table"),
+        (([], "lines.txt", None, None, "none"), "--quoting none is for a CSV or TSV"),
+        (([], "x.tsv", None, None, "some"), "--quoting some is not known"),
         ((["a"], "x.csv"), "Both --text and the table"),
         ((["a"], None, None, "utf-8"), "--encoding is for a file"),
         (([], "x.csv", None, "no-such"), "--encoding 'no-such' is not known"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from smolbench.data.datamodule import VAL_FRACTION
-from smolbench.data.readers import FileReader, file_reader
+from smolbench.data.readers import FileReader, Quoting, file_reader, has_quotes
 from smolbench.data.sources import Source, load_hub
 from smolbench.errors import SmolbenchError
 from smolbench.notices import warn
@@ -36,6 +36,7 @@ class OwnRows:
         other_option: The option that names it.
         test_fraction: Share of the training rows for the test, where there are no test rows.
         encoding: Encoding of the files.
+        quoting: What double quotes mean in CSV and TSV.
         dataset_id: A dataset on the Hub instead of files.
         dataset_config: Its configuration.
         train_split: Name of its training split.
@@ -53,6 +54,7 @@ class OwnRows:
     other_option: str
     test_fraction: float
     encoding: str
+    quoting: Quoting
     dataset_id: str | None
     dataset_config: str | None
     train_split: str
@@ -124,6 +126,11 @@ class OwnRows:
                     f"data.encoding {self.encoding!r} is for files; {self.dataset_id} is a dataset "
                     "on the Hub: leave it out."
                 )
+            if self.quoting != "auto":
+                raise SmolbenchError(
+                    f"data.quoting {self.quoting!r} is for files; {self.dataset_id} is a dataset on"
+                    " the Hub: leave it out."
+                )
             has_val = None if self.val_split is None else f"data.val_split {self.val_split!r}"
             has_test = None if self.test_split is None else f"data.test_split {self.test_split!r}"
             without = "give data.test_split null to draw them from the training rows"
@@ -145,6 +152,11 @@ class OwnRows:
                 raise SmolbenchError(
                     f"data.encoding {self.encoding!r} is for files of text; Parquet has one of its "
                     "own: leave it out."
+                )
+            if self.quoting != "auto" and not any(map(has_quotes, files)):
+                raise SmolbenchError(
+                    f"data.quoting {self.quoting!r} is for CSV and TSV, and no file is one: leave"
+                    " it out."
                 )
             has_val = None if self.val_file is None else f"data.val_file {self.val_file}"
             has_test = None if self.test_file is None else f"data.test_file {self.test_file}"
@@ -179,6 +191,7 @@ class OwnRows:
                 self.encoding,
                 f"{split}_file",
                 label_option=self.other_option,
+                quoting=self.quoting,
             )
             content = reader.digest()
             for other, same in digests.items():

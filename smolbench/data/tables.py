@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from smolbench import notices
 from smolbench.cache_folder import crc32, locked, writing
 from smolbench.errors import SmolbenchError
 
@@ -61,6 +62,10 @@ class Reader(Protocol):
 
     def place(self, number: int) -> str:
         """Where a row is found, such as ``reviews.csv, row 7``."""
+        ...
+
+    def remarks(self) -> list[str]:
+        """What there is to be known of the rows once they are read, a line each."""
         ...
 
     def encoding_advice(self) -> str:
@@ -154,6 +159,7 @@ def _open(entry: Path, *, warn: bool) -> Table | None:
         if any(meta[name] != value for name, value in found.items()):
             raise ValueError("another size, checksum or format")
         names = [str(name) for name in meta["label_names"]]
+        remarks = [str(line) for line in meta["remarks"]]
         features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
         rows = Dataset.from_file(str(rows_file), info=DatasetInfo(features=features))
     except PermissionError as error:
@@ -165,6 +171,8 @@ def _open(entry: Path, *, warn: bool) -> Table | None:
         if warn:
             log.warning("The cached table %s is damaged (%s): it is made again.", entry, error)
         return None
+    for line in remarks:
+        notices.warn("%s", line)
     return Table(rows, names)
 
 
@@ -183,6 +191,7 @@ def _write(entry: Path, reader: Reader, classes: _Classes) -> None:
             "bytes": (part / "rows.arrow").stat().st_size,
             "crc32": crc32(part / "rows.arrow"),
             "label_names": names,
+            "remarks": reader.remarks(),
         }
         (part / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         part.replace(entry)
@@ -250,6 +259,8 @@ def checked_pairs(reader: Reader) -> tuple[list[str], list[str]]:
         summaries += chunk.labels
     if not texts:
         raise SmolbenchError(f"{reader.name} has no rows: add some, or name another source.")
+    for line in reader.remarks():
+        notices.warn("%s", line)
     return texts, summaries
 
 

@@ -17,7 +17,7 @@ from smolbench.data.own_rows import (
     OwnRows,
     Where,
 )
-from smolbench.data.readers import HubReader
+from smolbench.data.readers import HubReader, Quoting
 from smolbench.data.sources import Source, hold_out_test
 from smolbench.data.tables import SimilarLabels, Table, checked_table, shown
 from smolbench.digest import digest
@@ -46,6 +46,10 @@ class TextFilesDataModule(TextDataModule):
         test_fraction: Share of the rows held out for the test, stratified by label and drawn with
             ``split_seed``, where there are no test rows of their own.
         encoding: Encoding of the files, such as ``utf-8``, ``cp1252`` or ``utf-16``.
+        quoting: What double quotes mean in CSV and TSV. ``quotes``: texts may stand in them, as
+            spreadsheets write them; ``none``: they are a part of the texts and every line is a
+            row, as in GLUE's files; ``auto`` finds out, see
+            :class:`~smolbench.data.readers.CsvReader`.
         dataset_id: A dataset on the Hub instead of files, such as ``stanfordnlp/imdb``.
         dataset_config: Its configuration, where it has several.
         train_split: Name of its training split.
@@ -70,6 +74,7 @@ class TextFilesDataModule(TextDataModule):
         similar_labels: SimilarLabels = "refuse",
         test_fraction: float = TEST_FRACTION,
         encoding: str = ENCODING,
+        quoting: Quoting = "auto",
         dataset_id: str | None = None,
         dataset_config: str | None = None,
         train_split: str = TRAIN_SPLIT,
@@ -90,6 +95,7 @@ class TextFilesDataModule(TextDataModule):
             other_option="label_column",
             test_fraction=test_fraction,
             encoding=encoding,
+            quoting=quoting,
             dataset_id=dataset_id,
             dataset_config=dataset_config,
             train_split=train_split,
@@ -182,6 +188,7 @@ class TextFilesDataModule(TextDataModule):
                 "content": content,
                 "columns": [self.own.text_column, self.own.other_column],
                 "encoding": self.own.encoding,
+                "quoting": self.own.quoting,
                 "names": None if names is None else list(names),
                 "similar_labels": self.similar_labels,
             }

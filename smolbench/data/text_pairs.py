@@ -15,6 +15,7 @@ from smolbench.data.own_rows import (
     OwnRows,
     Where,
 )
+from smolbench.data.readers import Quoting
 from smolbench.data.samsum import SAMSumDataModule
 from smolbench.data.sources import Source, grouped_split
 from smolbench.data.summarization import SummarizationDataModule, first_places, renamed_pairs
@@ -43,6 +44,10 @@ class TextPairsDataModule(SummarizationDataModule):
         test_fraction: Share of the texts held out for the test, drawn with ``split_seed``, where
             there are no test rows of their own. A text with several summaries is on one side.
         encoding: Encoding of the files, such as ``utf-8``, ``cp1252`` or ``utf-16``.
+        quoting: What double quotes mean in CSV and TSV. ``quotes``: texts may stand in them, as
+            spreadsheets write them; ``none``: they are a part of the texts and every line is a
+            row, as in GLUE's files; ``auto`` finds out, see
+            :class:`~smolbench.data.readers.CsvReader`.
         dataset_id: A dataset on the Hub instead of files, such as ``knkarthick/dialogsum``.
         dataset_config: Its configuration, where it has several.
         train_split: Name of its training split.
@@ -66,6 +71,7 @@ class TextPairsDataModule(SummarizationDataModule):
         summary_column: str = "summary",
         test_fraction: float = TEST_FRACTION,
         encoding: str = ENCODING,
+        quoting: Quoting = "auto",
         dataset_id: str | None = None,
         dataset_config: str | None = None,
         train_split: str = TRAIN_SPLIT,
@@ -85,6 +91,7 @@ class TextPairsDataModule(SummarizationDataModule):
             other_option="summary_column",
             test_fraction=test_fraction,
             encoding=encoding,
+            quoting=quoting,
             dataset_id=dataset_id,
             dataset_config=dataset_config,
             train_split=train_split,

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
+from smolbench import notices
 from smolbench.data import TextFilesDataModule, own_rows, readers, tables
 from smolbench.data.sources import Source
 from smolbench.errors import SmolbenchError
@@ -121,6 +122,72 @@ def test_a_text_longer_than_pythons_limit_for_csv(module):
         {"t.csv": f"text,label\n{long},a\nshort,b\n", "e.csv": "text,label\nx,a\n"}, val_fraction=0
     )
     assert data.load_hub().splits["train"][0]["text"] == long
+
+
+GLUE = ['"opens here', "plain", 'closes here"', '"whole"', 'in "the" middle', '"a "b" c"']
+
+
+def glue(texts=GLUE * 2, head="label\ttext\n", tail=""):
+    return head + "".join(f"{i % 2}\t{text}\n" for i, text in enumerate(texts)) + tail
+
+
+@pytest.mark.parametrize("texts", [GLUE, GLUE[:3], GLUE[1:3], GLUE[:2], GLUE[4:]])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_tsv_without_quotes_around_texts_has_a_row_per_line(module, texts, ending):
+    content = glue(texts * 2).replace("\n", ending)
+    for options in ({}, {"quoting": "none"}):
+        data = module({"t.tsv": content, "e.tsv": content}, val_fraction=0, **options)
+        assert list(data.load_hub().splits["train"]["text"]) == texts * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        # written as spreadsheets do: what a text in quotes spans is no row
+        (glue(['"a\nb"', '"c ""d"""']), ["a\nb", 'c "d"']),
+        (glue(['"a\nb\tc"', "d"]), ["a\nb\tc", "d"]),
+        ('"label"\t"text"\n"0"\t"a\nx\tb"\n"1"\t"c"\n', ["a\nx\tb", "c"]),
+        ('"label"\t"text"\n"0"\t"a\n1\tb"\n"1"\t"c"\n', ["a\n1\tb", "c"]),
+        (glue(['"whole"', '"two"']), ["whole", "two"]),
+    ],
+)
+def test_a_tsv_with_quotes_around_texts_is_read_so(module, content, texts):
+    data = module({"t.tsv": content, "e.tsv": content}, val_fraction=0)
+    assert list(data.load_hub().splits["train"]["text"]) == texts
+
+
+def test_rows_that_a_quotation_mark_may_have_swallowed_are_said(module, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("smolbench"), "propagate", True)
+    csv = "text,label\n" + "".join(f"word {i},{i % 2}\n" for i in range(8))
+    held = csv.replace("word 3", '"word 3').replace("word 6,0", 'word 6",0')
+    fine = csv + '"Dear all,\nthanks, and\nbye, then",1\n'
+    for name, content, rows, said in (
+        ("t.csv", held, 5, "the lines 5 to 8 are one row"),
+        ("f.csv", fine, 9, None),
+        ("t.tsv", glue(['"a', 'b"', "c"], tail="1\tone\ttoo many\n"), 0, "quoting none"),
+        ("q.tsv", held.replace(",", "\t"), 5, "the lines 5 to 8 are one row"),
+    ):
+        for _ in range(2):  # said also when the rows are there already
+            notices.begin()
+            caplog.clear()
+            options = {"quoting": "quotes"} if name == "q.tsv" else {}
+            data = module({name: content, "e.csv": csv}, val_fraction=0, **options)
+            if not rows:
+                with pytest.raises(SmolbenchError, match=said):
+                    data.load_hub()
+                continue
+            assert len(data.load_hub().splits["train"]) == rows
+            assert (said or "one row") in caplog.text or said is None
+            assert said is not None or "quoting" not in caplog.text
+    data = module({"t.csv": held, "e.csv": csv}, val_fraction=0, quoting="none")
+    assert len(data.load_hub().splits["train"]) == 8
+
+
+def test_quoting_is_for_files_that_have_it(module):
+    with pytest.raises(SmolbenchError, match=r"data\.quoting 'none' is for CSV and TSV"):
+        module({"t.jsonl": jsonl_bytes()}, quoting="none")
+    with pytest.raises(SmolbenchError, match=r"data\.quoting 'none' is for files"):
+        module({}, dataset_id="x/y", quoting="none")
 
 
 # -- labels ---------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from smolbench.data.readers.base import CHUNK_ROWS, FileReader
+from smolbench.data.readers.base import CHUNK_ROWS, FileReader, Quoting
 from smolbench.data.readers.comma_separated import CsvReader
 from smolbench.data.readers.hub import HubReader
 from smolbench.data.readers.json_lines import JsonLinesReader
@@ -19,10 +19,17 @@ __all__ = [
     "HubReader",
     "JsonLinesReader",
     "ParquetReader",
+    "Quoting",
     "file_reader",
+    "has_quotes",
 ]
 
 ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz", ".parquet")
+
+
+def has_quotes(name: str) -> bool:
+    """Whether texts may stand in double quotes in a file of this name: CSV and TSV."""
+    return name.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
 
 
 def file_reader(
@@ -33,6 +40,7 @@ def file_reader(
     option: str,
     prefix: str = "--data.",
     label_option: str = "label_column",
+    quoting: Quoting = "auto",
 ) -> FileReader:
     """The reader for a file, by its ending.
 
@@ -44,6 +52,8 @@ def file_reader(
         option: The option that named the file, for messages.
         prefix: What the names of options begin with, for messages.
         label_option: The option that named the column of the labels, for messages.
+        quoting: What double quotes mean in CSV and TSV: ``auto`` finds out, ``quotes`` are around
+            texts, ``none`` are a part of them.
 
     Raises:
         SmolbenchError: If there is no such file, or its ending is not known.
@@ -66,4 +76,4 @@ def file_reader(
         kind = ParquetReader
     elif name.removesuffix(".gz").endswith(".jsonl"):
         kind = JsonLinesReader
-    return kind(path, text_column, label_column, encoding, prefix, label_option)
+    return kind(path, text_column, label_column, encoding, prefix, label_option, quoting)

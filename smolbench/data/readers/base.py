@@ -6,13 +6,15 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from smolbench.data.tables import Chunk, listed
 from smolbench.errors import SmolbenchError
 
 CHUNK_ROWS = 2000
 """Rows that are read at once."""
+Quoting = Literal["auto", "quotes", "none"]
+"""What double quotes mean in CSV and TSV: found out per file, around texts, nothing."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class FileReader:
         prefix: What the names of options begin with, for messages.
         label_option: The option that names the column of the labels, or of what else belongs to
             each text.
+        quoting: What double quotes mean in CSV and TSV.
     """
 
     path: Path
@@ -35,6 +38,7 @@ class FileReader:
     encoding: str
     prefix: str = "--data."
     label_option: str = "label_column"
+    quoting: Quoting = "auto"
 
     @property
     def name(self) -> str:
@@ -65,6 +69,10 @@ class FileReader:
     def place(self, number: int) -> str:
         """Where a row is found."""
         return f"{self.name}, row {number}"
+
+    def remarks(self) -> list[str]:
+        """What there is to be known of the rows, a line each."""
+        return []
 
     def encoding_advice(self) -> str:
         """What to do about wrong bytes."""

@@ -63,6 +63,10 @@ class HubReader:
         """Where a row is found."""
         return f"{self.name}, row {number}"
 
+    def remarks(self) -> list[str]:
+        """None."""
+        return []
+
     def encoding_advice(self) -> str:
         """What to do about wrong bytes."""
         return "ask the owner of the dataset to correct it"
