@@ -10,7 +10,9 @@ import numpy as np
 from smolbench.data.columns import column_numbers, column_values, first_bad_row
 from smolbench.data.datamodule import BaseDataModule, Numbers, SplitName
 from smolbench.data.sources import Source, Split, stratified_split
+from smolbench.data.tables import listed
 from smolbench.errors import SmolbenchError
+from smolbench.notices import warn
 
 
 class TextDataModule(BaseDataModule):
@@ -62,12 +64,26 @@ class TextDataModule(BaseDataModule):
             )
 
     def check_training_rows(self, source_id: str, labels: Numbers | None) -> None:
-        """Refuse rows of but one class; see the base class."""
-        if labels is not None and len(np.unique(labels)) == 1:
+        """Refuse rows of but one class, and name classes without rows; see the base class."""
+        if labels is None:
+            return
+        if len(np.unique(labels)) == 1:
             raise SmolbenchError(
                 f"All {len(labels)} training examples of {source_id} are of the class "
                 f"{self.label_names[labels[0]]!r}: raise data.limit_train, or use limit_mode "
                 "stratified."
+            )
+        counts = np.bincount(labels, minlength=len(self.label_names))
+        if absent := [
+            name for name, count in zip(self.label_names, counts, strict=True) if not count
+        ]:
+            limited = self.limits["train"] is not None
+            warn(
+                "None of the %d training rows is of %s, which %s not learned%s.",
+                len(labels),
+                listed(absent, limit=4),
+                "is" if len(absent) == 1 else "are",
+                "; raise data.limit_train" if limited else "",
             )
 
     def strata(self, source: Source, split: str) -> Numbers | None:

@@ -20,6 +20,8 @@ from smolbench.metrics.uncertainty import (
     mean_stderr,
 )
 
+LEAST_PROBABILITY = 1e-9
+"""What a probability of 0 counts as in the loss, which would be infinite: forests are certain."""
 CALIBRATION_BINS = 15
 """Equal bins of confidence, as Guo et al. (2017) use."""
 MAX_CONFUSION_CLASSES = 100
@@ -30,7 +32,7 @@ def validation_metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, 
     """What is worth its time after every epoch.
 
     Args:
-        logits: Scores per class, shape ``(N, C)``, float32.
+        logits: Scores per class, shape ``(N, C)``, float32; minus infinity is a probability of 0.
         labels: True classes, shape ``(N,)``.
 
     Returns:
@@ -46,7 +48,7 @@ def validation_metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, 
         "accuracy": accuracy,
         "accuracy_stderr": math.sqrt(accuracy * (1 - accuracy) / (n - 1)) if n > 1 else math.nan,
         "f1_macro": f1.item(),
-        "loss": F.cross_entropy(logits.double(), labels).item(),
+        "loss": _losses(logits.double(), labels).mean().item(),
         "n": float(n),
     }
 
@@ -93,8 +95,7 @@ def classification_metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[s
     errors = confusion_stderrs(cells)
     metrics |= {f"{name}_stderr": errors[name] for name in errors if name in metrics}
 
-    loss_of_row = F.cross_entropy(wide, labels, reduction="none")
-    metrics["loss_stderr"] = mean_stderr(loss_of_row.numpy())
+    metrics["loss_stderr"] = mean_stderr(_losses(wide, labels).numpy())
     squares = (probabilities - F.one_hot(labels, classes)).square()
     brier_of_row = squares[:, 1] if classes == 2 else squares.sum(dim=1)
     metrics["brier"] = brier_of_row.mean().item()
@@ -167,6 +168,12 @@ def confusion_matrix(
 
     cells: torch.Tensor = tm.multiclass_confusion_matrix(predictions, labels, num_classes=classes)
     return cells.numpy()
+
+
+def _losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each row, nats, shape ``(N,)``; finite also where a probability is 0."""
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    return torch.where(losses.isposinf(), -math.log(LEAST_PROBABILITY), losses)
 
 
 def _log_odds(logits: torch.Tensor) -> torch.Tensor:

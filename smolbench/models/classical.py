@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 Classifier = Literal["naive_bayes", "logistic_regression", "random_forest", "linear_svm"]
 PROBABILISTIC: tuple[Classifier, ...] = ("naive_bayes", "logistic_regression", "random_forest")
-_LEAST = 1e-9
-"""Probability that stands for 0, whose logarithm is not finite (a forest is often certain)."""
 _ALLOWED = ("numpy.dtype", "sklearn.tree._tree.Tree", "scipy.sparse._csr.csr_matrix")
 """Types beside scikit-learn's own that a checkpoint may hold; none of them runs code."""
 
@@ -105,7 +103,7 @@ def class_scores(pipeline: Pipeline, texts: Sequence[str], classes: int) -> np.n
     """Scores of texts, the highest for the class that is predicted, float32, shape ``(N, C)``.
 
     Log-probabilities where the classifier has probabilities, else its margins. Classes that
-    training had no example of have the lowest score.
+    training had no example of have minus infinity, which is a probability of 0.
 
     Args:
         pipeline: A fitted one.
@@ -114,14 +112,12 @@ def class_scores(pipeline: Pipeline, texts: Sequence[str], classes: int) -> np.n
     """
     classifier = pipeline.named_steps["classifier"]
     if hasattr(classifier, "predict_proba"):
-        known = np.log(np.maximum(pipeline.predict_proba(list(texts)), _LEAST))
+        with np.errstate(divide="ignore"):  # a forest is often certain
+            known = np.log(pipeline.predict_proba(list(texts)))
     else:
         margins = pipeline.decision_function(list(texts))
         known = margins if margins.ndim == 2 else np.stack([-margins / 2, margins / 2], axis=1)
-    # of this row alone: no score may depend on its neighbours
-    least = np.log(_LEAST) if hasattr(classifier, "predict_proba") else known.min(axis=1) - 1.0
-    scores = np.empty((len(texts), classes), dtype=np.float32)
-    scores.T[:] = least
+    scores = np.full((len(texts), classes), -np.inf, dtype=np.float32)
     scores[:, classifier.classes_] = known
     return scores
 
