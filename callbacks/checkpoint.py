@@ -90,11 +90,12 @@ class RunCheckpoint(Checkpoint):
         self._trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = StreamedCheckpointIO()
-        monitored = offered(pl_module, Monitored)
-        own = monitored.monitor if monitored is not None else None
-        if self.monitor is None and isinstance(own, tuple):  # another's may be anything
-            self.monitor, mode = own
-            self.mode = self.mode if self._mode_given else mode
+        if self._fits and self.monitor is None:  # else nothing is compared, and no data read for it
+            monitored = offered(pl_module, Monitored)
+            own = monitored.monitor if monitored is not None else None
+            if isinstance(own, tuple):  # another's may be anything
+                self.monitor, mode = own
+                self.mode = self.mode if self._mode_given else mode
         if isinstance(tie_breaker := getattr(pl_module, "tie_breaker", None), str):
             self._tie_breaker = tie_breaker
         if stage == "fit" and trainer.is_global_zero:
@@ -167,8 +168,9 @@ class RunCheckpoint(Checkpoint):
         """Go on with an earlier attempt's best; a test of another checkpoint has no part in it."""
         if not self._fits:
             return
-        self.best_score = state_dict["best_score"]
         self.best_metrics = dict(state_dict["best_metrics"])
+        # of what is monitored now, should an earlier version have monitored something else
+        self.best_score = self.best_metrics.get(str(self.monitor), state_dict["best_score"])
 
     def facts(self) -> dict[str, Any]:
         """The best validation's metrics, and what a checkpoint takes on disk."""

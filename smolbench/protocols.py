@@ -91,6 +91,17 @@ class NamesLabels(Protocol):
     label_names: Sequence[str] | None
 
 
+class ComparesBy(Protocol):
+    """Says by which metric classifiers of its texts are compared."""
+
+    chosen_label: str | None
+    """The positive class, if it was chosen; known before any data is read."""
+    positive_label: str | None
+    """The class that precision, recall and F1 are of; ``None`` leaves them out."""
+    ranked_by: str
+    """``accuracy``, ``f1`` of the positive class, or ``f1_macro``."""
+
+
 # -- what a callback asks of module, data and other callbacks ----------------------------------
 
 

@@ -298,6 +298,7 @@ class SmolCLI(LightningCLI):
     def check_training(self) -> None:
         """Refuse what would stop a training later, before any data is read."""
         self.model.runs_dir = self.call.runs_dir
+        self.model.data_to_come = self.datamodule
         self.model.check_inputs()
         trainer: Namespace = self._get(self.config_init, "trainer")
         callbacks = [self._get(self.config_init, "checkpoint"), *_listed(trainer["callbacks"])]

@@ -24,12 +24,25 @@ class TextDataModule(BaseDataModule):
 
     kind: ClassVar[str] = "classification"
     content: ClassVar[tuple[str, ...]] = ("text",)
+    chosen_label: str | None = None
+    """The class that the user looks for, if that was said."""
 
     @property
     def label_names(self) -> list[str]:
         """Names of the classes, in the order of their numbers."""
         names: list[str] = self._loaded().splits["train"].features["label"].names
         return names
+
+    @property
+    def positive_label(self) -> str | None:
+        """The class that precision, recall and F1 are of: of two the second; else ``None``."""
+        names = self.label_names
+        return names[1] if len(names) == 2 else None
+
+    @property
+    def ranked_by(self) -> str:
+        """The metric by which classifiers of these texts are compared."""
+        return "accuracy"
 
     def check(self, source: Source) -> None:
         """Refuse rows that cannot be learned from.

@@ -327,7 +327,7 @@ class _Classes:
         self._known_from = known_from
         self._similar = similar
         self._reader = reader
-        self._spelled = [_composed(name) for name in known or ()]
+        self._spelled = [composed(name) for name in known or ()]
         self._names = list(self._spelled)  # of 1.0, where a number is meant, it is 1
         self._counts = [0] * len(self._names)
         self._numbers = {name: n for n, name in reversed(list(enumerate(self._spelled)))}
@@ -438,7 +438,7 @@ class _Classes:
     def _name(self, value: object, number: int) -> tuple[str, str]:
         """A label as a class's name, and as it was spelled."""
         place = self._reader.place
-        spelled = _composed(str(value)) if isinstance(value, str | int | float) else ""
+        spelled = composed(str(value)) if isinstance(value, str | int | float) else ""
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # whole numbers become floats where a column has gaps
         name = spelled if isinstance(value, str) else str(value)
@@ -471,7 +471,7 @@ class _Classes:
         return name, spelled
 
 
-def _composed(label: str) -> str:
+def composed(label: str) -> str:
     """A label without what no reader sees: white space around it, how accents are composed."""
     return unicodedata.normalize("NFC", label.strip())
 

@@ -19,7 +19,7 @@ from smolbench.data.own_rows import (
 )
 from smolbench.data.readers import HubReader, Quoting
 from smolbench.data.sources import Source, hold_out_test
-from smolbench.data.tables import SimilarLabels, Table, checked_table, shown
+from smolbench.data.tables import SimilarLabels, Table, checked_table, composed, listed, shown
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 
@@ -39,6 +39,9 @@ class TextFilesDataModule(TextDataModule):
         test_file: File of the test rows; without, ``test_fraction`` of the training file's rows.
         text_column: Name of the column of the texts.
         label_column: Name of the column of the labels.
+        positive_label: The class that precision, recall, specificity and F1 are of, and by whose F1
+            runs are compared. Without it, where there are two classes, nothing says which one is
+            looked for: the four are left out and runs are compared by the macro average of F1.
         similar_labels: What becomes of labels that differ only in case, width or the spelling of a
             number, as ``Pos`` and ``pos``, ``1`` and ``1.0``, or ``true`` and ``"True"``:
             ``refuse`` names them; ``merge`` makes one class of them, with the name that most
@@ -71,6 +74,7 @@ class TextFilesDataModule(TextDataModule):
         test_file: str | None = None,
         text_column: str = "text",
         label_column: str = "label",
+        positive_label: str | None = None,
         similar_labels: SimilarLabels = "refuse",
         test_fraction: float = TEST_FRACTION,
         encoding: str = ENCODING,
@@ -84,6 +88,7 @@ class TextFilesDataModule(TextDataModule):
         **options: Any,  # noqa: ANN401 - those of the base class
     ) -> None:
         super().__init__(source="sample" if source == "sample" else "hub", **options)
+        self.chosen_label = None if positive_label is None else composed(str(positive_label))
         self.similar_labels: SimilarLabels = similar_labels
         self.test_fraction = test_fraction
         self.own = OwnRows(
@@ -105,6 +110,30 @@ class TextFilesDataModule(TextDataModule):
             val_fraction=self.val_fraction,
         )
         self.own.check(source, "the built-in reviews")
+
+    @property
+    def positive_label(self) -> str | None:
+        """The option, or of the built-in reviews the second class; see the base class."""
+        if self.chosen_label is None and self.source == "sample":
+            return super().positive_label
+        return self.chosen_label
+
+    @property
+    def ranked_by(self) -> str:
+        """F1 of the positive class, if it is named; of two classes else the average of both's."""
+        if self.chosen_label is not None:
+            return "f1"
+        return "f1_macro" if len(self.label_names) == 2 and self.source != "sample" else "accuracy"
+
+    def check(self, source: Source) -> None:
+        """Refuse also a positive class that is none; see the base class."""
+        super().check(source)
+        names = source.splits["train"].features["label"].names
+        if self.chosen_label not in (None, *names):
+            raise SmolbenchError(
+                f"data.positive_label {self.chosen_label!r} is no class of {source.id}; its"
+                f" classes are {listed(names)}: name one of them."
+            )
 
     def load_sample(self) -> Source:
         """Generated reviews, those of IMDb."""

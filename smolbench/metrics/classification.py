@@ -28,23 +28,31 @@ MAX_CONFUSION_CLASSES = 100
 """With more classes the confusion matrix is left out: it would be longer than all other results."""
 
 
-def validation_metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+def validation_metrics(
+    logits: torch.Tensor, labels: torch.Tensor, positive: int | None = None
+) -> dict[str, float]:
     """What is worth its time after every epoch.
 
     Args:
         logits: Scores per class, shape ``(N, C)``, float32; minus infinity is a probability of 0.
         labels: True classes, shape ``(N,)``.
+        positive: The class that ``f1`` is of; without, there is none.
 
     Returns:
         ``accuracy`` with its standard error ``accuracy_stderr`` (``sqrt(p (1 - p) / (n - 1))``, as
-        lm-eval), ``f1_macro``, ``loss`` (mean cross-entropy, nats) and ``n``.
+        lm-eval), ``f1_macro``, perhaps ``f1``, ``loss`` (mean cross-entropy, nats) and ``n``.
     """
     from torchmetrics.functional import classification as tm  # lazy: import cost
 
     predictions, n = logits.argmax(dim=1), len(labels)
     accuracy = (predictions == labels).double().mean().item()
     f1 = tm.multiclass_f1_score(predictions, labels, num_classes=logits.shape[1], average="macro")
+    of_class = {}
+    if positive is not None:
+        cells = confusion_matrix(predictions, labels, logits.shape[1])
+        of_class = {"f1": scores_of_class(cells, positive)["f1"]}
     return {
+        **of_class,
         "accuracy": accuracy,
         "accuracy_stderr": math.sqrt(accuracy * (1 - accuracy) / (n - 1)) if n > 1 else math.nan,
         "f1_macro": f1.item(),
@@ -53,23 +61,29 @@ def validation_metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, 
     }
 
 
-def classification_metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+def classification_metrics(
+    logits: torch.Tensor, labels: torch.Tensor, positive: int | None = None
+) -> dict[str, float]:
     """Quality of predictions, with standard errors.
 
     Each metric but ``n`` has a ``<metric>_stderr``; :mod:`smolbench.metrics.uncertainty` says how
-    it is found. What is not defined is ``nan``.
+    it is found. What the rows leave undefined (the recall of a class that none is of, the
+    specificity of one that all are of) is ``nan``, what the predictions do (the precision of a
+    class that is never predicted) is 0; averages over classes are scikit-learn's.
 
     Args:
         logits: Scores per class, shape ``(N, C)``, float32.
         labels: True classes, shape ``(N,)``.
+        positive: The class that ``precision``, ``recall``, ``specificity`` and ``f1`` without an
+            ending are of; without, there are none.
 
     Returns:
         Those of :func:`validation_metrics`; ``precision``, ``recall``, ``specificity`` (recall of
-        the rows that are not of a class), ``f1`` with the endings ``_macro`` and ``_weighted``; for
-        two classes also all four of class 1; ``auroc`` (of class 1, or with more classes the mean
+        the rows that are not of a class), ``f1`` with the endings ``_macro`` and ``_weighted``,
+        and perhaps all four of one class; ``auroc`` (of either class, or with more the mean
         of one versus rest; ``nan`` unless all classes occur); ``ece``, the expected calibration
         error of the most probable class in 15 bins; ``brier``, as scikit-learn's
-        ``brier_score_loss``: of class 1, or with more classes summed over them.
+        ``brier_score_loss``: of either class, or with more summed over them.
     """
     from torchmetrics.functional import classification as tm  # lazy: import cost
 
@@ -86,14 +100,17 @@ def classification_metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[s
         ):
             value = function(predictions, labels, num_classes=classes, average=average)
             metrics[f"{name}_{average}"] = value.item()
-    if classes == 2:
-        metrics["precision"] = tm.binary_precision(predictions, labels).item()
-        metrics["recall"] = tm.binary_recall(predictions, labels).item()
-        metrics["specificity"] = tm.binary_specificity(predictions, labels).item()
-        metrics["f1"] = tm.binary_f1_score(predictions, labels).item()
+    if (labels == labels[0]).all():  # no row is of another class than this one
+        metrics |= {f"specificity_{average}": math.nan for average in ("macro", "weighted")}
     cells = confusion_matrix(predictions, labels, classes)
-    errors = confusion_stderrs(cells)
-    metrics |= {f"{name}_stderr": errors[name] for name in errors if name in metrics}
+    if positive is not None:
+        metrics |= scores_of_class(cells, positive)
+    errors = confusion_stderrs(cells, positive)
+    metrics |= {
+        f"{name}_stderr": math.nan if math.isnan(metrics[name]) else errors[name]
+        for name in errors
+        if name in metrics
+    }
 
     metrics["loss_stderr"] = mean_stderr(_losses(wide, labels).numpy())
     squares = (probabilities - F.one_hot(labels, classes)).square()
@@ -168,6 +185,23 @@ def confusion_matrix(
 
     cells: torch.Tensor = tm.multiclass_confusion_matrix(predictions, labels, num_classes=classes)
     return cells.numpy()
+
+
+def scores_of_class(cells: np.ndarray[Any, np.dtype[np.int64]], positive: int) -> dict[str, float]:
+    """``precision``, ``recall``, ``specificity`` and ``f1`` of a class, against all others.
+
+    Args:
+        cells: From :func:`confusion_matrix`.
+        positive: The class.
+    """
+    right, called = int(cells[positive, positive]), int(cells[:, positive].sum())
+    of, n = int(cells[positive].sum()), int(cells.sum())
+    return {
+        "precision": right / called if called else 0.0,
+        "recall": right / of if of else math.nan,
+        "specificity": (n - of - called + right) / (n - of) if n > of else math.nan,
+        "f1": 2 * right / (of + called) if of else math.nan,
+    }
 
 
 def _losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -40,15 +40,16 @@ def mean_over_seeds(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return metrics
 
 
-def confusion_scores(cells: Array) -> dict[str, Array]:
+def confusion_scores(cells: Array, positive: int | None = None) -> dict[str, Array]:
     """What a confusion matrix determines; undefined ratios are 0, as torchmetrics has them.
 
     Args:
         cells: True (second last axis) by predicted class (last), shape ``(..., C, C)``.
+        positive: The class of the scores without an ending, if there are to be any.
 
     Returns:
         ``precision``, ``recall``, ``specificity``, ``f1`` with ``_macro`` (over classes that occur
-        or are predicted) and ``_weighted``; for two classes also bare, of class 1.
+        or are predicted) and ``_weighted``; of the positive class also bare.
     """
     right = np.diagonal(cells, axis1=-2, axis2=-1).astype(np.float64)
     predicted, true = cells.sum(axis=-2), cells.sum(axis=-1)
@@ -64,20 +65,21 @@ def confusion_scores(cells: Array) -> dict[str, Array]:
     for name, values in per_class.items():
         scores[f"{name}_macro"] = _ratio((values * known).sum(axis=-1), known.sum(axis=-1))
         scores[f"{name}_weighted"] = _ratio((values * true).sum(axis=-1), true.sum(axis=-1))
-    if cells.shape[-1] == 2:
-        scores |= {name: values[..., 1] for name, values in per_class.items()}
+    if positive is not None:
+        scores |= {name: values[..., positive] for name, values in per_class.items()}
     return scores
 
 
-def confusion_stderrs(cells: Array) -> dict[str, float]:
+def confusion_stderrs(cells: Array, positive: int | None = None) -> dict[str, float]:
     """Standard errors of :func:`confusion_scores`, by bootstrap; ``nan`` for a single row.
 
     Args:
         cells: Confusion matrix, shape ``(C, C)``, integers.
+        positive: The class of the scores without an ending, if there are to be any.
     """
     n = int(cells.sum())
     if n < 2:
-        return dict.fromkeys(confusion_scores(cells), math.nan)
+        return dict.fromkeys(confusion_scores(cells, positive), math.nan)
     generator = np.random.default_rng(0)
     used = np.nonzero(cells.ravel())[0]
     shares = cells.ravel()[used] / n
@@ -86,7 +88,7 @@ def confusion_stderrs(cells: Array) -> dict[str, float]:
     for start in range(0, RESAMPLES, chunk):
         drawn = np.zeros((min(chunk, RESAMPLES - start), cells.size), np.int64)
         drawn[:, used] = generator.multinomial(n, shares, size=len(drawn))
-        parts.append(confusion_scores(drawn.reshape(-1, *cells.shape)))
+        parts.append(confusion_scores(drawn.reshape(-1, *cells.shape), positive))
     return {
         name: float(np.concatenate([part[name] for part in parts]).std(ddof=1)) for name in parts[0]
     }

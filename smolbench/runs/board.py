@@ -111,7 +111,8 @@ class Board:
 
     Attributes:
         metric: What they are ranked by.
-        convention: How multiple choice was scored or summaries were written; ``None`` elsewhere.
+        convention: How multiple choice was scored or summaries were written, or the class that F1
+            is of; ``None`` elsewhere.
         test_digest: Digest of the test set.
         n: Its size.
         limit: The ``limit_test`` that cut it, if one did.

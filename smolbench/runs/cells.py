@@ -164,7 +164,8 @@ def title(board: Board) -> str:
     """What a board's rows have in common."""
     said = [board.metric]
     if board.convention is not None:
-        said.append(f"by the convention {board.convention}")
+        by = "" if board.metric == "f1" else "by the convention "
+        said.append(f"{by}{board.convention}")
     if board.n is not None:
         said.append(f"on {board.n:,} examples")
     if board.limit is not None:

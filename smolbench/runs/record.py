@@ -14,7 +14,8 @@ from smolbench.runs.results import FILE_NAME, Results, read_results
 State = Literal["trained", "untrained", "as_is"]
 
 MAIN_METRICS = ("acc_norm", "accuracy", "rouge1")
-"""What runs are ranked by: multiple choice, classification, summaries. A run has one of them."""
+"""What runs are ranked by: multiple choice, classification, summaries. A run has one of them, and
+may name another in ``headline``: ``f1`` of its ``positive_label``, or ``f1_macro``."""
 _BY_CONVENTION = {"acc_norm", "rouge1"}
 """Metrics whose values are comparable within a convention only."""
 PROMPT = "prompt"
@@ -93,16 +94,19 @@ class RunRecord:
     @property
     def metric(self) -> str | None:
         """Name of the metric that runs of its kind are ranked by; ``None`` before a test."""
-        found = (name for name in MAIN_METRICS if self.number(f"test/{name}") is not None)
-        return next(found, None)
+        named = self.text("headline")
+        names = MAIN_METRICS if named is None else (named, *MAIN_METRICS)
+        return next((name for name in names if self.number(f"test/{name}") is not None), None)
 
     @property
     def convention(self) -> str | None:
-        """What makes scores of multiple choice, or of summaries, incomparable.
+        """What makes scores of multiple choice, of summaries, or of one class incomparable.
 
         A prompt's convention is part of its method: whichever way a class is found, its accuracy is
         the share of texts that got the right one.
         """
+        if self.metric == "f1":
+            return f"of {self.text('positive_label')!r}"
         return self.text("convention") if self.metric in _BY_CONVENTION else None
 
     @property

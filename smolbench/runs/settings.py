@@ -29,6 +29,7 @@ _ADDED: dict[str, Any] = {
     "model.trust_remote_code": False,
     "model.rouge_tokenizer": "rouge_score",
     "data.similar_labels": "refuse",
+    "data.positive_label": None,
     "data.quoting": "auto",
 }
 """Options that settings of earlier versions lack, and the value that these runs have had."""

@@ -3,9 +3,9 @@
 Two runs that were scored on the same texts differ only where one of them is right and the other is
 not. If neither were better, such texts would fall to either side like a coin: the exact test of
 McNemar (1947), two-sided. Summaries are neither right nor wrong: of these the mean difference of
-ROUGE is resampled over the documents, a paired bootstrap. Every row of a board is tested against
-its best one; so that many rows do not find a difference by their number, the p values are adjusted
-by Holm's method (1979).
+ROUGE is resampled over the documents, a paired bootstrap; so is, over the texts, the difference of
+F1. Every row of a board is tested against its best one; so that many rows do not find a difference
+by their number, the p values are adjusted by Holm's method (1979).
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 FILE_NAME = "predictions.parquet"
 _ANSWERS = {"accuracy": "prediction", "acc_norm": "prediction_norm"}
 """Columns of what was answered, by metrics that count the right answers."""
+_F1 = ("f1", "f1_macro")
+"""Metrics of what was answered that are no mean over texts."""
 _SCORES = {"rouge1": "rouge1"}
 """Columns of what each text scored, by metrics that are its mean."""
 RESAMPLES = 9_999
@@ -102,6 +104,43 @@ def paired_bootstrap(first: Scores, second: Scores) -> float:
     return as_far / (RESAMPLES + 1)
 
 
+def paired_bootstrap_of_f1(
+    first: npt.NDArray[Any], second: npt.NDArray[Any], positive: int | None
+) -> float:
+    """A two-sided test of the difference of two runs' F1, by resampling the texts.
+
+    As :func:`paired_bootstrap`; F1 is no mean over texts, so it is computed anew from each draw,
+    and the differences of the draws are centred on the observed one.
+
+    Args:
+        first: True and predicted class of each text by one run, shape ``(N, 2)``.
+        second: The same of another run, in the same order.
+        positive: The class that F1 is of; ``None`` for the mean over classes.
+
+    Returns:
+        As :func:`paired_bootstrap`; 1 where the runs do not differ or have other true classes.
+    """
+    import numpy as np  # lazy: a report without tests needs none
+
+    if (first[:, 0] != second[:, 0]).any():
+        return 1.0
+    rows = np.column_stack([first, second[:, 1]])
+    kinds, counts = np.unique(rows, axis=0, return_counts=True)
+    labels, one, other = kinds.T
+
+    def difference(weights: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        return _f1(weights, labels, one, positive) - _f1(weights, labels, other, positive)
+
+    observed = float(difference(counts[None])[0])
+    generator = np.random.default_rng(0)
+    as_far = 1
+    for start in range(0, RESAMPLES, _AT_ONCE):
+        size = min(_AT_ONCE, RESAMPLES - start)
+        draws = difference(generator.multinomial(len(rows), counts / len(rows), size=size))
+        as_far += int((np.abs(draws - observed) >= abs(observed) - 1e-12).sum())
+    return as_far / (RESAMPLES + 1)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """P values adjusted for their number by Holm's method, in the order given."""
     adjusted = [0.0] * len(p_values)
@@ -121,6 +160,9 @@ def _tested(board: Board, refused: list[str]) -> Board:
     for row in ranked[1:]:
         other = _scores(row, board.metric, refused)
         if other is not None and len(other) == len(best):
+            if board.metric in _F1:
+                found[id(row)] = paired_bootstrap_of_f1(best, other, _positive(row, board.metric))
+                continue
             test = mcnemar if board.metric in _ANSWERS else paired_bootstrap
             found[id(row)] = test(best, other)
     adjusted = dict(zip(found, holm(list(found.values())), strict=True))
@@ -132,8 +174,10 @@ def _scores(row: Row, metric: str, refused: list[str]) -> npt.NDArray[Any] | Non
     """What a row's newest run scores on each text, in the order of the test split.
 
     Returns:
-        Whether each is right, or its score, shape ``(N,)``; ``None`` if that is not known.
+        Whether each is right, or its score, shape ``(N,)``, or of F1 the true and the predicted
+        class, shape ``(N, 2)``; ``None`` if that is not known.
     """
+    import numpy as np  # lazy: a report without tests needs none
     import pyarrow.parquet  # lazy: only this reads predictions
 
     record = row.records[0]
@@ -142,7 +186,12 @@ def _scores(row: Row, metric: str, refused: list[str]) -> npt.NDArray[Any] | Non
         return None
     scores: npt.NDArray[Any]
     try:
-        if metric in _ANSWERS:
+        if metric in _F1:
+            columns = ["label", "prediction"]
+            table = pyarrow.parquet.read_table(path, columns=["index", *columns])
+            table = table.sort_by("index")
+            scores = np.stack([table[name].to_numpy() for name in columns], axis=1)
+        elif metric in _ANSWERS:
             table = pyarrow.parquet.read_table(path, columns=["index", "label", _ANSWERS[metric]])
             table = table.sort_by("index")
             scores = table["label"].to_numpy() == table[_ANSWERS[metric]].to_numpy()
@@ -154,6 +203,49 @@ def _scores(row: Row, metric: str, refused: list[str]) -> npt.NDArray[Any] | Non
         refused.append(f"{path} cannot be read ({said}).")
         return None
     score = record.number(f"test/{metric}")
-    if score is None or not len(scores) or not abs(scores.mean() - score) <= _TOLERANCE:
+    if score is None or not len(scores):
         return None
-    return scores
+    if metric in _F1:
+        ones = np.ones((1, len(scores)))
+        mean = float(_f1(ones, scores[:, 0], scores[:, 1], _positive(row, metric))[0])
+    else:
+        mean = scores.mean()
+    return scores if abs(mean - score) <= _TOLERANCE else None
+
+
+def _positive(row: Row, metric: str) -> int | None:
+    """Number of the class that a row's F1 is of; ``None`` for the mean over classes."""
+    record = row.records[0]
+    labels = record.results.get("test/labels")
+    if metric != "f1" or not isinstance(labels, list):
+        return None
+    label = record.results.get("positive_label")
+    return labels.index(label) if label in labels else None
+
+
+def _f1(
+    weights: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+    predictions: npt.NDArray[Any],
+    positive: int | None,
+) -> npt.NDArray[np.float64]:
+    """F1 of a class, or its mean over the classes that occur or are predicted, shape ``(R,)``.
+
+    Args:
+        weights: How often each kind of text counts, shape ``(R, U)``.
+        labels: Their true classes, shape ``(U,)``.
+        predictions: The predicted ones, shape ``(U,)``.
+        positive: The class; ``None`` for the mean.
+    """
+    import numpy as np  # lazy: see above
+
+    classes = np.arange(1 + max(int(labels.max()), int(predictions.max()), positive or 0))
+    true, called = (column[:, None] == classes for column in (labels, predictions))
+    of_either = weights @ true.astype(float) + weights @ called.astype(float)
+    right = weights @ (true & called).astype(float)
+    each = np.divide(2 * right, of_either, out=np.zeros_like(right), where=of_either > 0)
+    if positive is not None:
+        found: npt.NDArray[np.float64] = each[:, positive]
+        return found
+    mean: npt.NDArray[np.float64] = each.sum(axis=1) / np.maximum((of_either > 0).sum(axis=1), 1)
+    return mean

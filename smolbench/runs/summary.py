@@ -45,6 +45,8 @@ _QUALITY = (
     ("n", "examples"),
     ("n_truncated", "of them truncated"),
 )
+OF_A_CLASS = ("precision", "recall", "specificity", "f1")
+"""Metrics of the positive class."""
 _COSTS = (
     ("cost/fit_s", "training", "s"),
     ("cost/cache_s", "frozen passes, when first computed", "s"),
@@ -97,8 +99,12 @@ def print_summary(results: Results, folder: Path, *, splits: tuple[str, ...]) ->
 def quality_lines(results: Results, split: str) -> list[tuple[str, str, str]]:
     """What a split was scored: name, value and standard error (empty if there is none)."""
     lines = []
-    for key, label in _QUALITY:
+    headline, positive = results.get("headline"), results.get("positive_label")
+    # what runs are compared by stands first
+    for key, label in sorted(_QUALITY, key=lambda line: line[0] != headline):
         if (value := results.get(f"{split}/{key}")) is not None:
+            if key in OF_A_CLASS and positive is not None:
+                label = f"{label} of {positive!r}"
             error = results.get(f"{split}/{key}_stderr")
             spread = f"{error:.4f}" if isinstance(error, float) else ""
             lines.append((label, _number(value), spread))

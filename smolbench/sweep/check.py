@@ -109,7 +109,9 @@ def _check_here(settings: Sequence[Sequence[str]]) -> list[dict[str, Any] | str]
             break
         model: BaseTask = cli.model
         chosen = cli.config["fit"]["checkpoint"]
-        monitor, mode = getattr(model, "monitor", (None, None))
+        monitor, mode = None, None
+        if not chosen["monitor"] and hasattr(model, "monitor"):
+            monitor, mode = model.monitor_on(cli.datamodule)
         found.append(
             {
                 "monitor": chosen["monitor"] or monitor,

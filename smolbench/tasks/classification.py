@@ -18,11 +18,16 @@ from smolbench.metrics.classification import (
     validation_metrics,
 )
 from smolbench.models.kernels.paths import Ways
-from smolbench.protocols import NamesLabels, offered
+from smolbench.protocols import ComparesBy, NamesLabels, offered
 from smolbench.tasks.task import BaseTask, saved_signature
 
 Batch = dict[str, torch.Tensor]
 _OF_PROBABILITIES = {"loss", "brier", "ece"}
+
+
+def _ranked_by(data: object) -> str:
+    ranks = offered(data, ComparesBy)
+    return "accuracy" if ranks is None else ranks.ranked_by
 
 
 class ClassificationTask(BaseTask):
@@ -38,8 +43,6 @@ class ClassificationTask(BaseTask):
     """
 
     kind: ClassVar[str] = "classification"
-    monitor: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/accuracy", "max")
-
     probabilistic: bool = True
     """Whether scores are log-probabilities, up to what all classes of a row have in common."""
 
@@ -49,6 +52,7 @@ class ClassificationTask(BaseTask):
         self._label_names: list[str] | None = None
         self._test_predictions: dict[str, np.ndarray] | None = None
         self._test_tables: dict[str, Any] = {}
+        self._compared: dict[str, Any] = {}
 
     @property
     def label_names(self) -> list[str]:
@@ -79,6 +83,24 @@ class ClassificationTask(BaseTask):
     def label_names(self, names: list[str]) -> None:
         self._label_names = list(names)
 
+    @property
+    def monitor(self) -> tuple[str, Literal["min", "max"]]:  # type: ignore[override]
+        """What the data's classifiers are compared by; see the base class."""
+        return self.monitor_on(self.any_data)
+
+    def monitor_on(self, data: object) -> tuple[str, Literal["min", "max"]]:
+        """See the base class."""
+        return f"val/{_ranked_by(data)}", "max"
+
+    @property
+    def positive_class(self) -> int | None:
+        """Number of the class that precision, recall and F1 are of; ``None`` if of none."""
+        names, ranks = self.label_names, offered(self.any_data, ComparesBy)
+        if ranks is None:
+            return 1 if len(names) == 2 else None
+        label = ranks.positive_label
+        return names.index(label) if label in names else None
+
     def signature(self) -> dict[str, Any]:
         """The labels, in order; see the base class."""
         return {"labels": self.label_names}
@@ -104,6 +126,7 @@ class ClassificationTask(BaseTask):
         """Forget a test: it was of another state; see the base class."""
         super().on_train_start()
         self._test_tables = {}
+        self._note_comparison()
 
     def reader(self, table: TokenTable) -> Callable[[np.ndarray], Batch]:
         """What makes batches outside of a training, keeping nothing: a teacher's.
@@ -173,20 +196,25 @@ class ClassificationTask(BaseTask):
 
     def validated(self) -> tuple[str, ...]:
         """See the base class."""
-        return tuple(self._meaningful(dict.fromkeys(("accuracy", "f1_macro", "loss"), 0.0)))
+        names = ["accuracy", "f1_macro", "loss"]
+        if getattr(self.any_data or self.data_to_come, "chosen_label", None) is not None:
+            names.append("f1")
+        return tuple(self._meaningful(dict.fromkeys(names, 0.0)))
 
     def on_validation_epoch_end(self) -> None:
         """Score the whole validation split."""
         _, logits, labels = self._gather()
-        metrics = self._meaningful(validation_metrics(logits, labels))
-        shown = {"accuracy", "loss"}
+        ranked_by = _ranked_by(self.any_data)
+        positive = self.positive_class if ranked_by == "f1" else None
+        metrics = self._meaningful(validation_metrics(logits, labels, positive))
+        shown = {ranked_by, "loss"}
         for name, value in metrics.items():
             self.log(f"val/{name}", value, prog_bar=name in shown)
 
     def on_test_epoch_end(self) -> None:
         """Score the whole test split and keep the predictions for their file."""
         index, logits, labels = self._gather()
-        metrics = self._meaningful(classification_metrics(logits, labels))
+        metrics = self._meaningful(classification_metrics(logits, labels, self.positive_class))
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
         self._record_test(index, logits, labels)
 
@@ -205,6 +233,7 @@ class ClassificationTask(BaseTask):
             labels: True classes, shape ``(N,)``.
             more: Further columns of the predictions, each of shape ``(N,)``.
         """
+        self._note_comparison()
         predictions, scores = logits.argmax(dim=1), logits.softmax(dim=1)
         tables = classification_tables(predictions, labels, self.label_names)
         self._test_tables = {f"test/{name}": table for name, table in tables.items()}
@@ -216,6 +245,14 @@ class ClassificationTask(BaseTask):
             **(more or {}),
         }
 
+    def _note_comparison(self) -> None:
+        """Keep for results what classifiers of the data are compared by."""
+        positive = self.positive_class
+        self._compared = {
+            "headline": _ranked_by(self.any_data),
+            "positive_label": None if positive is None else self.label_names[positive],
+        }
+
     def _meaningful(self, metrics: dict[str, float]) -> dict[str, float]:
         """Without what needs probabilities, where the scores are none."""
         if self.probabilistic:
@@ -223,8 +260,8 @@ class ClassificationTask(BaseTask):
         return {k: v for k, v in metrics.items() if k.split("_")[0] not in _OF_PROBABILITIES}
 
     def facts(self) -> dict[str, Any]:
-        """Also the tables of a test, class by class; see the base class."""
-        return {**super().facts(), **self._test_tables}
+        """Also what is compared, and the tables of a test, class by class; see the base class."""
+        return {**super().facts(), **self._compared, **self._test_tables}
 
     def predictions(self) -> dict[str, np.ndarray] | None:
         """Columns of ``predictions.parquet`` after a test, in the order of the test split."""

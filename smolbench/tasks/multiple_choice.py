@@ -108,7 +108,7 @@ class MultipleChoiceTask(BaseTask):
     """
 
     kind: ClassVar[str] = "multiple_choice"
-    monitor: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/acc_norm", "max")
+    monitor: tuple[str, Literal["min", "max"]] = ("val/acc_norm", "max")
 
     def __init__(
         self,

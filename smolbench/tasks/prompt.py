@@ -403,7 +403,7 @@ class PromptTask(ClassificationTask):
         self, scores: torch.Tensor, unknown: torch.Tensor, labels: torch.Tensor, seed: int
     ) -> dict[str, float]:
         logits = self._calibrated(scores, seed, self.calibration)
-        metrics = self._meaningful(classification_metrics(logits, labels))
+        metrics = self._meaningful(classification_metrics(logits, labels, self.positive_class))
         if self.rule == "top_k":
             # most texts have a score for one class only
             metrics = {k: v for k, v in metrics.items() if not k.startswith("auroc")}

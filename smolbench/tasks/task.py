@@ -62,7 +62,7 @@ class BaseTask(LightningModule, ABC):
 
     kind: ClassVar[str]
     """Kind of example: ``classification``, ``summarization`` or ``multiple_choice``."""
-    monitor: ClassVar[tuple[str, Literal["min", "max"]]]
+    monitor: tuple[str, Literal["min", "max"]]
     """Validation metric that decides which checkpoint is the best, and its better direction."""
     tie_breaker: str = "val/loss"
     """Validation loss that decides between checkpoints that are equal by what is monitored."""
@@ -73,6 +73,8 @@ class BaseTask(LightningModule, ABC):
     pad_token_id: int = 0
     runs_dir: Path = Path("runs")
     """Where a run is looked for that is named by its recipe."""
+    data_to_come: LightningDataModule | None = None
+    """The DataModule that a Trainer will have; the command line says so before there is one."""
     rehearsal: PassRehearsal | None = None
     """Given where a run is only estimated: frozen passes then read a part of their rows."""
     reach: Reach | None = None
@@ -150,6 +152,10 @@ class BaseTask(LightningModule, ABC):
         Empty where that is not known before one has run.
         """
         return ()
+
+    def monitor_on(self, data: object) -> tuple[str, Literal["min", "max"]]:
+        """What :attr:`monitor` is for a DataModule, before a Trainer has both."""
+        return self.monitor
 
     def logged(self) -> tuple[str, ...]:
         """Names of the metrics of a training that can be watched; empty where not known before."""

@@ -68,7 +68,7 @@ class WritingTask(BaseTask):
     """
 
     kind: ClassVar[str] = "summarization"
-    monitor: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/loss", "min")
+    monitor: tuple[str, Literal["min", "max"]] = ("val/loss", "min")
 
     def __init__(
         self,

@@ -61,6 +61,12 @@ def by_sklearn(logits, labels):
         expected["brier"] = sk.brier_score_loss(labels, p[:, 1], pos_label=1)
         if present:
             expected["auroc"] = sk.roc_auc_score(labels, logits[:, 1] - logits[:, 0])
+    # what the rows leave undefined, where scikit-learn says 0
+    if len(set(labels.tolist())) == 1:
+        expected |= {"specificity_macro": math.nan, "specificity_weighted": math.nan}
+        if logits.shape[1] == 2:
+            undefined = ("specificity",) if labels[0] == 1 else ("recall", "f1")
+            expected |= dict.fromkeys(undefined, math.nan)
     return expected
 
 
@@ -89,10 +95,11 @@ def calibration_error(p, right, bins=15):
 
 
 def check(logits, labels):
+    positive = 1 if logits.shape[1] == 2 else None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = classification_metrics(logits, labels)
-        quick = validation_metrics(logits, labels)
+        found = classification_metrics(logits, labels, positive)
+        quick = validation_metrics(logits, labels, positive)
     expected = by_sklearn(logits, labels)
     values = {k: v for k, v in found.items() if not k.endswith("_stderr")}
     values["accuracy_stderr"] = found["accuracy_stderr"]
@@ -149,6 +156,20 @@ def test_ties_between_rows():
     logits = torch.stack([torch.zeros(300), torch.randn(300).round(decimals=1)], dim=1)
     check(logits, torch.randint(2, (300,)))
     check(torch.zeros(10, 2), torch.arange(10) % 2)
+
+
+@pytest.mark.parametrize("positive", [0, 1, 2])
+def test_scores_of_one_class_against_the_others(positive):
+    logits, labels = torch.randn(60, 3), torch.arange(60) % 5 % 3
+    found = classification_metrics(logits, labels, positive)
+    truth, said = labels.numpy() == positive, logits.argmax(dim=1).numpy() == positive
+    assert found["precision"] == pytest.approx(sk.precision_score(truth, said))
+    assert found["recall"] == pytest.approx(sk.recall_score(truth, said))
+    assert found["specificity"] == pytest.approx(sk.recall_score(~truth, ~said))
+    assert found["f1"] == pytest.approx(sk.f1_score(truth, said))
+    assert validation_metrics(logits, labels, positive)["f1"] == found["f1"]
+    assert 0 < found["f1_stderr"] < 0.2
+    assert "f1" not in classification_metrics(logits, labels)
 
 
 def test_ties_between_classes_go_to_the_first():

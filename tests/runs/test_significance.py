@@ -5,11 +5,18 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from scipy.stats import binomtest, ttest_rel
+from sklearn.metrics import f1_score
 
 from smolbench.cli import main
 from smolbench.runs.leaderboard import build_report
 from smolbench.runs.record import find_folders, read_records
-from smolbench.runs.significance import holm, mcnemar, paired_bootstrap, with_significance
+from smolbench.runs.significance import (
+    holm,
+    mcnemar,
+    paired_bootstrap,
+    paired_bootstrap_of_f1,
+    with_significance,
+)
 from tests.helpers.written_runs import MULTIPLE_CHOICE, SUMMARIES, write_run
 
 N = 200
@@ -180,3 +187,56 @@ def test_summaries_of_another_score_are_not_tested(tmp_path):
     write_summaries(tmp_path / "other", scores / 2, test__rouge1=0.3)
     write_summaries(tmp_path / "undefined", np.full(40, np.nan), test__rouge1=0.3)
     assert p_values(tmp_path)[0] == {"best": None, "other": None, "undefined": None}
+
+
+# -- F1, which is no mean over texts ---------------------------------------------------------------
+
+
+def write_f1(folder, called, metric="f1", positive="pos", **changes):
+    labels = (np.arange(N) % 5 == 0).astype(int)
+    scores = {
+        "test__f1": f1_score(labels, called, pos_label=["neg", "pos"].index(positive)),
+        "test__f1_macro": f1_score(labels, called, average="macro"),
+    }
+    given = {"test__n": N, "series_digest": folder.name, "headline": metric, **scores}
+    given |= {
+        "positive_label": positive if metric == "f1" else None,
+        "test__labels": ["neg", "pos"],
+    }
+    write_run(folder, **{**given, **changes})
+    columns = {"index": np.arange(N), "label": labels, "prediction": called}
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / "predictions.parquet")
+
+
+@pytest.mark.parametrize(("metric", "positive"), [("f1", "pos"), ("f1", "neg"), ("f1_macro", "")])
+def test_f1_is_tested_by_resampling_the_texts(tmp_path, metric, positive):
+    truth = (np.arange(N) % 5 == 0).astype(int)
+    close = np.where(np.arange(N) == 10, 1 - truth, truth)
+    far = np.where(np.arange(N) % 3 == 0, 1 - truth, truth)
+    for name, called in (("best", truth), ("close", close), ("far", far)):
+        write_f1(tmp_path / name, called, metric, positive or "pos")
+    found, refused = p_values(tmp_path)
+    assert not refused
+    assert found["far"] < 0.001
+    assert found["close"] > 0.3
+    # as a resampling of the rows one by one
+    generator = np.random.default_rng(1)
+    average = {"average": "macro"} if metric == "f1_macro" else {"pos_label": positive == "pos"}
+    part = np.where(np.arange(N) % 25 == 1, 1 - truth, truth)
+    other = np.where(np.arange(N) % 40 == 0, 1 - truth, truth)
+    scored = [lambda rows, c=c: f1_score(truth[rows], c[rows], **average) for c in (part, other)]
+    observed = scored[0](slice(None)) - scored[1](slice(None))
+    draws = [scored[0](rows) - scored[1](rows) for rows in generator.integers(N, size=(400, N))]
+    expected = np.mean(np.abs(np.array(draws) - observed) >= abs(observed))
+    pairs = [np.stack([truth, called], axis=1) for called in (part, other)]
+    number = None if metric == "f1_macro" else ["neg", "pos"].index(positive)
+    assert paired_bootstrap_of_f1(*pairs, number) == pytest.approx(expected, abs=0.08)
+    assert paired_bootstrap_of_f1(pairs[0], pairs[0], number) == 1
+
+
+def test_f1_of_other_classes_is_on_boards_of_their_own(tmp_path):
+    for name, positive in (("a", "pos"), ("b", "pos"), ("c", "neg")):
+        write_f1(tmp_path / name, (np.arange(N) % 5 == 0).astype(int), "f1", positive)
+    (dataset,) = build_report(read_records(find_folders([tmp_path]))[0])
+    assert sorted(len(board.rows) for board in dataset.boards) == [1, 2]
+    assert {board.convention for board in dataset.boards} == {"of 'pos'", "of 'neg'"}

@@ -110,3 +110,16 @@ def test_in_a_process_of_its_own(folder_here, monkeypatch):
     monkeypatch.setattr(subprocess, "run", broken)
     with pytest.raises(Exception, match="cannot be checked: ImportError: no torch"):
         check([FEW])
+
+
+@pytest.mark.parametrize(
+    ("option", "metric"), [([], "val/f1_macro"), (["--data.positive_label=bad"], "val/f1")]
+)
+def test_own_files_are_compared_by_f1(in_process, tmp_path, option, metric):
+    rows = [f"text {n},{'good' if n % 2 else 'bad'}\n" for n in range(40)]
+    (tmp_path / "train.csv").write_text("text,label\n" + "".join(rows))
+    recipe = ["--config=text_files_probe", "--config=tiny", "--data.source=files", *QUIET]
+    recipe += [f"--data.train_file={tmp_path}/train.csv", f"--data.cache_dir={tmp_path}", *option]
+    (found,) = [_checked(one) for one in _check_here([recipe])]
+    assert (found.monitor, found.mode) == (metric, "max")
+    assert metric in found.metrics

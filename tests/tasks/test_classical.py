@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import f1_score, recall_score
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import make_pipeline
 
@@ -83,6 +85,58 @@ def test_fit_test_and_predict_by_the_command_line(folder_here, capsys):
     assert main(["predict", "--text=a warm and clever film", "--text=dull and silly"]) == 0
     labels = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()[-2:]]
     assert labels == ["pos", "neg"]
+
+
+def fraud_files(folder):
+    """One in six rows is of the class that is looked for, which is not the last by its name."""
+    for name, n in (("train", 120), ("test", 60)):
+        rows = [
+            f"{'fraud' if i % 6 == 0 else 'legit'},"
+            f"{'urgent wire gift' if i % 12 == 0 else 'invoice order thanks'} number {i % 7}\n"
+            for i in range(n)
+        ]
+        (folder / f"{name}.csv").write_text("label,text\n" + "".join(rows))
+    given = ["--config=text_files_probe", "--model=ClassicalTask", "--trainer.max_epochs=1"]
+    files = [f"--data.{name}_file={folder}/{name}.csv" for name in ("train", "test")]
+    return [*given, *files, "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+
+
+@pytest.mark.parametrize(
+    ("positive", "headline"), [(None, "f1_macro"), ("fraud", "f1"), (" legit", "f1")]
+)
+def test_what_figures_are_of_which_class(folder_here, capfd, positive, headline):
+    chosen = [] if positive is None else [f"--data.positive_label={positive}"]
+    assert main(["fit", *fraud_files(folder_here), *chosen, "--run_dir=r"]) == 0
+    fitted = results(folder_here)
+    assert fitted["headline"] == headline
+    assert fitted["best/epoch"] == 0
+    assert main(["test", "--run_dir=r"]) == 0
+    said = "".join(capfd.readouterr())
+    found = results(folder_here)
+    table = pq.read_table("r/predictions.parquet")
+    truth, called = (np.array(table[name]) for name in ("label", "prediction"))
+    assert found["headline"] == headline
+    if positive is None:
+        assert found["positive_label"] is None
+        assert not {"test/precision", "test/recall", "test/f1", "test/specificity"} & set(found)
+        assert " of 'legit'" not in said
+    else:
+        name = positive.strip()
+        number = found["test/labels"].index(name)
+        assert found["positive_label"] == name
+        assert found["test/recall"] == recall_score(truth == number, called == number)
+        assert found["test/f1"] == pytest.approx(f1_score(truth == number, called == number))
+        assert f"test F1 of '{name}'" in said
+        assert found["val/f1"] is not None
+    assert found["test/f1_macro"] == pytest.approx(f1_score(truth, called, average="macro"))
+    assert main(["runs", "--json", "--runs_dir=."]) == 0
+    (listed,) = json.loads(capfd.readouterr().out)
+    assert (listed["metric"], listed["value"]) == (headline, found[f"test/{headline}"])
+
+
+def test_a_positive_class_that_is_none_is_a_sentence(folder_here, capfd):
+    assert main(["fit", *fraud_files(folder_here), "--data.positive_label=Fraud"]) == 2
+    assert "its classes are 'fraud', 'legit'" in capfd.readouterr().err
 
 
 def test_there_is_nothing_to_go_on_with(folder_here, capsys):
