@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 ENCODER_DECODER_TEMPLATES = {"t5": "summarize: {text}", "mt5": "summarize: {text}"}
 """What encoder-decoder models read, by architecture; others read the bare document."""
+LINE_BREAKS = ("<n>", "[X_SEP]")
+"""How summaries of Pegasus and of ProphetNet say that a line ends; sentencepiece knows none."""
 BARE = "{text}"
 CAUSAL_TEMPLATE = "Summarize: {text} Summary:"
 
@@ -69,7 +72,7 @@ class SummaryEncoder:
 
         Returns:
             ``input_ids``: template and document; ``cut``: whether the document lost its end;
-            ``labels``: the summary with its end token.
+            ``labels``: the summary with its end token; ``summary_cut``: whether it lost its end.
         """
         documents = examples["document"]
         encoded = self.documents.encode(documents)
@@ -87,6 +90,7 @@ class SummaryEncoder:
         }
         if "summary" in examples:
             columns["labels"] = self.summaries(examples["summary"])
+            columns["summary_cut"] = self._cut(examples["summary"], columns["labels"])
         return columns
 
     def summaries(self, texts: Sequence[str]) -> list[list[int]]:
@@ -106,11 +110,51 @@ class SummaryEncoder:
         bare = self.tokenizer(spaced, add_special_tokens=False, verbose=False)["input_ids"]
         return [[*row[: self.max_summary_length - 1], self.end] for row in bare]
 
+    def _cut(self, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> list[bool]:
+        """Which summaries, of these token ids, are longer than what is learned of them."""
+        cut = [False] * len(texts)
+        # one that fills its room to the last token may have been longer
+        full = [n for n, row in enumerate(rows) if len(row) == self.max_summary_length]
+        if not full:
+            return cut
+        if self.causal:
+            spaced = [f" {texts[n].strip()}" for n in full]
+            whole = self.tokenizer(spaced, add_special_tokens=False, verbose=False)["input_ids"]
+        else:
+            wanted = [texts[n] for n in full]
+            whole = self.tokenizer(text_target=wanted, verbose=False)["input_ids"]
+        for n, ids in zip(full, whole, strict=True):
+            cut[n] = len(ids) + (self.end not in ids) > self.max_summary_length
+        return cut
+
+    def texts(self, ids: Sequence[int]) -> str:
+        """The text of generated tokens, in which tokens that mean a line break are one."""
+        lines: list[list[int]] = [[]]
+        for token in ids:
+            if token in self._line_breaks:
+                lines.append([])
+            else:
+                lines[-1].append(token)
+        decoded = (self.tokenizer.decode(line, skip_special_tokens=True) for line in lines)
+        return "\n".join(str(text).strip() for text in decoded).strip()
+
+    def broken(self, text: str) -> str:
+        """A reference in which the model's words for a line break are line breaks."""
+        for word in self._line_breaks.values():
+            text = text.replace(word, "\n")
+        return text
+
+    @cached_property
+    def _line_breaks(self) -> dict[int, str]:
+        """Tokens that mean a line break to models of this tokenizer, with how they are written."""
+        known = self.tokenizer.get_vocab()
+        return {known[word]: word for word in LINE_BREAKS if word in known}
+
     def key(self) -> dict[str, Any]:
         """Everything that decides about the ids, for naming a cache."""
         return {
             **self.documents.key(),
-            "summaries": 3,
+            "summaries": 4,
             "end": self.end,
             "causal": self.causal,
             "max_summary_length": self.max_summary_length,

@@ -44,10 +44,12 @@ _QUALITY = (
     ("n_unknown", "unknown"),
     ("n", "examples"),
     ("n_truncated", "of them truncated"),
+    ("n_references_cut", "of their references"),
 )
 OF_A_CLASS = ("precision", "recall", "specificity", "f1")
 """Metrics of the positive class."""
 _COSTS = (
+    ("data/n_train_references_cut", "training references truncated", ""),
     ("cost/fit_s", "training", "s"),
     ("cost/cache_s", "frozen passes, when first computed", "s"),
     ("cost/cache_tokens_per_s", "frozen backbone", "tokens/s"),

@@ -182,6 +182,7 @@ class SummarizationTask(WritingTask):
         self.lora = lora_options(r, lora_alpha, lora_dropout, target_modules)
         self.method: Method = method
         self.max_summary_length = max_summary_length
+        self._references_cut: int | None = None
         self.quantize: Quantize = quantize or "all"
         self.gradient_checkpointing = gradient_checkpointing
         self._max_length = max_length
@@ -295,12 +296,31 @@ class SummarizationTask(WritingTask):
                 split,
                 self.max_length,
             )
+        if "summary_cut" in table.scalars:
+            self._count_cut_references(split, int(table.scalars["summary_cut"].sum()), len(table))
         for scored in ("val", "test"):
             if split == scored:
                 self._remark_on_references(scored)
         if split == "train":
             self._summary_lengths = table.ragged["labels"].lengths
         return (CausalRows if self.causal else PairRows)(table, self.padding)
+
+    def _count_cut_references(self, split: str, cut: int, n: int) -> None:
+        """Say how many summaries are longer than what is learned of them."""
+        if split == "train":
+            self._references_cut = cut
+        if cut:
+            warn(
+                "%d of %d references (%s) are longer than the %d tokens of "
+                "model.max_summary_length: they lose their end%s.",
+                cut,
+                n,
+                split,
+                self.max_summary_length,
+                ", and the model learns to stop there"
+                if split == "train"
+                else " in the loss; ROUGE reads them whole",
+            )
 
     @property
     def padding(self) -> int:
@@ -426,9 +446,11 @@ class SummarizationTask(WritingTask):
         super().on_load_checkpoint(checkpoint)
 
     def facts(self) -> dict[str, Any]:
-        """The model; see the base class."""
+        """The model, and what it could not learn of the summaries; see the base class."""
+        cut = self._references_cut
         return {
             **super().facts(),
+            **({} if cut is None else {"data/n_train_references_cut": cut}),
             "model/id": self.backbone.given,
             "model/base": self.backbone.name if self.backbone.adapter else None,
             "model/revision": self.backbone.revision,

@@ -265,15 +265,17 @@ class WritingTask(BaseTask):
 
     def _keep_losses(self, batch: Batch, losses: torch.Tensor) -> None:
         tokens = (batch["labels"] != IGNORE_LABEL).sum(dim=1)
-        self._keep(batch["index"], losses.cpu().double().sum(dim=1), tokens, batch["cut"])
+        sums = losses.cpu().double().sum(dim=1)
+        self._keep(batch["index"], sums, tokens, batch["cut"], batch["summary_cut"])
 
     def _gathered_losses(self) -> tuple[torch.Tensor, dict[str, float]]:
         """Numbers of the rows, their mean cross-entropy per token, and what else is known."""
-        rows, losses, tokens, cut = self._gather()
+        rows, losses, tokens, cut, references_cut = self._gather()
         return rows, {
             "loss": float(losses.sum() / tokens.sum()),
             "n": float(len(rows)),
             "n_truncated": float(cut.sum()),
+            "n_references_cut": float(references_cut.sum()),
         }
 
     def _write(self, batch: Batch, decoding: Decoding, encoded: Any = None) -> None:  # noqa: ANN401
@@ -301,7 +303,8 @@ class WritingTask(BaseTask):
             return None
         rows, ids, ended = merged
         tokens = (ids != NO_TOKEN).sum(dim=1)
-        references = list(self.data.split(split).examples.select(rows.tolist())["summary"])
+        examples = self.data.split(split).examples.select(rows.tolist())
+        references = [self.encoder.broken(text) for text in examples["summary"]]
         texts = self._texts(ids)
         with progress_bar("Scoring", len(texts), unit="summaries") as advance:
             scores = rouge_scores(references, texts, advance, self.rouge_tokenizer)
@@ -334,9 +337,8 @@ class WritingTask(BaseTask):
 
     def _texts(self, ids: torch.Tensor) -> list[str]:
         """Generated tokens ``(B, T)`` as texts."""
-        tokenizer = self.encoder.tokenizer
         known = [[token for token in row if token != NO_TOKEN] for row in ids.tolist()]
-        return [str(tokenizer.decode(row, skip_special_tokens=True)).strip() for row in known]
+        return [self.encoder.texts(row) for row in known]
 
     # -- single texts -----------------------------------------------------------------------------
 

@@ -238,6 +238,30 @@ def test_long_summaries_are_cut_and_still_end(kind):
     assert row[-1] == EOS
 
 
+@pytest.mark.parametrize("kind", ["t5", "bart", "gpt2"])
+def test_summaries_that_are_cut_are_known(kind):
+    summaries = [" ".join(TEXTS), SUMMARIES[0], " ".join(TEXTS[:2])]
+    whole = encoder(kind, max_summary_length=500).summaries(summaries)
+    lengths = sorted(map(len, whole))
+    for length in lengths:  # also one that just fits
+        found = encoder(kind, max_summary_length=length).encode(
+            {"document": TEXTS[:3], "summary": summaries}
+        )
+        assert found["summary_cut"] == [len(row) > length for row in whole]
+
+
+def test_words_for_a_line_break_are_line_breaks():
+    made = encoder("t5")
+    assert made.broken("one <n> two") == "one <n> two"
+    plain = made.tokenizer("It was fine")["input_ids"][:-1]
+    assert made.texts([*plain, EOS]) == "It was fine"
+    made = encoder("t5")
+    made.tokenizer.add_tokens(["<n>"])
+    token = made.tokenizer.convert_tokens_to_ids("<n>")
+    assert made.texts([*plain, token, *plain, token, EOS]) == "It was fine\nIt was fine"
+    assert made.broken("one<n>two") == "one\ntwo"
+
+
 def test_a_summary_without_an_end_token_of_its_own_is_no_longer_than_allowed():
     tokenizer = AutoTokenizer.from_pretrained(tiny_summarizer("gpt2"))  # puts none behind a row
     encoder = SummaryEncoder(tokenizer, "{text}", 90, 4, causal=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.strategies import FSDPStrategy
 from rouge_score.rouge_scorer import RougeScorer
 
+from smolbench import notices
 from smolbench.cli import main
 from smolbench.data import IMDbDataModule, SAMSumDataModule, TextPairsDataModule
 from smolbench.data.batching import ArrayRows, BatchLoader, BatchPlan
@@ -122,7 +124,7 @@ def test_summaries_in_another_script(
         (tmp_path / f"{name}.csv").write_text("\n".join(["text,summary", *lines]), encoding="utf-8")
     files = {f"{name}_file": str(tmp_path / f"{name}.csv") for name in ("train", "test")}
     dm = TextPairsDataModule(**files, val_file=files["train_file"], val_fraction=0)
-    made = task("gpt2", method="none", rouge_tokenizer=tokenizer, samples=0)
+    made = task("gpt2", method="none", rouge_tokenizer=tokenizer, samples=0, max_summary_length=60)
     monkeypatch.setattr(made, "_texts", lambda ids: [summaries[0]] * len(ids))
     trainer = plain_trainer(tmp_path)
     (validated,) = trainer.validate(made, dm, verbose=False)
@@ -150,6 +152,21 @@ def test_summaries_end_after_the_most_tokens_allowed(tmp_path):
     assert columns["n_tokens"].max() == 3
     long, _ = scored(tmp_path, task(method="none", max_length=20))
     assert long["test/n_truncated"] == 10
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+def test_references_that_are_cut_are_counted_and_said(tmp_path, caplog, monkeypatch, kind):
+    monkeypatch.setattr(logging.getLogger("smolbench"), "propagate", True)
+    notices.begin()
+    model = task(kind, max_summary_length=5)
+    trainer = plain_trainer(tmp_path, max_epochs=1)
+    trainer.fit(model, data(tmp_path))
+    (metrics,) = trainer.test(model, data(tmp_path), verbose=False)
+    assert metrics["test/n_references_cut"] == metrics["test/n"]
+    assert model.facts()["data/n_train_references_cut"] == len(data(tmp_path).split("train"))
+    assert "references (train) are longer than the 5 tokens" in caplog.text
+    assert "learns to stop there" in caplog.text
+    assert "references (test) are longer" in caplog.text
 
 
 # -- training -------------------------------------------------------------------------------------
