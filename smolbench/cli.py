@@ -9,10 +9,12 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from typing import TextIO
 
 from smolbench import __version__
 from smolbench.errors import SmolbenchError
@@ -66,6 +68,20 @@ def main(args: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if args is None else args)
     _set_up_logging()
     try:
+        status = _status(arguments, whole_process=whole_process)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if not _unread(sys.stdout):
+            raise
+        # `| head` has seen enough; Python would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _status(arguments: list[str], *, whole_process: bool) -> int:
+    """Carry out a command; its exit status, also where it ends in a sentence."""
+    try:
         return _dispatch(arguments, whole_process=whole_process)
     except SmolbenchError as error:
         sys.stderr.write(f"smolbench: error: {error}\n")
@@ -102,6 +118,16 @@ def _dispatch(arguments: list[str], *, whole_process: bool) -> int:
     raise SmolbenchError(
         f"There is no subcommand {command!r}; there are {', '.join([*SUBCOMMANDS, *_OTHERS])}."
     )
+
+
+def _unread(stream: TextIO) -> bool:
+    """Whether a stream is a pipe that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # Windows has no poll, a test no file
+        return False
 
 
 @contextmanager

@@ -76,14 +76,21 @@ def read_inputs(
             quoting=cast("Quoting", quoting or "auto"),
         )
         return _read_table(reader)
-    found = [*texts, *_lines(source, path, encoding, given=bool(texts))]
-    found = [text for text in found if text.strip()]
-    if not found:
+    lines = _lines(source, path, encoding, given=bool(texts))
+    if not any(map(str.strip, [*texts, *lines])):
         raise SmolbenchError(
             'There is no text to predict: give --text "...", --input FILE, or pipe lines in.'
         )
     if not all(text.strip() for text in texts):
         raise SmolbenchError("One of the texts given by --text is empty: leave it out.")
+    where = path.name if path is not None else "standard input"
+    for number, line in enumerate(lines, start=1):
+        # a line in is a line out, or what is pasted beside it would stand beside another text
+        if not line.strip():
+            raise SmolbenchError(
+                f"{where}, line {number}: the text is empty; fill it in, or remove the line."
+            )
+    found = [*texts, *lines]
     return Inputs(found, {TEXT_COLUMN: found})
 
 
@@ -133,7 +140,8 @@ def _lines(
             read = sys.stdin.read()
     except (OSError, UnicodeError) as error:
         raise SmolbenchError(f"--input {source or '-'} cannot be read: {error}.") from error
-    return read.split("\n")  # not splitlines(): that also cuts at rare characters within a text
+    # not splitlines(): that also cuts at rare characters within a text
+    return read.removeprefix("\ufeff").removesuffix("\n").split("\n") if read else []
 
 
 def _read_table(reader: FileReader) -> Inputs:

@@ -224,7 +224,7 @@ def _arrow(columns: Mapping[str, Any]) -> Any:  # noqa: ANN401 - pyarrow has no 
 def _print_lines(inputs: Inputs, said: Said, before: Said | None) -> None:
     sides = [side.cells() for side in (before, said) if side is not None]
     for text, *parts in zip(inputs.texts, *sides, strict=True):
-        cells = [cell for part in parts for cell in part]
+        cells = [re.sub(r"[\r\n\t]+", " ", cell) for part in parts for cell in part]
         # the text stands last: it may hold tabs, but a line break would end the line
         sys.stdout.write("\t".join([*cells, re.sub(r"[\r\n]+", " ", text)]) + "\n")
 

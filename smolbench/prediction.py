@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import sys
+from contextlib import redirect_stdout
 
 import smolbench.tasks
 from smolbench.callbacks import BatchWatch, GracefulStop
@@ -38,7 +40,8 @@ def predict(call: Invocation, stop: GracefulStop, watch: BatchWatch) -> None:
     said: dict[int, Said] = {}
     # what a model without a checkpoint does, its own class says, before anything is loaded
     for one in sorted(calls, key=lambda one: one.checkpoint is not None):
-        found = SmolCLI(one, stop, watch, inputs.texts, labels, kinds).said
+        with redirect_stdout(sys.stderr):  # what is piped on is predictions alone
+            found = SmolCLI(one, stop, watch, inputs.texts, labels, kinds).said
         assert found is not None, "predict has run"
         said[id(one)] = found
         gc.collect()  # memory holds one model at a time; trainer and model refer to each other

@@ -89,7 +89,7 @@ class _Bar:
 
     def _draw(self) -> None:
         # rich is imported here because most jobs are over before anything is shown
-        from rich import get_console
+        from rich import get_console, reconfigure
         from rich.progress import (
             BarColumn,
             DownloadColumn,
@@ -111,6 +111,8 @@ class _Bar:
 
         # the console of Lightning's bar: two would overwrite each other
         console = get_console()
+        if console.file is sys.stdout:  # what is piped on is for data
+            reconfigure(stderr=True)
         if not console.is_terminal:
             self._drawable = False
             return

@@ -100,6 +100,7 @@ class SmolCLI(LightningCLI):
         self.kinds = kinds
         self.said: Said | None = None
         self.folder = Path()
+        self.summarised = False
         self.config_text: str | None = None
         self.identity: dict[str, Any] = {}
         parser_kwargs: dict[str, Any] = {call.subcommand: {"default_config_files": [str(DEFAULTS)]}}
@@ -268,7 +269,7 @@ class SmolCLI(LightningCLI):
         # behind a test must not keep the test from being written
         self.writer = ResultsWriter(self.identity, self.config_text)
         if config["enable_progress_bar"] is not False:
-            always.append(RichProgressBar(leave=False))
+            always.append(RichProgressBar(leave=False, console_kwargs={"stderr": True}))
         latency = self._get(self.config_init, "latency")
         callbacks = [*always, *callbacks, self.writer, latency]
         if self.call.subcommand == "predict":
@@ -382,6 +383,7 @@ class SmolCLI(LightningCLI):
             from smolbench.runs.summary import print_summary  # lazy: rich and the report's tables
 
             print_summary(self.writer.results, self.folder, splits=splits)
+            self.summarised = True
 
 
 def _listed(callbacks: Any) -> list[Any]:  # noqa: ANN401 - none, one or several

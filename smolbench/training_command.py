@@ -8,8 +8,10 @@ from __future__ import annotations
 import errno
 import gc
 import logging
+import sys
 import threading
 import warnings
+from contextlib import redirect_stdout
 
 import lightning.pytorch.cli  # noqa: F401 - --help lists callbacks as imported: Lightning's first
 import torch
@@ -61,8 +63,14 @@ def run(subcommand: Subcommand, arguments: list[str]) -> int:
             from smolbench.estimate.command import estimate  # lazy: other commands need none of it
 
             estimate(call, stop, watch)
-        else:
+        elif call.only_shown:
             SmolCLI(call, stop, watch)
+        else:
+            # bars and tables, whoever draws them, are for whoever watches; stdout is for data
+            with redirect_stdout(sys.stderr):
+                done = SmolCLI(call, stop, watch)
+            if done.summarised:
+                sys.stdout.write(f"Run folder: {done.folder}\n")
     except RunInterrupted as interruption:
         if call.estimate:
             log.warning("Stopped; nothing is left behind.")

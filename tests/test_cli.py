@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -32,6 +33,7 @@ from tests.helpers.command import (
 )
 from tests.helpers.kill import Killed
 from tests.helpers.processes import Process
+from tests.helpers.written_runs import write_run
 
 ROOT = Path(__file__).parents[1]
 TWO_EPOCHS = "--trainer.max_epochs=2"
@@ -428,7 +430,7 @@ def test_where_a_run_goes(cli, folder_here):
     overlay = cli("fit", *FEW, "--config=trainer/cpu", ONE_EPOCH, "--run_dir", "my/run")
     assert overlay.status == 0
     assert results(folder_here / "my" / "run")["recipe"] == "imdb_probe+tiny"
-    assert f"Run folder: {folder_here / 'my' / 'run'}" in overlay.out
+    assert overlay.out == f"Run folder: {folder_here / 'my' / 'run'}\n"
 
 
 def test_a_run_folder_is_one_run(run, refused):
@@ -503,8 +505,8 @@ def test_a_test_adds_to_its_run(run, cli):
     changed = {key for key, value in before.items() if found[key] != value}
     assert changed <= {"cost/peak_rss_mib"}
     assert found["cost/peak_rss_mib"] >= found["cost/peak_rss_mib_test"]
-    assert f"{found['test/accuracy']:.4f}" in outcome.out
-    assert str(run) in outcome.out
+    assert f"{found['test/accuracy']:.4f}" in outcome.err
+    assert outcome.out == f"Run folder: {run}\n"
 
 
 def test_predictions_agree_with_the_accuracy(tested):
@@ -1084,3 +1086,28 @@ def wait(condition, process, seconds=90):
 def test_quiet_options_are_the_tests_own():
     """The helper's options are real ones: a typo in them would be found by the parser."""
     assert set(QUIET) < set(FEW)
+
+
+@pytest.mark.parametrize(
+    "command", [["recipes"], ["--help"], ["runs", "--json"], ["footprint", "-h"]]
+)
+def test_a_closed_pipe_ends_a_command_quietly(tmp_path, command):
+    write_run(tmp_path / "runs" / "one")
+    with subprocess.Popen(
+        [sys.executable, "-m", "smolbench", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+    ) as process:
+        process.stdout.close()  # as `| head` does
+        said = process.stderr.read()
+    assert (said, process.returncode) == (b"", 0)
+
+
+def test_an_error_of_a_pipe_that_is_not_ours_is_no_quiet_end(monkeypatch):
+    def broken(arguments):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("smolbench.recipes.list_recipes", broken)
+    with pytest.raises(BrokenPipeError):
+        main(["recipes"])

@@ -44,8 +44,21 @@ def test_texts_of_the_command_line(stdin):
 
 @pytest.mark.parametrize("source", [None, "-"])
 def test_piped_lines(stdin, source):
-    stdin("one\n\ntwo\r\n  \nthree")
+    stdin("one\ntwo\r\nthree")
     assert [text.strip() for text in read_texts([], source)] == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize(
+    ("content", "number"), [("one\n\ntwo\n", 2), ("one\n \t\n", 2), ("\none", 1), ("one\n\n", 2)]
+)
+def test_an_empty_line_is_refused_by_its_number(stdin, tmp_path, content, number):
+    """What is pasted beside the predictions would stand beside another text."""
+    (tmp_path / "in.txt").write_text(content)
+    with pytest.raises(SmolbenchError, match=rf"in\.txt, line {number}: the text is empty"):
+        read_texts([], str(tmp_path / "in.txt"))
+    stdin(content)
+    with pytest.raises(SmolbenchError, match=f"standard input, line {number}"):
+        read_texts([], "-")
 
 
 def test_a_terminal_is_not_waited_for(stdin):
@@ -56,7 +69,7 @@ def test_a_terminal_is_not_waited_for(stdin):
 
 def test_a_file(stdin, tmp_path):
     file = tmp_path / "texts.txt"
-    file.write_bytes("one\r\ntwo ä\n\n".encode())
+    file.write_bytes("one\r\ntwo ä\n".encode())
     assert read_texts(["zero"], str(file)) == ["zero", "one", "two ä"]
 
 

@@ -70,7 +70,7 @@ _COSTS = (
 
 
 def print_summary(results: Results, folder: Path, *, splits: tuple[str, ...]) -> None:
-    """Print a run's quality on some splits, its costs, and its folder.
+    """Print a run's quality on some splits and its costs.
 
     Args:
         results: Contents of ``results.json``.
@@ -95,7 +95,6 @@ def print_summary(results: Results, folder: Path, *, splits: tuple[str, ...]) ->
         _print_samples(console, folder)
     for line in results.get("warnings") or ():
         console.print(Text(f"warning: {line}"), style="yellow", soft_wrap=True, highlight=False)
-    console.print(f"Run folder: {folder}", soft_wrap=True, highlight=False)
 
 
 def quality_lines(results: Results, split: str) -> list[tuple[str, str, str]]:

@@ -39,7 +39,7 @@ def largest_batch(
     they were.
 
     Args:
-        task: On its device, with ``loss(batch)``.
+        task: On its device, with ``checked_loss(batch)``.
         rows: The training rows.
         effective: Examples per optimiser step and process.
         limit_mib: Memory that the step may add; what the device has free if not given.
@@ -127,7 +127,7 @@ def _trial_mib(task: BaseTask, batch: dict[str, torch.Tensor]) -> float:
             # AdamW's two moments per trained weight, written to so that they are really there
             moments = [torch.ones_like(p) for p in trained for _ in range(2)]
             with task.trainer.precision_plugin.forward_context():
-                loss = task.loss(batch)
+                loss = task.checked_loss(batch)
             loss.backward()  # type: ignore[no-untyped-call]
             del loss, moments
     finally:

@@ -25,7 +25,7 @@ from smolbench.models.kernels.paths import Ways
 from smolbench.models.template import TemplateEncoder
 from smolbench.ranks import TrainerRanks
 from smolbench.tasks.classification import Batch, ClassificationTask
-from smolbench.tasks.task import Schedule, Warmup
+from smolbench.tasks.task import ALONE, Schedule, Warmup
 
 
 class ProbeTask(ClassificationTask):
@@ -217,6 +217,11 @@ class ProbeTask(ClassificationTask):
         return self.frozen.reader(table, self.device)
 
     # -- features to logits -----------------------------------------------------------------------
+
+    def check_inputs(self) -> None:
+        """Refuse batches of one for a head that normalises over them; see the base class."""
+        if self.head_name == "mlp" and getattr(self.data_to_come, "batch_size", None) == 1:
+            raise SmolbenchError(ALONE)
 
     def build_model(self) -> None:
         """Build the head, as wide as the backbone's features."""

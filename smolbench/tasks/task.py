@@ -15,6 +15,7 @@ import torch.distributed
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from smolbench.callbacks.checkpoint import read_checkpoint
@@ -41,6 +42,11 @@ CHECKPOINT_KEY = "smolbench"
 _PATHS = "paths"
 _KNOWN_BY = {"backbone": "revision", "teacher": "teacher_digest"}
 """Names in a signature, and what tells by a digest whom they are of."""
+ALONE = (
+    "A training batch holds one example, and the network normalises over the examples of a batch "
+    "(BatchNorm), so that it needs two: raise data.batch_size, give more rows, or take a network "
+    "without it (of a probe model.head linear)."
+)
 _ENDLESS = "but the training has no planned end: give trainer.max_epochs or max_steps"
 
 
@@ -204,9 +210,22 @@ class BaseTask(LightningModule, ABC):
         """What a training step minimises, a scalar."""
         raise NotImplementedError(f"{type(self).__name__} has no loss of a single batch.")
 
+    def checked_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss of a training batch.
+
+        Raises:
+            SmolbenchError: If the network cannot learn from one example alone.
+        """
+        try:
+            return self.loss(batch)
+        except ValueError as error:
+            if len(batch["labels"]) == 1 and any(isinstance(m, _BatchNorm) for m in self.modules()):
+                raise SmolbenchError(ALONE) from error
+            raise
+
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
         """Loss of a batch; see :meth:`loss` and :meth:`batch_weight`. Logged is the batch's own."""
-        loss = self.loss(batch)
+        loss = self.checked_loss(batch)
         rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
         size = len(batch["labels"])
         self.log("train/loss", loss, prog_bar=True, batch_size=size)

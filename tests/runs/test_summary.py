@@ -27,14 +27,13 @@ def lines(capsys, results, *splits):
     return capsys.readouterr().out
 
 
-def test_quality_cost_and_folder_are_said(capsys):
+def test_quality_and_cost_are_said(capsys):
     out = lines(capsys, RESULTS, "test")
     for said in ("imdb_probe (finished)", "0.8765", "± 0.0123", "25,000", "1,234", "2,048 ", "MiB"):
         assert said in out
     assert "60.0" in out
     assert "(reused)" in out
     assert "225,026" in out
-    assert "Run folder: runs/a/b" in out
 
 
 def test_only_the_splits_asked_for(capsys):
@@ -48,14 +47,14 @@ def test_no_number_breaks_it(capsys, value):
 
 
 def test_nothing_known(capsys):
-    assert "Run folder" in lines(capsys, {}, "val", "test")
+    assert "run (None)" in lines(capsys, {}, "val", "test")
 
 
-def test_a_long_folder_stays_in_one_line(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "40")
-    folder = Path("/very/long") / ("x" * 100)
-    print_summary(RESULTS, folder, splits=("test",))
-    assert f"Run folder: {folder}\n" in capsys.readouterr().out
+def test_figures_of_a_class_name_it_and_the_headline_is_first(capsys):
+    said = {**RESULTS, "test/f1": 0.5, "test/recall": 0.25, "headline": "f1"}
+    out = lines(capsys, {**said, "positive_label": "fraud"}, "test")
+    assert "test recall of 'fraud'" in out
+    assert out.index("test F1 of 'fraud'") < out.index("test accuracy")
 
 
 CLASSES = {

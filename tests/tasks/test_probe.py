@@ -659,3 +659,20 @@ def test_answers_one_by_one_are_those_over_the_cache(name, pooling, cache, monke
     torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(together, expected, rtol=1e-4, atol=1e-5)
     assert expected.std(dim=0).min() > 1e-4, "no text matters"
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [({"batch_size": 1}, 6), ({"batch_size": "auto", "effective_batch_size": 1}, 6)],
+)
+def test_a_head_that_normalises_over_a_batch_refuses_batches_of_one(tmp_path, options, rows):
+    data = IMDbDataModule(source="sample", val_fraction=0, limit_train=rows, **options)
+    with pytest.raises(SmolbenchError, match=r"holds one example.*BatchNorm"):
+        plain_trainer(tmp_path, max_epochs=1).fit(probe(head="mlp"), data)
+    plain_trainer(tmp_path, max_epochs=1).fit(probe(head="linear"), data)
+
+
+@pytest.mark.parametrize("rows", [5, 9])
+def test_no_last_batch_of_an_epoch_has_one_example(tmp_path, rows):
+    data = IMDbDataModule(source="sample", val_fraction=0, limit_train=rows, batch_size=4)
+    plain_trainer(tmp_path, max_epochs=2).fit(probe(head="mlp"), data)
