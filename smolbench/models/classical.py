@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from smolbench.errors import SmolbenchError
+from smolbench.models.words import Split, Tokens, sklearn_pattern
+from smolbench.notices import warn
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -34,14 +37,16 @@ class ClassicalOptions:
     inverse_penalty: float
     n_estimators: int
     max_depth: int | None
+    tokens: Tokens = "auto"
 
 
-def build_pipeline(options: ClassicalOptions, seed: int) -> Pipeline:
+def build_pipeline(options: ClassicalOptions, seed: int, split: Split = "words-2") -> Pipeline:
     """A TF-IDF vectoriser and a classifier, not yet fitted.
 
     Args:
         options: Which classifier, and its settings.
         seed: Of what is random in it.
+        split: What its tokens are; sequences of characters are up to twice as long as of words.
     """
     from sklearn.ensemble import RandomForestClassifier  # lazy: import cost
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -51,7 +56,8 @@ def build_pipeline(options: ClassicalOptions, seed: int) -> Pipeline:
     from sklearn.svm import LinearSVC
 
     vectorizer = TfidfVectorizer(
-        ngram_range=(1, options.max_ngram),
+        token_pattern=sklearn_pattern(split),
+        ngram_range=(1, options.max_ngram * (2 if split == "characters-2" else 1)),
         min_df=options.min_df,
         max_features=options.max_features,
         sublinear_tf=options.sublinear_tf,
@@ -141,6 +147,74 @@ def pipeline_to_bytes(pipeline: Pipeline) -> bytes:
     # a vocabulary is mostly repetition
     saved: bytes = skops.io.dumps(pipeline, compression=zipfile.ZIP_DEFLATED)
     return saved
+
+
+def sklearn_version() -> str:
+    """The version of scikit-learn that is installed."""
+    import sklearn  # lazy: import cost
+
+    return str(sklearn.__version__)
+
+
+def scores_on_trial(pipeline: Pipeline, classes: int) -> np.ndarray:
+    """Scores of texts made of its own words, always the same ones, float32, shape ``(16, C)``.
+
+    Another version of scikit-learn that gives the same may go on with the pipeline.
+    """
+    terms = sorted(pipeline.named_steps["tfidf"].vocabulary_)
+    return class_scores(pipeline, [" ".join(terms[n::16][:40]) for n in range(16)], classes)
+
+
+def pipeline_of_version(
+    saved: bytes, version: str | None, expected: np.ndarray | None, classes: int
+) -> Pipeline:
+    """Read what :func:`pipeline_to_bytes` has written, perhaps with another scikit-learn.
+
+    Args:
+        saved: What was written.
+        version: Of scikit-learn that fitted it, if that is known.
+        expected: What :func:`scores_on_trial` said there.
+        classes: Number of classes, ``C``.
+
+    Raises:
+        SmolbenchError: As :func:`pipeline_from_bytes`, or if this version scores in another way.
+    """
+    from sklearn.exceptions import InconsistentVersionWarning  # lazy: import cost
+
+    here = sklearn_version()
+    failure: Exception | None = None
+    with warnings.catch_warnings(
+        record=True
+    ) as caught:  # one sentence instead of one for each part
+        warnings.simplefilter("always", InconsistentVersionWarning)
+        try:
+            pipeline = pipeline_from_bytes(saved)
+            found = scores_on_trial(pipeline, classes)
+        except Exception as error:  # whatever another version lacks
+            failure = error
+    for one in caught:
+        if isinstance(one.message, InconsistentVersionWarning):
+            version = version or str(one.message.original_sklearn_version)
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    if version in (None, here):
+        if failure is not None:
+            raise failure
+        return pipeline
+    between = f"fitted with scikit-learn {version}, and {here} is installed"
+    remedy = f'install that version (pip install "scikit-learn=={version}"), or fit it anew'
+    if failure is not None:
+        raise SmolbenchError(
+            f"The pipeline was {between}, which cannot use it ({type(failure).__name__}: "
+            f"{' '.join(str(failure).split())}): {remedy}."
+        ) from failure
+    if expected is None:
+        warn("The pipeline was %s: whether it scores alike is not known.", between)
+    elif not np.allclose(found, expected, rtol=1e-5, atol=1e-6):
+        raise SmolbenchError(f"The pipeline was {between}, which scores otherwise: {remedy}.")
+    else:
+        warn("The pipeline was %s; texts made of its words are scored alike.", between)
+    return pipeline
 
 
 def pipeline_from_bytes(saved: bytes) -> Pipeline:

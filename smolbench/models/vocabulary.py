@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from unicodedata import normalize
 
 from smolbench.digest import text_digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import write_atomically
+from smolbench.models.words import Split, find_words
 
 log = logging.getLogger("smolbench")
 
 PAD_ID, UNKNOWN_ID = 0, 1
 """Numbers of padding and of words that the vocabulary lacks; words follow."""
-VERSION = 1
-"""Of what a word is; it is in the key of everything that is kept on disk."""
-_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[!?]")
+USUAL: Split = "words-2"
 
 
-def split_words(text: str) -> list[str]:
+def split_words(text: str, split: Split = USUAL) -> list[str]:
     """Words of a text, in lower case.
 
-    A word is a run of letters and digits of any script, with apostrophes inside (``don't``, also
-    with a typographic one); ``!`` and ``?`` are words, too. Everything else separates words: of
-    ``<br />`` remains ``br``.
+    A word is a run of letters and digits of any script with their marks, see
+    :mod:`smolbench.models.words`, with apostrophes inside (``don't``, also with a typographic one);
+    ``!`` and ``?`` are words, too. Everything else separates words: of ``<br />`` remains ``br``.
     """
-    return _WORD.findall(text.lower().replace("\u2019", "'"))
+    lower = text.lower().replace("\u2019", "'")
+    return find_words(lower if split == "words-1" else normalize("NFC", lower), split)
 
 
 class Vocabulary:
@@ -38,26 +38,31 @@ class Vocabulary:
 
     Args:
         words: Each once; none may hold a line break.
+        split: How texts are cut into words.
     """
 
-    def __init__(self, words: Sequence[str]) -> None:
+    def __init__(self, words: Sequence[str], split: Split = USUAL) -> None:
         self.words = list(words)
+        self.split: Split = split
 
     @classmethod
-    def of_texts(cls, texts: Iterable[str], most_words: int, min_count: int) -> Vocabulary:
+    def of_texts(
+        cls, texts: Iterable[str], most_words: int, min_count: int, split: Split = USUAL
+    ) -> Vocabulary:
         """The most frequent words of texts; of equally frequent ones the alphabet's first.
 
         Args:
             texts: What is counted.
             most_words: How many words are kept at most.
             min_count: How often a word must occur.
+            split: How texts are cut into words.
 
         Raises:
             SmolbenchError: If no word is left.
         """
         counts: Counter[str] = Counter()
         for text in texts:
-            counts.update(split_words(text))
+            counts.update(split_words(text, split))
         ranked = sorted((-count, word) for word, count in counts.items() if count >= min_count)
         if not ranked:
             raise SmolbenchError(
@@ -69,12 +74,12 @@ class Vocabulary:
                     else "."
                 )
             )
-        return cls([word for _, word in ranked[:most_words]])
+        return cls([word for _, word in ranked[:most_words]], split)
 
     @classmethod
-    def of_lines(cls, lines: str) -> Vocabulary:
-        """Read what :attr:`lines` gave."""
-        return cls(lines.split("\n"))
+    def of_lines(cls, lines: str, split: Split = USUAL) -> Vocabulary:
+        """Read what :attr:`lines` gave; they do not say how texts are cut into words."""
+        return cls(lines.split("\n"), split)
 
     @property
     def lines(self) -> str:
@@ -97,19 +102,22 @@ class Vocabulary:
     def encode(self, text: str) -> list[int]:
         """Numbers of a text's words; the unknown word where there is none, so never empty."""
         known = self._numbers
-        return [known.get(word, UNKNOWN_ID) for word in split_words(text)] or [UNKNOWN_ID]
+        return [known.get(word, UNKNOWN_ID) for word in split_words(text, self.split)] or [
+            UNKNOWN_ID
+        ]
 
 
-def remembered(path: Path, count: Callable[[], Vocabulary]) -> Vocabulary:
+def remembered(path: Path, count: Callable[[], Vocabulary], split: Split = USUAL) -> Vocabulary:
     """A vocabulary that is kept on disk, counted where it is missing or damaged.
 
     Args:
         path: Its file, named after everything the words depend on.
         count: Finds the words.
+        split: How it cuts texts into words.
     """
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        vocabulary = Vocabulary.of_lines(kept["words"])
+        vocabulary = Vocabulary.of_lines(kept["words"], split)
         if vocabulary.digest == kept["digest"]:
             return vocabulary
         log.warning("%s is damaged and is made anew.", path)

@@ -30,6 +30,7 @@ _ADDED: dict[str, Any] = {
     "model.rouge_tokenizer": "rouge_score",
     "data.similar_labels": "refuse",
     "data.positive_label": None,
+    "model.tokens": "auto",
     "data.quoting": "auto",
 }
 """Options that settings of earlier versions lack, and the value that these runs have had."""

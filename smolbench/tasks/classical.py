@@ -24,16 +24,22 @@ from smolbench.models.classical import (
     class_scores,
     fit_pipeline,
     learned_numbers,
-    pipeline_from_bytes,
+    pipeline_of_version,
     pipeline_to_bytes,
+    scores_on_trial,
+    sklearn_version,
 )
 from smolbench.models.export.check import Expected, Trial
 from smolbench.models.export.exported import Exported
+from smolbench.models.words import Tokens, split_of
 from smolbench.tasks.classification import Batch, ClassificationTask
+from smolbench.tasks.task import CHECKPOINT_KEY
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_VERSION, _SCORES = "scikit_learn", "scores_on_trial"
+"""Names in what a checkpoint says of its origin."""
 _SAVED = "pipeline_bytes"
 """Name in the state dict of the fitted pipeline, uint8."""
 
@@ -44,8 +50,12 @@ class ClassicalTask(ClassificationTask):
     Args:
         classifier: ``naive_bayes`` (multinomial), ``logistic_regression``, ``random_forest`` or
             ``linear_svm``.
-        max_ngram: Longest sequence of words that is a feature.
+        max_ngram: Longest sequence of words that is a feature; of characters twice as long ones.
         min_df: Fewest training texts that a feature must stand in.
+        tokens: What a word is. ``words``: a run of two or more letters and digits with their
+            marks; ``characters``: of Chinese, Japanese, Thai, Lao, Khmer and Burmese, which put no
+            spaces between words, each character; ``auto``: characters where a tenth of the training
+            texts' letters are of these scripts.
         max_features: Most features, the most frequent ones; all if not given.
         sublinear_tf: Whether a feature's frequency in a text counts by ``1 + log``.
         stop_words: ``english`` leaves out scikit-learn's list of frequent English words.
@@ -66,6 +76,7 @@ class ClassicalTask(ClassificationTask):
         classifier: Classifier = "logistic_regression",
         max_ngram: int = 2,
         min_df: int = 2,
+        tokens: Tokens = "auto",
         max_features: int | None = None,
         sublinear_tf: bool = True,
         stop_words: Literal["english"] | None = None,
@@ -101,6 +112,7 @@ class ClassicalTask(ClassificationTask):
             classifier=classifier,
             max_ngram=max_ngram,
             min_df=min_df,
+            tokens=tokens,
             max_features=max_features,
             sublinear_tf=sublinear_tf,
             stop_words=stop_words,
@@ -111,6 +123,7 @@ class ClassicalTask(ClassificationTask):
         )
         self.automatic_optimization = False  # scikit-learn fits, not an optimiser
         self.pipeline: Any = None
+        self._tokens: str | None = None
         # Lightning counts steps by an optimiser's; this is what it "trains"
         self.fitted = torch.nn.Parameter(torch.zeros(1))
         self.pipeline_bytes: torch.Tensor
@@ -180,8 +193,10 @@ class ClassicalTask(ClassificationTask):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         """Fit the pipeline on the whole training split."""
-        self.pipeline = build_pipeline(self.options, self.seed)
         texts = list(column_values(self._examples(), "text"))
+        split = split_of(self.options.tokens, texts)
+        self._tokens = split.partition("-")[0]
+        self.pipeline = build_pipeline(self.options, self.seed, split)
         fit_pipeline(self.pipeline, texts, batch["labels"].cpu().numpy())
         saved = np.frombuffer(pipeline_to_bytes(self.pipeline), dtype=np.uint8)
         self.pipeline_bytes = torch.from_numpy(saved.copy())
@@ -246,18 +261,36 @@ class ClassicalTask(ClassificationTask):
 
     def signature(self) -> dict[str, Any]:
         """The pipeline's settings; see the base class."""
-        return {**super().signature(), **asdict(self.options)}
+        options = asdict(self.options)
+        if self.options.tokens == "auto":
+            del options["tokens"]  # the pipeline says what was found; earlier ones had no choice
+        return {**super().signature(), **options}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep also by what scikit-learn it was fitted, and what it says; see the base class."""
+        super().on_save_checkpoint(checkpoint)
+        if self.pipeline is not None:
+            scores = scores_on_trial(self.pipeline, len(self.label_names))
+            kept = {_VERSION: sklearn_version(), _SCORES: torch.from_numpy(scores)}
+            checkpoint[CHECKPOINT_KEY].update(kept)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Read the fitted pipeline; see the base class.
 
         Raises:
-            SmolbenchError: If it is damaged or holds what no pipeline does.
+            SmolbenchError: If it is damaged or holds what no pipeline does, or the scikit-learn
+                installed scores in another way than the one that fitted it.
         """
         super().on_load_checkpoint(checkpoint)
-        saved = checkpoint["state_dict"][_SAVED]
+        saved, origin = checkpoint["state_dict"][_SAVED], checkpoint[CHECKPOINT_KEY]
         self.pipeline_bytes = torch.empty_like(saved)  # as large as what is loaded into it
-        self.pipeline = pipeline_from_bytes(saved.cpu().numpy().tobytes())
+        scores = origin.get(_SCORES)
+        self.pipeline = pipeline_of_version(
+            saved.cpu().numpy().tobytes(),
+            origin.get(_VERSION),
+            None if scores is None else scores.cpu().numpy(),
+            len(self.label_names),
+        )
 
     def facts(self) -> dict[str, Any]:
         """What was fitted; the numbers it has learned count as parameters."""
@@ -269,6 +302,7 @@ class ClassicalTask(ClassificationTask):
             "model/revision": None,
             "model/total_params": numbers,
             "model/trainable_params": numbers,
+            **({} if self._tokens is None else {"model/tokens": self._tokens}),
         }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from smolbench.errors import SmolbenchError
 from smolbench.models.cnn import TextCNN
 from smolbench.models.embedding import put_vectors, random_embedding
 from smolbench.models.lstm import TextLSTM
-from smolbench.models.vocabulary import PAD_ID, VERSION, Vocabulary, remembered
+from smolbench.models.vocabulary import PAD_ID, Vocabulary, remembered
 from smolbench.models.word_vectors import check_vectors
+from smolbench.models.words import SAMPLE, Split, Tokens, split_of
 from smolbench.tasks.adapting import refuse_unused
 from smolbench.tasks.classification import Batch, ClassificationTask
 from smolbench.tasks.task import CHECKPOINT_KEY, Schedule, Warmup, saved_signature
@@ -47,6 +48,10 @@ class NeuralBaselineTask(ClassificationTask):
             :class:`~smolbench.models.lstm.TextLSTM`.
         vocabulary_size: Most words in the vocabulary; rarer ones are one unknown word.
         min_count: How often a word must occur in the training texts to be in it.
+        tokens: What a word is. ``words``: a run of letters and digits with their marks;
+            ``characters``: of Chinese, Japanese, Thai, Lao, Khmer and Burmese, which put no spaces
+            between words, each character; ``auto``: characters where a tenth of the training
+            texts' letters are of these scripts.
         max_length: Longest text in words.
         truncation_side: Which end of a longer text is cut off.
         embedding_dim: Values of a word's vector.
@@ -76,6 +81,7 @@ class NeuralBaselineTask(ClassificationTask):
         network: Network = "cnn",
         vocabulary_size: int = 30_000,
         min_count: int = 2,
+        tokens: Tokens = "auto",
         max_length: int = 400,
         truncation_side: Literal["left", "right"] = "right",
         embedding_dim: int = 100,
@@ -137,6 +143,7 @@ class NeuralBaselineTask(ClassificationTask):
         self.method: Network = network
         self.vocabulary_size = vocabulary_size
         self.min_count = min_count
+        self.tokens: Tokens = tokens
         self.max_length = max_length
         self.truncation_side: Literal["left", "right"] = truncation_side
         self.embedding_dim = embedding_dim
@@ -170,16 +177,20 @@ class NeuralBaselineTask(ClassificationTask):
     def _words_of(self, data: TextDataModule) -> Vocabulary:
         """Count the words of the training split, or read what an earlier count has left."""
         texts = data.split("train").examples
+        words = column_values(texts, "text")
+        some = texts.select(range(0, len(texts), max(1, len(texts) // SAMPLE)))
+        split = split_of(self.tokens, some["text"][:])
         key = {
-            "words": VERSION,
+            "words": split,
             "vocabulary_size": self.vocabulary_size,
             "min_count": self.min_count,
             "texts": column_digest(texts, "text"),
         }
         path = data.cache_dir / "vocabularies" / f"{digest(key)}.json"
-        words = column_values(texts, "text")
         return remembered(
-            path, lambda: Vocabulary.of_texts(words, self.vocabulary_size, self.min_count)
+            path,
+            lambda: Vocabulary.of_texts(words, self.vocabulary_size, self.min_count, split),
+            split,
         )
 
     def encode(self, examples: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
@@ -192,7 +203,7 @@ class NeuralBaselineTask(ClassificationTask):
     def encoder_key(self) -> dict[str, Any]:
         """See the base class."""
         return {
-            "encoder": f"words-{VERSION}",
+            "encoder": self.vocabulary.split,
             "vocabulary": self.vocabulary.digest,
             "max_length": self.max_length,
             "truncation_side": self.truncation_side,
@@ -300,7 +311,9 @@ class NeuralBaselineTask(ClassificationTask):
         """
         signature = saved_signature(checkpoint, type(self).__name__)
         lines = checkpoint[CHECKPOINT_KEY].get(_SAVED)
-        vocabulary = Vocabulary.of_lines(lines) if isinstance(lines, str) else None
+        split = signature.get("encoder")
+        known = isinstance(lines, str) and split in get_args(Split)
+        vocabulary = Vocabulary.of_lines(lines, cast("Split", split)) if known else None
         if vocabulary is None or vocabulary.digest != signature.get("vocabulary"):
             raise SmolbenchError("The vocabulary in the checkpoint is damaged: train anew.")
         self._vocabulary = vocabulary
@@ -325,6 +338,7 @@ class NeuralBaselineTask(ClassificationTask):
         }
         if self._vocabulary is not None:
             facts["model/vocabulary_words"] = len(self._vocabulary.words)
+            facts["model/tokens"] = self._vocabulary.split.partition("-")[0]
         if self._pretrained_words is not None:
             assert self.vectors is not None, "they were read from there"
             facts["model/vectors"] = self.vectors.name

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
+from smolbench import notices
 from smolbench.data.sample import imdb_sample
 from smolbench.errors import SmolbenchError
 from smolbench.models.classical import (
@@ -20,7 +21,9 @@ from smolbench.models.classical import (
     fit_pipeline,
     learned_numbers,
     pipeline_from_bytes,
+    pipeline_of_version,
     pipeline_to_bytes,
+    scores_on_trial,
 )
 
 CLASSIFIERS = typing.get_args(Classifier)
@@ -116,3 +119,38 @@ def test_no_words_left_is_a_sentence():
 def test_learned_numbers(classifier, count):
     pipeline = fitted(classifier)
     assert learned_numbers(pipeline) == count(len(pipeline.named_steps["tfidf"].vocabulary_))
+
+
+def versioned(monkeypatch, classifier="logistic_regression", **changed):
+    """A pipeline as an older scikit-learn reads it, and what it said where it was fitted."""
+    pipeline = fitted(classifier)
+    saved, expected = pipeline_to_bytes(pipeline), scores_on_trial(pipeline, 2)
+    monkeypatch.setattr("sklearn.base.__version__", "1.0.1")
+    monkeypatch.setattr("sklearn.__version__", "1.0.1")
+    notices.begin()
+    return saved, expected
+
+
+def test_another_scikit_learn_that_scores_alike_is_one_line(monkeypatch, recwarn):
+    import sklearn
+
+    fitted_with = sklearn.__version__
+    saved, expected = versioned(monkeypatch)
+    for version in (fitted_with, None):
+        assert pipeline_of_version(saved, version, expected, 2) is not None
+    (line,) = notices.gathered([], "fit")
+    assert f"fitted with scikit-learn {fitted_with}, and 1.0.1 is installed" in line
+    assert not [one for one in recwarn if "InconsistentVersion" in one.category.__name__]
+    pipeline_of_version(saved, fitted_with, None, 2)
+    assert "is not known" in notices.gathered([], "fit")[-1]
+
+
+@pytest.mark.parametrize("fault", ["other scores", "an attribute"])
+def test_another_scikit_learn_that_scores_otherwise_is_refused(monkeypatch, fault):
+    saved, expected = versioned(monkeypatch)
+    if fault == "other scores":
+        expected = expected + 0.01
+    else:
+        monkeypatch.setattr(LogisticRegression, "predict_proba", lambda *_: _.multi_class)
+    with pytest.raises(SmolbenchError, match=r"and 1\.0\.1 is installed.*fit it anew"):
+        pipeline_of_version(saved, "1.9.0", expected, 2)

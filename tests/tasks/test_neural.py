@@ -10,11 +10,11 @@ import torch
 from lightning.pytorch import LightningDataModule, seed_everything
 
 from smolbench.cli import main
-from smolbench.data import AGNewsDataModule, IMDbDataModule
+from smolbench.data import AGNewsDataModule, IMDbDataModule, TextFilesDataModule
 from smolbench.data.columns import column_values
 from smolbench.errors import SmolbenchError
 from smolbench.models.vocabulary import PAD_ID, UNKNOWN_ID, Vocabulary
-from smolbench.tasks import NeuralBaselineTask
+from smolbench.tasks import NeuralBaselineTask, neural
 from tests.helpers.command import QUIET, results, weights
 from tests.helpers.training import plain_trainer
 
@@ -303,3 +303,28 @@ def test_what_cannot_be_trained_is_a_sentence(folder_here, capfd, option, senten
     said = " ".join(capfd.readouterr().err.split())
     assert sentence in said
     assert "Traceback" not in said
+
+
+def test_words_are_cut_as_the_run_was_trained(tmp_path, monkeypatch):
+    """A checkpoint of an earlier version, whose words ended at combining marks, is read by them."""
+    rows = [f"{word} \u092b\u093f\u0932\u094d\u092e {n}" for n, word in enumerate(["a", "b"] * 20)]
+    lines = [f"{text},{'xy'[n % 2]}\n" for n, text in enumerate(rows)]
+    (tmp_path / "t.csv").write_text("text,label\n" + "".join(lines), encoding="utf-8")
+
+    def data():
+        return TextFilesDataModule(train_file=str(tmp_path / "t.csv"), cache_dir=str(tmp_path))
+
+    made = {}
+    for split in ("words-1", "words-2"):
+        monkeypatch.setattr(neural, "split_of", lambda *_, split=split: split)
+        trainer = plain_trainer(tmp_path, max_epochs=1)
+        trainer.fit(task(min_count=1), data())
+        trainer.save_checkpoint(tmp_path / f"{split}.ckpt")
+        (made[split],) = trainer.test(trainer.lightning_module, data(), verbose=False)
+    monkeypatch.undo()
+    for split, metrics in made.items():
+        again = NeuralBaselineTask.load_from_checkpoint(tmp_path / f"{split}.ckpt")
+        assert again.vocabulary.split == split
+        assert ("\u092b" in again.vocabulary.words) == (split == "words-1")
+        (found,) = plain_trainer(tmp_path).test(again, data(), verbose=False)
+        assert found == metrics
