@@ -39,7 +39,7 @@ from smolbench.data import BaseDataModule
 from smolbench.errors import SmolbenchError
 from smolbench.invocation import Invocation
 from smolbench.model_places import name_places
-from smolbench.monitors import refuse_unknown, unknown_metric
+from smolbench.monitors import check_monitors, unknown_metric
 from smolbench.option_parser import OptionParser
 from smolbench.predict_output import Labelled, Said, Summarized
 from smolbench.progress import draw_library_bars
@@ -299,7 +299,7 @@ class SmolCLI(LightningCLI):
         self.model.check_inputs()
         trainer: Namespace = self._get(self.config_init, "trainer")
         callbacks = [self._get(self.config_init, "checkpoint"), *_listed(trainer["callbacks"])]
-        refuse_unknown(self.model, callbacks, trainer["check_val_every_n_epoch"])
+        check_monitors(self.model, callbacks, trainer["check_val_every_n_epoch"])
 
     @property
     def _begins(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolbench.metrics.directions import direction
 from smolbench.runs.board import Board, DatasetReport, Row
 from smolbench.runs.cells import (
     comparison_table,
@@ -108,6 +109,7 @@ def plot_of(name: str, board: Board) -> dict[str, Any]:
     costs = costs_of(board.rows)
     return {
         "metric": board.metric,
+        "falls": direction(board.metric) == "min",
         "costs": [
             {"key": cost.key, "label": cost.label, "more": cost.more_is_better} for cost in costs
         ],

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from smolbench.metrics.directions import Mode
 from smolbench.runs.cells import Table
 from smolbench.runs.page import environment, part
 from smolbench.sweep.space import SEED, Space, said
@@ -25,6 +26,7 @@ def render(
     columns: Sequence[Column],
     tables: Mapping[str, Table],
     failed: Sequence[tuple[int, str, str | None]],
+    mode: Mode,
 ) -> str:
     """Write a sweep as a page.
 
@@ -36,10 +38,12 @@ def render(
         columns: What was measured; the first is the metric.
         tables: Tables by their headings.
         failed: Numbers, values and sentences of failed trials.
+        mode: Whether the metric should rise or fall.
     """
     import markupsafe  # lazy: comes with jinja2, which takes long
 
-    data = json.dumps({_PLOT: _plot(space, groups, columns)}, allow_nan=False)
+    plot = {**_plot(space, groups, columns), "falls": mode == "min"}
+    data = json.dumps({_PLOT: plot}, allow_nan=False)
     return (
         environment()
         .get_template("sweep.html.jinja")

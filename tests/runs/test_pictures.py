@@ -107,10 +107,12 @@ def row(cost: float, value: float) -> dict:
 
 def test_the_pareto_front_is_what_nothing_beats():
     rows = [row(3, 0.9), row(1, 0.5), row(2, 0.4), row(1, 0.6), row(4, 0.9)]
-    cheap = pareto_front(rows, {"key": "key", "more": False})
+    cheap = pareto_front(rows, {"key": "key", "more": False}, falls=False)
     assert [(r["costs"]["key"]["value"], r["value"]) for r in cheap] == [(1, 0.6), (3, 0.9)]
-    fast = pareto_front(rows, {"key": "key", "more": True})
+    fast = pareto_front(rows, {"key": "key", "more": True}, falls=False)
     assert [(r["costs"]["key"]["value"], r["value"]) for r in fast] == [(4, 0.9)]
+    losses = pareto_front(rows, {"key": "key", "more": False}, falls=True)
+    assert [(r["costs"]["key"]["value"], r["value"]) for r in losses] == [(1, 0.5), (2, 0.4)]
 
 
 def test_learning_curves_come_with_the_details(three):

@@ -102,13 +102,14 @@
   }
 
   /** Rows that no other row beats in both cost and quality. */
-  function paretoFront(rows, cost) {
+  function paretoFront(rows, cost, falls) {
     const price = (row) => (cost.more ? -1 : 1) * row.costs[cost.key].value;
+    const worth = (row) => (falls ? -1 : 1) * row.value;
     const front = [];
     let best = -Infinity;
-    for (const row of [...rows].sort((a, b) => price(a) - price(b) || b.value - a.value)) {
-      if (row.value > best) front.push(row);
-      best = Math.max(best, row.value);
+    for (const row of [...rows].sort((a, b) => price(a) - price(b) || worth(b) - worth(a))) {
+      if (worth(row) > best) front.push(row);
+      best = Math.max(best, worth(row));
     }
     return front;
   }
@@ -170,10 +171,10 @@
       label.textContent = cost.label + (cost.more ? " (more is better)" : "");
       const name = element("text", { x: 14, y: (top + bottom) / 2, "text-anchor": "middle" }, svg);
       name.setAttribute("transform", `rotate(-90 14 ${(top + bottom) / 2})`);
-      name.textContent = board.metric;
+      name.textContent = board.metric + (board.falls ? " (less is better)" : "");
 
       const ranked = known.filter((row) => row.kind === "run");
-      const front = cost.setting ? [] : paretoFront(ranked, cost);
+      const front = cost.setting ? [] : paretoFront(ranked, cost, board.falls);
       const at = (row) => [x.place(row.costs[cost.key].value), y(row.value)];
       let path = "";
       front.forEach((row, i) => {
