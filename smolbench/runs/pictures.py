@@ -124,7 +124,7 @@ def quality_over_cost(plot: Mapping[str, Any], cost: Mapping[str, Any]) -> Figur
             markerfacecolor=colour if ranked else "white",
             label=row["name"],
         )
-    front = pareto_front([row for row in known if row["kind"] == "run"], cost, falls=plot["falls"])
+    front = pareto_front([row for row in known if row["kind"] == "run"], cost)
     if len(front) > 1:
         places = [_cost_of(row, key) for row in front]
         axes.step(
@@ -158,18 +158,12 @@ def quality_over_cost(plot: Mapping[str, Any], cost: Mapping[str, Any]) -> Figur
     return figure
 
 
-def pareto_front(rows: Sequence[Row], cost: Mapping[str, Any], *, falls: bool) -> list[Row]:
-    """Rows that no other row beats in both cost and quality, the cheapest first; as on the page.
-
-    Args:
-        rows: Those of a plot.
-        cost: One of its costs.
-        falls: Whether its metric is better when it is lower.
-    """
-    sign, worth = -1 if cost["more"] else 1, -1 if falls else 1
+def pareto_front(rows: Sequence[Row], cost: Mapping[str, Any]) -> list[Row]:
+    """Rows that no other row beats in both cost and quality, the cheapest first; as on the page."""
+    sign = -1 if cost["more"] else 1
     front: list[Row] = []
-    for row in sorted(rows, key=lambda r: (sign * _cost_of(r, cost["key"]), -worth * r["value"])):
-        if not front or worth * row["value"] > worth * front[-1]["value"]:
+    for row in sorted(rows, key=lambda r: (sign * _cost_of(r, cost["key"]), -r["worth"])):
+        if not front or row["worth"] > front[-1]["worth"]:
             front.append(row)
     return front
 

@@ -102,14 +102,13 @@
   }
 
   /** Rows that no other row beats in both cost and quality. */
-  function paretoFront(rows, cost, falls) {
+  function paretoFront(rows, cost) {
     const price = (row) => (cost.more ? -1 : 1) * row.costs[cost.key].value;
-    const worth = (row) => (falls ? -1 : 1) * row.value;
     const front = [];
     let best = -Infinity;
-    for (const row of [...rows].sort((a, b) => price(a) - price(b) || worth(b) - worth(a))) {
-      if (worth(row) > best) front.push(row);
-      best = Math.max(best, worth(row));
+    for (const row of [...rows].sort((a, b) => price(a) - price(b) || b.worth - a.worth)) {
+      if (row.worth > best) front.push(row);
+      best = Math.max(best, row.worth);
     }
     return front;
   }
@@ -174,7 +173,7 @@
       name.textContent = board.metric + (board.falls ? " (less is better)" : "");
 
       const ranked = known.filter((row) => row.kind === "run");
-      const front = cost.setting ? [] : paretoFront(ranked, cost, board.falls);
+      const front = cost.setting ? [] : paretoFront(ranked, cost);
       const at = (row) => [x.place(row.costs[cost.key].value), y(row.value)];
       let path = "";
       front.forEach((row, i) => {
