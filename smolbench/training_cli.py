@@ -36,6 +36,7 @@ from smolbench.callbacks import (
 )
 from smolbench.callbacks.checkpoint import read_checkpoint
 from smolbench.data import BaseDataModule
+from smolbench.data.whole_splits import refuse_batch_limits
 from smolbench.errors import SmolbenchError
 from smolbench.invocation import Invocation
 from smolbench.model_places import name_places
@@ -179,6 +180,7 @@ class SmolCLI(LightningCLI):
         """Decide which folder is written to, and refuse what would not be the same run."""
         call = self.call
         self._refuse_misplaced()
+        refuse_batch_limits(call.subcommand, self.config[self.subcommand]["trainer"])
         options = self.config[self.subcommand]["model"].get("init_args")
         if options is not None:
             name_places(options, call)

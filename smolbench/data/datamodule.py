@@ -24,6 +24,7 @@ from smolbench.data.batching import BatchLoader, BatchPlan, Plan, Rows, TokenRow
 from smolbench.data.columns import column_digest, column_numbers, column_values, repeated_texts
 from smolbench.data.sources import Source, Split, select
 from smolbench.data.token_cache import EncodeFn, TokenTable, encode_to_cache
+from smolbench.data.whole_splits import refuse_batch_limits
 from smolbench.digest import digest, text_digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
@@ -315,6 +316,8 @@ class BaseDataModule(LightningDataModule, ABC):
             "test": ("test",),
             "predict": ("predict",),
         }
+        if self.trainer is not None and self.part_of is None:
+            refuse_batch_limits(stage, vars(self.trainer))
         for name in wanted[stage]:
             split = self.split(name)
             if split.table is None and len(split):
@@ -434,8 +437,6 @@ class BaseDataModule(LightningDataModule, ABC):
             rows = self._rows(name, self._splits[name])
         if batch_size is None:
             batch_size = self._train_batch_size(rows)
-        # Lightning can switch off the shuffling of its own loaders only
-        shuffle = shuffle and not getattr(self.trainer, "overfit_batches", False)
         plan = BatchPlan(
             len(rows) if rows.lengths is None else rows.lengths,
             batch_size,
