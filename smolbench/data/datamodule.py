@@ -10,6 +10,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -320,8 +321,11 @@ class BaseDataModule(LightningDataModule, ABC):
             refuse_batch_limits(stage, vars(self.trainer))
         for name in wanted[stage]:
             split = self.split(name)
-            if split.table is None and len(split):
-                split.table = self._encoded(name, split)
+            if not len(split):
+                continue
+            encoder = self._encoder_name()
+            if split.table is None or split.encoder != encoder:
+                split.table, split.encoder = self._encoded(name, split), encoder
 
     def encoded_by(
         self, name: SplitName, encode: EncodeFn, key: Mapping[str, Any], description: str
@@ -396,6 +400,14 @@ class BaseDataModule(LightningDataModule, ABC):
             )
         named = offered(module, NamesEncoding)
         return encodes.encode, named.encoder_key() if named is not None else None
+
+    def _encoder_name(self) -> object:
+        """What token ids are made by, to tell them from another task's."""
+        _, key = self._encoder()
+        if key is not None:
+            return digest(dict(key))
+        # one that does not name itself is known by who has it; not held, it may be large
+        return self._encode or weakref.ref(self._module())
 
     def _module(self) -> LightningModule:
         if self.trainer is None:
