@@ -111,7 +111,8 @@ class _Bar:
 
         # the console of Lightning's bar: two would overwrite each other
         console = get_console()
-        if console.file is sys.stdout:  # what is piped on is for data
+        # what is piped on is for data; not while another bar is drawn on it
+        if not console.stderr and console.file is sys.stdout:
             reconfigure(stderr=True)
         if not console.is_terminal:
             self._drawable = False
