@@ -112,6 +112,8 @@ class ClassificationTask(BaseTask):
             SmolbenchError: Naming both.
         """
         super().setup(stage)
+        if stage == "predict":
+            return  # the texts come without labels, and the data need not be there any more
         named = offered(self.any_data, NamesLabels)
         names = named.label_names if named is not None else None
         if names and self._label_names is not None and list(names) != self._label_names:
