@@ -312,7 +312,7 @@ def test_mistakes_are_one_sentence_and_status_2(capsys, folder_here, command, wo
 
 def test_a_model_is_scored_as_it_comes(capsys, folder_here):
     assert main(["test", *TEST, "--run_dir=run"]) == 0
-    shown = capsys.readouterr().out
+    shown = capsys.readouterr().err
     assert "scored as in" in shown
     assert "lm_eval" in shown
     found = results(Path("run"))

@@ -232,7 +232,7 @@ def test_a_prompt_is_tested_without_a_checkpoint(folder_here, capsys):
     run = ["--config=imdb_few_shot_smollm2-135m", "--config=tiny", "--data.limit_test=20"]
     run += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     assert main(["test", *run]) == 0
-    assert "unknown" in capsys.readouterr().out
+    assert "unknown" in capsys.readouterr().err
     (file,) = folder_here.rglob("results.json")
     found = json.loads(file.read_text())
     assert found["convention"] == "top_50"

@@ -401,7 +401,7 @@ def test_fit_and_test_from_the_run_folder(capsys, folder_here, method):
     assert all(sample["before"] is not None and sample["after"] is None for sample in samples)
     capsys.readouterr()
     assert main(["test", "--run_dir=run"]) == 0
-    shown = capsys.readouterr().out
+    shown = capsys.readouterr().err
     for label in ("ROUGE-Lsum", "cut off", "before training", "after training", "reference"):
         assert label in shown
     found = results(Path("run"))
@@ -429,7 +429,7 @@ def test_the_untrained_model_is_scored_and_shown(capsys, folder_here):
     assert results(Path("run"))["convention"] == "8 tokens, 2 beams, unicode tokenizer"
     samples = json.loads(Path("run/samples.json").read_text())
     assert all(sample["before"] is not None and sample["after"] is None for sample in samples)
-    assert "after training" not in capsys.readouterr().out
+    assert "after training" not in capsys.readouterr().err
 
 
 def test_texts_are_summarized(capsys, folder_here):
