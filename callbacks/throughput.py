@@ -265,10 +265,10 @@ class ThroughputMonitor(pl.Callback):
     the device, so that the samples over the rate are the seconds that a stopwatch shows for the
     network's work on them. The wait for data is left out, and so is what comes behind the batches,
     such as metrics. Before a test or validate the batch in the middle is run once, where the module
-    has ``warm_up(batch)`` and the loader ``middle()``; random numbers are drawn as without it. Where
-    weights are spread over processes (FSDP), nothing is run before. If the module's steps run on
-    what a frozen network has read before (``read_ahead(split)``), that network's seconds are added,
-    as they were when it read: with several ranks, their mean.
+    has ``warm_up(batch)`` and the loader ``middle()``, and leaves no trace, in random numbers
+    neither. Where weights are spread over processes (FSDP), nothing is run before. If the module's
+    steps run on what a frozen network has read before (``read_ahead(split)``), that network's
+    seconds are added, as they were when it read: with several ranks, their mean.
 
     Rates are sums over sums (right for varying batch sizes). Those of training are added up over
     ranks; those of a test are all ranks' samples by the slowest rank's seconds. A batch's

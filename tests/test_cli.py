@@ -323,6 +323,7 @@ AFTER_FIT = {
     "cost/head_train_samples_per_s": float,
     "cost/peak_rss_mib": float,
     "cost/peak_rss_mib_fit": float,
+    "cost/peak_rss_process_mib": float,
     "cost/rss_delta_mib": float,
     "cost/checkpoint_mib": float,
     "val/accuracy": float,
