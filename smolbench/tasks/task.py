@@ -293,10 +293,6 @@ class BaseTask(LightningModule, ABC):
         """Forget what an interrupted evaluation has left."""
         self._gathered = []
 
-    def warm_up(self, batch: dict[str, torch.Tensor]) -> None:
-        """Run the network on a batch as a test does, and keep nothing: a clock starts behind it."""
-        self(batch)
-
     def _keep(self, index: torch.Tensor, *columns: torch.Tensor) -> None:
         """Keep what a batch says of its examples until the split is whole.
 
