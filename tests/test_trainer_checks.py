@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,6 +93,16 @@ def test_other_checkpoints_have_a_folder_of_their_own(folder_here):
 def test_what_works(folder_here, options):
     assert main([*FIT, *options]) == 0
     assert results(folder_here / "run")["status"] == "finished"
+
+
+def test_a_terminal_that_lacks_characters_gets_others(folder_here):
+    command = [sys.executable, "-m", "smolbench", *FIT, "--run_dir=[bold]x[/bold]"]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONIOENCODING": "iso-8859-1"}, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"[bold]x[/bold]" in done.stdout + done.stderr
+    assert b" ? " in done.stdout + done.stderr or "±".encode("latin-1") in done.stdout + done.stderr
 
 
 def test_a_seed_is_drawn_said_and_kept(folder_here, caplog):

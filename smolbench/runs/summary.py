@@ -89,7 +89,7 @@ def print_summary(results: Results, folder: Path, *, splits: tuple[str, ...]) ->
     if "test" in splits:
         _print_classes(console, results)
         _print_samples(console, folder)
-    console.print(f"Run folder: {folder}", soft_wrap=True, highlight=False)
+    console.print(f"Run folder: {folder}", soft_wrap=True, highlight=False, markup=False)
 
 
 def quality_lines(results: Results, split: str) -> list[tuple[str, str, str]]:
