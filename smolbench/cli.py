@@ -7,6 +7,7 @@ and ``--version`` answer at once.
 from __future__ import annotations
 
 import gc
+import io
 import logging
 import os
 import select
@@ -152,6 +153,11 @@ def _without_collections(*, frozen: bool) -> Generator[None, None, None]:
 
 def _set_up_logging() -> None:
     """Set what must stand before the heavy imports: messages to stderr, libraries quiet."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a terminal may lack characters of a table or text
+            stream.reconfigure(errors="replace")
     logger = logging.getLogger("smolbench")
     _HANDLER.setFormatter(logging.Formatter("smolbench: %(message)s"))
     _HANDLER.stream = sys.stderr  # another one than before, where it is called in process
