@@ -169,7 +169,9 @@ class HubTeacher(ClassifyingTeacher):
         self._reading = reading
         self._backbone = Backbone(name, None, reading.dtype)
         kinds = read_config(self._backbone).architectures or []
-        if not any("ForSequenceClassification" in kind for kind in kinds):
+        adapter = self._backbone.adapter
+        heads = "ForSequenceClassification" in " ".join(kinds)
+        if not (heads if adapter is None else adapter.classes):
             raise SmolbenchError(
                 f"The teacher {name} is a model without a trained classification head "
                 f"({', '.join(kinds) or 'no architecture named'}): fine-tune it first, and name "
