@@ -28,6 +28,7 @@ _FREE = {"model.teacher_backbone"}
 _ADDED: dict[str, Any] = {
     "model.trust_remote_code": False,
     "model.rouge_tokenizer": "rouge_score",
+    "model.teacher_labels": None,
 }
 """Options that settings of earlier versions lack, and the value that these runs have had."""
 _SCORING_TRAINER = {
