@@ -610,6 +610,11 @@ def readable_errors(name: str, revision: str | None) -> Iterator[None]:
                 "No such model is known: give an id such as HuggingFaceTB/SmolLM2-135M, a folder "
                 f"with config.json and weights, or {TINY!r} for the built-in model."
             )
+        elif "file named config.json" in lowered:
+            advice = (
+                "It holds no model's configuration. If it is an adapter of peft, get it by `hf "
+                f"download {name} --local-dir DIR`, and name that folder."
+            )
         elif "connect" in lowered or "offline" in lowered or "503" in lowered:
             advice = (
                 "The Hub cannot be reached and the model is not in the local cache: run "

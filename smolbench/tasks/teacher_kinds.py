@@ -20,6 +20,7 @@ from smolbench.models.causality import effect_of_padding
 from smolbench.models.classifier import load_trained_classifier
 from smolbench.runs.run_dir import Run
 from smolbench.tasks.adapting import compute_dtype
+from smolbench.tasks.agreement import option_of
 from smolbench.tasks.classification import ClassificationTask
 from smolbench.tasks.fine_tune import FineTuneTask
 from smolbench.tasks.probe import ProbeTask
@@ -220,8 +221,7 @@ def _require_labels(
     if len(known) == len(label_names):
         advice = (
             " If only its names or their order are others, say which class of the data each of its "
-            "outputs means, from the first on, such as --model.teacher_labels "
-            f'"[{", ".join(label_names)}]".'
+            f"outputs means, from the first on, such as {option_of(label_names)}."
         )
     raise SmolbenchError(
         f"The teacher {who} knows the labels {', '.join(known) or 'none'}, but the data has "

@@ -54,7 +54,7 @@ def test_the_order_that_fits_is_named_and_then_taken(order, shares):
         return
     with pytest.raises(SmolbenchError, match=r"in another order of its classes") as error:
         asked(logits, labels)
-    assert f'--model.teacher_labels "[{", ".join(own)}]"' in str(error.value)
+    assert f"--model.teacher_labels '{json.dumps(own)}'" in str(error.value)
     found = agreement(logits, labels)
     assert found.share == pytest.approx(np.mean(logits.argmax(1) == labels))
     assert found.best == pytest.approx(np.mean(right.argmax(1) == labels))
@@ -64,7 +64,7 @@ def test_the_order_that_fits_is_named_and_then_taken(order, shares):
     wrong = [own[1], own[0], own[2]]
     with pytest.raises(SmolbenchError) as error:
         asked(logits[:, [wrong.index(name) for name in NAMES]], labels, wrong)
-    assert f'--model.teacher_labels "[{", ".join(own)}]"' in str(error.value)
+    assert f"--model.teacher_labels '{json.dumps(own)}'" in str(error.value)
 
 
 def test_rare_classes_in_the_wrong_order_are_seen():
@@ -137,7 +137,7 @@ def test_a_teacher_of_another_order_is_refused_until_it_is_mapped(
     monkeypatch.setenv("SMOLBENCH_CACHE", str(tmp_path / "cache"))
     caplog.set_level("INFO", "smolbench")
     for _ in range(2):  # its logits are cached then
-        with pytest.raises(SmolbenchError, match=r'teacher_labels "\[pos, neg\]"'):
+        with pytest.raises(SmolbenchError, match=r'teacher_labels \'\["pos", "neg"\]\''):
             fitted(classifier, tmp_path)
     monkeypatch.setattr(HubTeacher, "fill", lambda *_: pytest.fail("they are cached"))
     task = fitted(classifier, tmp_path, teacher_labels=["pos", "neg"])
@@ -164,7 +164,7 @@ def test_names_in_another_order_need_the_option(classifier, tmp_path, monkeypatc
     with pytest.raises(SmolbenchError, match=r"knows the labels gut, schlecht.*teacher_labels"):
         fitted(named, tmp_path)
     fitted(named, tmp_path, teacher_labels=["pos", "neg"])
-    with pytest.raises(SmolbenchError, match=r'teacher_labels "\[pos, neg\]"'):
+    with pytest.raises(SmolbenchError, match=r'teacher_labels \'\["pos", "neg"\]\''):
         fitted(named, tmp_path, teacher_labels=["neg", "pos"])
 
 
