@@ -102,8 +102,7 @@ def require_agreement(
         raise SmolbenchError(
             f"{said}, and with {found.best:.4f} of them in another order of its classes: a student "
             "would learn to mistake one for the other. If its outputs, from the first on, mean "
-            f'{", ".join(better)}, say so by --model.teacher_labels "[{", ".join(better)}]"; '
-            "if not, take another teacher."
+            f"{', '.join(better)}, say so by {option_of(better)}; if not, take another teacher."
         )
     if found.evidence >= _NOTICEABLE:
         log.info("%s.", said)
@@ -115,5 +114,10 @@ def require_agreement(
     raise SmolbenchError(
         f"{chance}: it has nothing to teach. Take another teacher or a text that it reads as it "
         "was trained to; to learn from it all the same, say what its outputs mean, from the first "
-        f'on: --model.teacher_labels "[{", ".join(columns)}]".'
+        f"on: {option_of(columns)}."
     )
+
+
+def option_of(labels: Sequence[str]) -> str:
+    """How a shell is given what the outputs of a teacher mean."""
+    return f"--model.teacher_labels {shlex.quote(json.dumps(list(labels), ensure_ascii=False))}"

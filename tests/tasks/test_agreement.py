@@ -116,7 +116,7 @@ def classifier(tmp_path_factory):
 
 
 def data():
-    return IMDbDataModule(source="sample", limit_train=40, limit_val=8, limit_test=8, batch_size=8)
+    return IMDbDataModule(source="sample", limit_train=24, limit_val=8, limit_test=8, batch_size=8)
 
 
 def fitted(teacher, tmp_path, **options):
@@ -143,10 +143,10 @@ def test_a_teacher_of_another_order_is_refused_until_it_is_mapped(
     task = fitted(classifier, tmp_path, teacher_labels=["pos", "neg"])
     facts = task.facts()
     assert facts["teacher/agreement"] > 0.8
-    assert facts["teacher/agreement_n"] == 40
-    assert f"agrees with {facts['teacher/agreement']:.4f} of the 40 training labels." in caplog.text
+    assert facts["teacher/agreement_n"] == 24
+    assert f"agrees with {facts['teacher/agreement']:.4f} of the 24 training labels." in caplog.text
     assert task.signature()["teacher_labels"] == ["pos", "neg"]
-    rows = task.trainer.train_dataloader.rows.batch(np.arange(40))
+    rows = task.trainer.train_dataloader.rows.batch(np.arange(24))
     right = rows["teacher_logits"].argmax(1) == rows["labels"]
     assert float(right.float().mean()) == pytest.approx(facts["teacher/agreement"])
     fitted(classifier, tmp_path, alpha=0.0)  # nothing is learned from it
