@@ -21,7 +21,11 @@ from smolbench.models.backbone import Backbone
 from smolbench.models.causal_lm import LanguageModel
 from smolbench.models.classifier import load_classifier, load_trained_classifier
 from smolbench.models.summarizer import load_summarizer
+from smolbench.tasks import FineTuneTask
 from tests.helpers.tiny import CONFIGS, random_model, tiny_tokenizer
+from tests.models.export import test_classifier as classifiers
+from tests.models.export import test_language_model as language_models
+from tests.models.export import test_probe as probes
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[0, 7, 9, 70, 80, 90]])
@@ -277,3 +281,26 @@ def test_it_is_the_same_wherever_it_and_its_base_lie(tmp_path):
     settings.write_text(json.dumps(written | {"base_model_name_or_path": "/not/there"}))
     with pytest.raises(SmolbenchError, match="a folder that is not there"):
         Backbone(str(tmp_path / "two"), None, "float32")
+
+
+def test_a_run_on_it_is_exported_whole_and_not_in_parts(tmp_path):
+    base, loader = tied_base("llama")
+    config = LoraConfig(target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM")
+    trained(base, loader, config, tmp_path / "adapter")
+    options = {"backbone": str(tmp_path / "adapter"), "max_length": 60, "dtype": "float32"}
+    for name in ("whole", "part", "head", "words"):
+        (tmp_path / name).mkdir()
+    writer = language_models.trained("llama", method="lora", backbone=options["backbone"])
+    writer.export(tmp_path / "words")  # it compares itself with the run
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "words").eval()
+    assert not written.config.tie_word_embeddings
+    tuned = classifiers.trained("llama", method="lora", **options)
+    assert tuned.facts()["model/id"] == options["backbone"]
+    assert tuned.facts()["model/base"] == base
+    tuned.export(tmp_path / "whole", trial=classifiers.TRIAL)
+    with pytest.raises(SmolbenchError, match=r"itself an adapter .* leave out --adapter"):
+        tuned.export(tmp_path / "part", trial=classifiers.TRIAL, adapter=True)
+    with pytest.raises(SmolbenchError, match="an export of a head names its network"):
+        probes.trained(**options).export(tmp_path / "head", trial=probes.TRIAL)
+    with pytest.raises(SmolbenchError, match=r"weights in 4 bits .* cannot take in"):
+        FineTuneTask(method="qlora", **options)
