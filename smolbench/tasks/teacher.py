@@ -151,7 +151,7 @@ def teacher_logits(
     assert labels is not None, "the training split has labels"
     key = digest(
         {
-            "teacher_logits": 2,
+            "teacher_logits": 3,
             "teacher": teacher.identity,
             "forward": forward_environment(),
             "device": device.type,
