@@ -50,15 +50,16 @@ def file_digest(paths: Iterable[Path]) -> str:
     return state.hexdigest()[:LENGTH]
 
 
-def folder_content(folder: Path, *, code: bool = False) -> str:
+def folder_content(folder: Path, *, code: bool = False, leave_out: str | None = None) -> str:
     """Digest of a model folder's weights and settings, by which it is known wherever it lies.
 
     Args:
         folder: The folder.
         code: Whether Python files count, too.
+        leave_out: Name of a file that does not count.
     """
     kinds = {".json", ".safetensors", ".bin"} | ({".py"} if code else set())
-    files = sorted(p for p in folder.iterdir() if p.suffix in kinds)
+    files = sorted(p for p in folder.iterdir() if p.suffix in kinds and p.name != leave_out)
     states = [path.stat() for path in files]
     return _content(tuple(files), tuple((s.st_ino, s.st_size, s.st_mtime_ns) for s in states))
 

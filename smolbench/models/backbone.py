@@ -6,6 +6,7 @@ weights.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ import torch
 from smolbench.digest import digest, folder_content
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root, write_atomically
+from smolbench.models.adapter_folder import AdapterFolder, adapter_in
 from smolbench.models.causality import Padding, effect_of_padding, trial_rows
 from smolbench.models.kernels.paths import Paths, forward_environment
 from smolbench.models.kernels.prefix import SharedPrefix, keeps_all_tokens, shared_prefix
@@ -78,12 +80,17 @@ class Backbone:
     """A frozen encoder: any ``AutoModel``, or the encoder of an encoder-decoder model.
 
     Args:
-        name: A model id on the Hub, a folder, or ``tiny`` for the built-in model.
+        name: A model id on the Hub, a folder with a model or with a peft adapter (whose base model
+            is then loaded with it), or ``tiny`` for the built-in model.
         revision: Branch, tag or commit on the Hub; the commit it stands for is in :attr:`revision`.
+            Of an adapter, that of its base model.
         dtype: Weights and computation; ``auto`` is bfloat16 where the device computes it natively.
         layer: Which layer's output is the feature: ``-1`` the last (after the final norm), ``0``
             the embeddings, ``k`` the output of block ``k``.
         trust_remote_code: Whether Python code among the model's files may run on this machine.
+
+    Raises:
+        SmolbenchError: If an adapter's configuration cannot be read.
     """
 
     def __init__(
@@ -95,6 +102,10 @@ class Backbone:
         *,
         trust_remote_code: bool = False,
     ) -> None:
+        self.given = name
+        self.adapter = adapter_in(name)
+        if self.adapter is not None:
+            name, revision = self.adapter.base, revision or self.adapter.base_revision
         self.name = name
         self.dtype_name: DType = dtype
         self.layer = layer
@@ -145,15 +156,27 @@ class Backbone:
                 # said in every call: transformers would ask on the terminal if it was left open
                 trust_remote_code=self.trust_remote_code,
             )
+        if self.adapter is not None:
+            if self.adapter.rows is not None:
+                config.get_text_config().vocab_size = self.adapter.rows
+            if self.adapter.classes is not None:
+                config.num_labels = self.adapter.classes
         return config
 
     @cached_property
     def revision(self) -> str:
-        """Exactly which weights: the commit on the Hub, or a digest of the folder's files."""
+        """Exactly which weights: the commit on the Hub, or a digest of the folder's files.
+
+        Those of an adapter count with its base's.
+        """
         if self.is_local:
             # code that runs is a part of the model
-            return folder_content(Path(self.location), code=self.trust_remote_code)
-        return self._commit or self._asked_revision or "main"
+            base = folder_content(Path(self.location), code=self.trust_remote_code)
+        else:
+            base = self._commit or self._asked_revision or "main"
+        if self.adapter is None:
+            return base
+        return digest({"base": base, "adapter": self.adapter.content})
 
     @cached_property
     def _commit(self) -> str | None:
@@ -178,11 +201,15 @@ class Backbone:
         from transformers import AutoTokenizer  # lazy: import cost
 
         with readable_errors(self.name, self._asked_revision):
-            return AutoTokenizer.from_pretrained(
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 self.location,
                 revision=self._pinned_revision,
                 trust_remote_code=self.trust_remote_code,
             )
+        if self.adapter is None:
+            return tokenizer
+        with readable_errors(self.given, None):
+            return self.adapter.tokenizer(tokenizer)
 
     @property
     def _pinned_revision(self) -> str | None:
@@ -219,7 +246,7 @@ class Backbone:
             return
         raise SmolbenchError(
             f"This run needs the token {self.tokenizer.convert_ids_to_tokens(largest)!r} (id "
-            f"{largest}), but {self.name} has embeddings for {known} tokens only (ids 0 to "
+            f"{largest}), but {self.given} has embeddings for {known} tokens only (ids 0 to "
             f"{known - 1}): its tokenizer was given tokens and the model was not. Save the model "
             "again behind `model.resize_token_embeddings(len(tokenizer))` and train what is new, "
             "or use the tokenizer that the model was trained with."
@@ -256,7 +283,8 @@ class Backbone:
         """Let one of transformers' Auto classes read the weights.
 
         The global random state stays as it was: transformers draws some weights before it reads
-        them, and a training must not depend on whether there was anything to load.
+        them, and a training must not depend on whether there was anything to load. An adapter is
+        merged into its base, whichever class it was trained on.
 
         Returns:
             The model, and the names of the weights that the files lack or hold in another shape.
@@ -264,6 +292,21 @@ class Backbone:
         Raises:
             SmolbenchError: If the weights do not exist, cannot be reached or are damaged.
         """
+        if self.adapter is None:
+            model, missing = self._read(loader, **options)
+            if getattr(model, "peft_config", None):
+                raise SmolbenchError(
+                    f"{self.name} is an adapter on the Hub: get it by `hf download {self.name} "
+                    "--local-dir DIR`, and name that folder."
+                )
+            return model, missing
+        return self._adapted(self.adapter, loader, options)
+
+    def _read(
+        self,
+        loader: type[Any],
+        **options: Any,  # noqa: ANN401 - as transformers types them
+    ) -> tuple[PreTrainedModel, set[str]]:
         with (
             readable_errors(self.name, self._asked_revision),
             torch.random.fork_rng(devices=[]),
@@ -277,6 +320,37 @@ class Backbone:
             )
         mismatched = {name for name, *_ in report["mismatched_keys"]}
         return model, set(report["missing_keys"]) | mismatched
+
+    def _adapted(
+        self, adapter: AdapterFolder, loader: type[Any], options: dict[str, Any]
+    ) -> tuple[PreTrainedModel, set[str]]:
+        """The base with its adapter in it, as the class that was asked for."""
+        base, missing = self._read(
+            adapter.loader(loader),
+            dtype=options["dtype"],
+            num_labels=self.config.num_labels,
+            ignore_mismatched_sizes=True,
+        )
+        merged = adapter.merge_into(base)
+        missing -= merged.provided
+        asked = type(self.skeleton(loader))
+        self.config.tie_word_embeddings = merged.model.config.tie_word_embeddings
+        config = copy.deepcopy(merged.model.config)
+        for name in [name for name in options if name != "dtype" and hasattr(config, name)]:
+            setattr(config, name, options.pop(name))
+        # random weights are no part of what was loaded
+        weights = {n: w for n, w in merged.model.state_dict().items() if n not in missing}
+        with readable_errors(self.given, None), torch.random.fork_rng(devices=[]):
+            read: Any = asked.from_pretrained(
+                None, config=config, state_dict=weights, output_loading_info=True, **options
+            )
+        model, report = read
+        if hasattr(merged.model, "generation_config"):
+            model.generation_config = merged.model.generation_config
+        lacks = set(report["missing_keys"]) | {name for name, *_ in report["mismatched_keys"]}
+        comparable = type(merged.model) is asked and not lacks
+        adapter.require_same(merged, model if comparable else merged.model)
+        return model, lacks
 
     def skeleton(
         self,
@@ -535,6 +609,11 @@ def readable_errors(name: str, revision: str | None) -> Iterator[None]:
             advice = (
                 "No such model is known: give an id such as HuggingFaceTB/SmolLM2-135M, a folder "
                 f"with config.json and weights, or {TINY!r} for the built-in model."
+            )
+        elif "file named config.json" in lowered:
+            advice = (
+                "It holds no model's configuration. If it is an adapter of peft, get it by `hf "
+                f"download {name} --local-dir DIR`, and name that folder."
             )
         elif "connect" in lowered or "offline" in lowered or "503" in lowered:
             advice = (

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from smolbench.digest import digest, folder_content
 from smolbench.errors import SmolbenchError
-from smolbench.models.backbone import Backbone, DType
+from smolbench.models.backbone import Backbone
 from smolbench.models.quantization import keep_gradients
 from smolbench.models.scoring import last_states
 from smolbench.models.scoring_trials import score_by_proven_paths
@@ -20,7 +16,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _CPU = torch.device("cpu")
-ADAPTER_CONFIG = "adapter_config.json"
 DEFAULT_POSITIONS = 2048
 """Most tokens a model is given that does not say how many it reads; as in lm_eval."""
 VERY_LARGE_INTEGER = 10**30
@@ -28,49 +23,7 @@ VERY_LARGE_INTEGER = 10**30
 
 
 class LanguageModel(Backbone):
-    """A causal language model, found and named exactly; loaded by :func:`load_language_model`.
-
-    Args:
-        name: A model id on the Hub, a folder with a model or with a peft adapter (whose base model
-            is then loaded with it), or ``tiny`` for the built-in model.
-        revision: Branch, tag or commit on the Hub; of an adapter, that of its base model.
-        dtype: Weights and computation; ``auto`` is bfloat16 where the device computes it natively.
-        trust_remote_code: Whether Python code among the model's files may run on this machine.
-
-    Raises:
-        SmolbenchError: If an adapter's configuration cannot be read.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        revision: str | None,
-        dtype: DType,
-        *,
-        trust_remote_code: bool = False,
-    ) -> None:
-        self.given = name
-        self.adapter: Path | None = None
-        folder = Path(name).expanduser()
-        if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
-            self.adapter = folder
-            name, base_revision = _base_of(folder)
-            revision = revision or base_revision
-            if Path(name).is_absolute() and not Path(name).is_dir():
-                raise SmolbenchError(
-                    f"{folder / ADAPTER_CONFIG} names the base model {name}, a folder that is not "
-                    "there: write its new place into the entry base_model_name_or_path, or link "
-                    "it to where it was."
-                )
-        super().__init__(name, revision, dtype, trust_remote_code=trust_remote_code)
-
-    @cached_property
-    def revision(self) -> str:
-        """Exactly which weights; see the base class. Those of an adapter count with its base's."""
-        base = super().revision
-        if self.adapter is None:
-            return base
-        return digest({"base": base, "adapter": folder_content(self.adapter)})
+    """A causal language model, found and named exactly; loaded by :func:`load_language_model`."""
 
     @property
     def reads(self) -> int:
@@ -79,24 +32,6 @@ class LanguageModel(Backbone):
             return self.max_positions
         limit: int = self.tokenizer.model_max_length
         return limit if limit < VERY_LARGE_INTEGER else DEFAULT_POSITIONS
-
-
-def _base_of(folder: Path) -> tuple[str, str | None]:
-    """Base model of an adapter, and its revision."""
-    try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        name = config["base_model_name_or_path"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise SmolbenchError(
-            f"{folder / ADAPTER_CONFIG} does not name the model that the adapter belongs to "
-            f"({type(error).__name__}: {error})."
-        ) from error
-    if not isinstance(name, str) or not name:
-        raise SmolbenchError(
-            f"{folder / ADAPTER_CONFIG} names no base model: write it into its entry "
-            "base_model_name_or_path."
-        )
-    return name, config.get("revision")
 
 
 def load_language_model(
@@ -123,8 +58,6 @@ def load_language_model(
     _refuse_encoder_decoder(backbone)
     model, missing = backbone.from_pretrained(AutoModelForCausalLM, dtype=dtype, **options)
     backbone.require(missing)
-    if backbone.adapter is not None:
-        model = _with_adapter(model, backbone.adapter)
     model.config.use_cache = False  # else every pass keeps all layers' keys and values
     keep_gradients(model)
     network: torch.nn.Module = model  # transformers' own methods are untyped
@@ -148,23 +81,6 @@ def language_model_skeleton(backbone: LanguageModel) -> PreTrainedModel:
 
     _refuse_encoder_decoder(backbone)
     return backbone.skeleton(AutoModelForCausalLM)
-
-
-def _with_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Add an adapter's matrices to the weights they belong to."""
-    from peft import PeftModel  # lazy: import cost
-
-    try:
-        adapted = PeftModel.from_pretrained(model, str(folder))
-        merged: PreTrainedModel = adapted.merge_and_unload()
-    except Exception as error:  # whatever peft makes of files that do not fit
-        reason = " ".join(str(error).split())
-        raise SmolbenchError(
-            f"The adapter in {folder} cannot be put onto {model.config.name_or_path}: only "
-            "adapters that can be merged into the weights serve, such as LoRA's, and they must be "
-            f"of this model. ({type(error).__name__}: {reason[:300]})"
-        ) from error
-    return merged
 
 
 def _refuse_looking_ahead(model: PreTrainedModel, name: str) -> None:

@@ -75,7 +75,7 @@ def load_trained_classifier(backbone: Backbone) -> PreTrainedModel:
     )
     if missing & head_names(model):
         raise SmolbenchError(
-            f"The files of {backbone.name} hold no trained classification head "
+            f"The files of {backbone.given} hold no trained classification head "
             f"({min(missing & head_names(model))} is missing): it cannot classify yet."
         )
     backbone.require(missing)
@@ -91,7 +91,7 @@ def _require_classifier(backbone: Backbone) -> None:
     config = backbone.config
     if config.is_encoder_decoder:
         raise SmolbenchError(
-            f"{backbone.name} is an encoder-decoder model, which FineTuneTask does not train: use "
+            f"{backbone.given} is an encoder-decoder model, which FineTuneTask does not train: use "
             "a decoder (GPT-2, OPT, SmolLM2) or an encoder (BERT), or ProbeTask for its encoder."
         )
     own = getattr(config, "auto_map", None) or {}  # what a model's own code has classes for
@@ -100,9 +100,9 @@ def _require_classifier(backbone: Backbone) -> None:
         and "AutoModelForSequenceClassification" not in own
     ):
         raise SmolbenchError(
-            f"{backbone.name} is of the architecture {config.model_type!r}, for which transformers "
-            "has no network that classifies: use ProbeTask, or the method head, which put a head "
-            "of their own on its features."
+            f"{backbone.given} is of the architecture {config.model_type!r}, for which "
+            "transformers has no network that classifies: use ProbeTask, or the method head, which "
+            "put a head of their own on its features."
         )
 
 

@@ -181,7 +181,7 @@ class FrozenFeatures:
         asked: _Place = (self.backbone.layer, self.pooling)
         wanted = [asked] if self.layers == "one" or once else self._places(facts)
         places = {self._key(table, place, device): place for place in wanted}
-        description = f"{self.backbone.name} reads {split}"
+        description = f"{self.backbone.given} reads {split}"
 
         def start() -> ComputeBlock:
             compute = self.start_pass(table, device, places)

@@ -71,7 +71,6 @@ def load_summarizer(
         return load_language_model(backbone, dtype, device, **options)
     from transformers import AutoModelForSeq2SeqLM  # lazy: import cost
 
-    _refuse_adapter(backbone)
     model, missing = backbone.from_pretrained(AutoModelForSeq2SeqLM, dtype=dtype, **options)
     backbone.require(missing)
     model.config.use_cache = False  # else every pass keeps all layers' keys and values
@@ -113,14 +112,6 @@ def summarizer_skeleton(backbone: LanguageModel) -> PreTrainedModel:
     from transformers import AutoModelForSeq2SeqLM  # lazy: import cost
 
     return backbone.skeleton(AutoModelForSeq2SeqLM)
-
-
-def _refuse_adapter(backbone: LanguageModel) -> None:
-    if backbone.adapter is not None:
-        raise SmolbenchError(
-            f"{backbone.given} is an adapter of an encoder-decoder model; only those of causal "
-            "models can be loaded: merge it into its base model, or test the run that trained it."
-        )
 
 
 # -- losses ---------------------------------------------------------------------------------------

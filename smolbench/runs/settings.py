@@ -32,6 +32,7 @@ _ADDED: dict[str, Any] = {
     "data.positive_label": None,
     "model.tokens": "auto",
     "data.quoting": "auto",
+    "model.teacher_labels": None,
 }
 """Options that settings of earlier versions lack, and the value that these runs have had."""
 _SCORING_TRAINER = {

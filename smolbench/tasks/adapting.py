@@ -47,6 +47,23 @@ def refuse_unused(
             )
 
 
+def refuse_in_four_bits(method: str, backbone: Backbone) -> None:
+    """Refuse an adapter as what is held in 4 bits.
+
+    Args:
+        method: The method chosen.
+        backbone: What is trained.
+
+    Raises:
+        SmolbenchError: If it is one.
+    """
+    if method == "qlora" and backbone.adapter is not None:
+        raise SmolbenchError(
+            f"{backbone.given} is an adapter, which weights in 4 bits (method qlora) cannot take "
+            "in: use the method lora or full."
+        )
+
+
 def lora_options(
     r: int | None,
     lora_alpha: int | None,

@@ -14,6 +14,7 @@ from smolbench.errors import SmolbenchError
 from smolbench.models.output_files import CachedOutputs
 from smolbench.notices import warn
 from smolbench.ranks import TrainerRanks
+from smolbench.tasks.agreement import Agreement, agreement, require_agreement
 from smolbench.tasks.classification import Batch
 from smolbench.tasks.fine_tune import FineTuneTask
 from smolbench.tasks.teacher import ClassifyingTeacher, teacher_logits
@@ -40,6 +41,8 @@ class DistillationTask(TaughtTask[ClassifyingTeacher], FineTuneTask):
             is none the built-in teacher.
         teacher_backbone: Where the pretrained network of a run that teaches lies now, if its folder
             was moved.
+        teacher_labels: The data's class that each of the teacher's outputs means, from the first
+            on, where its own names do not say so, or say it otherwise.
         alpha: Share of the teacher in the loss; the labels have the rest.
         temperature: What both networks' logits are divided by where they are compared.
         **options: See :class:`FineTuneTask`.
@@ -55,13 +58,16 @@ class DistillationTask(TaughtTask[ClassifyingTeacher], FineTuneTask):
         *,
         teacher: str | None = None,
         teacher_backbone: str | None = None,
+        teacher_labels: list[str] | None = None,
         alpha: float = 0.5,
         temperature: float = 2.0,
         **options: Any,  # noqa: ANN401 - those of the base class
     ) -> None:
         super().__init__(**options)
         self._learn_from(teacher, teacher_backbone, alpha, temperature)
+        self.teacher_labels = teacher_labels
         self._lesson: CachedOutputs | None = None
+        self._agreement: Agreement | None = None
 
     # -- the teacher ------------------------------------------------------------------------------
 
@@ -73,7 +79,13 @@ class DistillationTask(TaughtTask[ClassifyingTeacher], FineTuneTask):
         )
 
     def _check_teacher(self) -> None:
-        self.teacher.check(self.label_names, self._texts)
+        given = self.teacher_labels
+        if given is not None and sorted(given) != sorted(self.label_names):
+            raise SmolbenchError(
+                f"model.teacher_labels is {', '.join(given) or 'empty'}, but must name each of the "
+                f"data's classes once: {', '.join(self.label_names)}."
+            )
+        self.teacher.check(self.label_names, self._texts, mapped=given is not None)
 
     @property
     def _texts(self) -> TextDataModule:
@@ -104,7 +116,15 @@ class DistillationTask(TaughtTask[ClassifyingTeacher], FineTuneTask):
             TrainerRanks(self.trainer),
             self.rehearsal,
         )
-        return JoinedRows(rows, ArrayRows({"teacher_logits": self._lesson.outputs}))
+        logits = self._lesson.outputs
+        if self.teacher_labels is not None:
+            logits = logits[:, [self.teacher_labels.index(name) for name in self.label_names]]
+        if self.alpha > 0 and self.rehearsal is None and labels is not None:
+            self._agreement = agreement(logits, labels)
+            require_agreement(
+                self._agreement, self.teacher.name, self.label_names, self.teacher_labels
+            )
+        return JoinedRows(rows, ArrayRows({"teacher_logits": logits}))
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Loss of a batch, in nats; see :func:`~smolbench.tasks.teaching.distillation_loss`."""
@@ -114,9 +134,18 @@ class DistillationTask(TaughtTask[ClassifyingTeacher], FineTuneTask):
 
     # -- what results say -------------------------------------------------------------------------
 
+    def signature(self) -> dict[str, Any]:
+        """Also what the teacher's outputs were taken for; see the base class."""
+        return {**super().signature(), "teacher_labels": self.teacher_labels}
+
     def facts(self) -> dict[str, Any]:
-        """Also what the teacher's logits cost; see the base class."""
+        """Also what the teacher's logits cost, and are worth; see the base class."""
         facts = super().facts()
+        if self._agreement is not None:
+            facts |= {
+                "teacher/agreement": self._agreement.share,
+                "teacher/agreement_n": self._agreement.n,
+            }
         if self._lesson is not None:
             facts["cost/cache_s"] = facts.get("cost/cache_s", 0.0) + self._lesson.seconds
             reused = facts.get("cost/cache_reused", True)

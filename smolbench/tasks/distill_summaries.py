@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ from smolbench.tasks.summarize import SummarizationTask
 from smolbench.tasks.summary_teachers import TeacherNetwork, WritingTeacher, WritingTeachers
 from smolbench.tasks.teaching import TaughtTask, distillation_loss
 from smolbench.tasks.writing import Batch
+
+log = logging.getLogger("smolbench")
+_COMPARED = 1000
+"""Tokens of the first references that a teacher is compared with, in the passes of the training."""
 
 
 class SummaryDistillationTask(TaughtTask[WritingTeacher], SummarizationTask):
@@ -55,6 +60,10 @@ class SummaryDistillationTask(TaughtTask[WritingTeacher], SummarizationTask):
         super().__init__(**options)
         self._learn_from(teacher, teacher_backbone, alpha, temperature)
         self._lecturer: TeacherNetwork | None = None
+        self._right: list[torch.Tensor] | None = None  # of the first tokens
+        self._references: list[torch.Tensor] = []
+        self._agreement: float | None = None
+        self._compared = 0
 
     @property
     def _kinds(self) -> WritingTeachers:
@@ -71,6 +80,55 @@ class SummaryDistillationTask(TaughtTask[WritingTeacher], SummarizationTask):
         # before any batch is tried for its size
         self._lecturer = self.teacher.start(self.device)
 
+    def on_train_start(self) -> None:
+        """Compare the teacher with the first references, before most is learned from it."""
+        super().on_train_start()
+        self._right, self._references = ([] if self.alpha > 0 else None), []
+
+    def _compare(self, taught: torch.Tensor, labels: torch.Tensor) -> None:
+        """Count where a teacher's likeliest token is the reference's; say so when it is enough."""
+        if self._right is None:
+            return
+        self._right.append(taught.argmax(dim=1) == labels)
+        self._references.append(labels)
+        if sum(map(len, self._references)) >= _COMPARED:
+            self._say_agreement()
+
+    def _say_agreement(self) -> None:
+        if not self._right:
+            return
+        right, references = torch.cat(self._right), torch.cat(self._references)
+        self._right = None
+        self._agreement = float(right.float().mean())
+        self._compared = len(right)
+        if not self.trainer.is_global_zero:
+            return
+        commonest = float(references.bincount().max() / len(references))
+        said = (
+            f"The teacher {self.teacher.name} agrees with {self._agreement:.4f} of the first "
+            f"{len(right):,} tokens of the references"
+        )
+        if self._agreement > commonest:
+            log.info("%s.", said)
+        else:
+            log.warning(
+                "%s, no more than their commonest token is (%.4f): it may have nothing to teach.",
+                said,
+                commonest,
+            )
+
+    def on_train_end(self) -> None:
+        """Say how far a teacher agrees of whom little was heard."""
+        super().on_train_end()
+        self._say_agreement()
+
+    def facts(self) -> dict[str, Any]:
+        """Also how far the teacher agrees with the references; see the base class."""
+        facts = super().facts()
+        if self._agreement is not None:
+            facts |= {"teacher/agreement": self._agreement, "teacher/agreement_n": self._compared}
+        return facts
+
     def on_fit_end(self) -> None:
         """Let the teacher go."""
         super().on_fit_end()
@@ -85,6 +143,7 @@ class SummaryDistillationTask(TaughtTask[WritingTeacher], SummarizationTask):
         # tables may be wider than the vocabulary, and not by the same number of rows
         width = min(logits.shape[1], taught.shape[1])
         labels = batch["labels"][batch["labels"] != IGNORE_LABEL]
+        self._compare(taught[:, :width], labels)
         return distillation_loss(
             logits[:, :width],
             taught[:, :width],

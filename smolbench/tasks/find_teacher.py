@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from smolbench.errors import SmolbenchError
+from smolbench.models.adapter_folder import ADAPTER_CONFIG
 from smolbench.models.backbone import TINY
 from smolbench.recipes import recipe_names
 from smolbench.runs.results import FILE_NAME
@@ -81,7 +82,7 @@ def find_teacher(
         return kinds.of_run(Run(path))
     shipped = given in recipe_names()
     if path.is_dir() and not shipped:
-        if not (path / "config.json").is_file():
+        if not any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
             raise SmolbenchError(
                 f"The teacher {path} is a folder that holds neither a run nor a model."
             )

@@ -45,6 +45,7 @@ from smolbench.tasks.adapting import (
     compute_dtype,
     lora_options,
     lora_signature,
+    refuse_in_four_bits,
     refuse_unused,
 )
 from smolbench.tasks.classification import Batch, ClassificationTask
@@ -72,7 +73,8 @@ class FineTuneTask(ClassificationTask):
             with ``head: linear`` and ``pooling: last``. ``lora``: low-rank adapters. ``qlora``: the
             same on weights held in 4 bits. ``bitfit``: all biases. ``bitfit_added``: all biases,
             after every linear layer without one got one of zeros.
-        backbone: A model id on the Hub, a folder, or ``tiny`` for the built-in model.
+        backbone: A model id on the Hub, a folder with a model or with a peft adapter, or ``tiny``
+            for the built-in model.
         revision: Branch, tag or commit of the backbone.
         trust_remote_code: Whether Python code among the backbone's files may run, with all that
             you may do on this machine: read it first. A model that needs it is refused without.
@@ -162,6 +164,7 @@ class FineTuneTask(ClassificationTask):
         self._template = template
         self._truncation_side: Literal["left", "right"] = truncation_side
         self.backbone = Backbone(backbone, revision, dtype, trust_remote_code=trust_remote_code)
+        refuse_in_four_bits(method, self.backbone)
         self.model: Any = None
         self.head: torch.nn.Module | None = None
         self._compute = torch.float32
@@ -301,7 +304,7 @@ class FineTuneTask(ClassificationTask):
             adapt(model, self.method, self.lora, self.seed, self.reach.unused)
         hold_frozen_in(model, self._compute)
         if self.gradient_checkpointing:
-            checkpoint_gradients(model, self.backbone.name)
+            checkpoint_gradients(model, self.backbone.given)
         self.model = model.train()
 
     def _decided(self, effect: Padding) -> Padding:
@@ -393,7 +396,7 @@ class FineTuneTask(ClassificationTask):
         return {
             **super().signature(),
             "method": self.method,
-            "backbone": self.backbone.name,
+            "backbone": self.backbone.given,
             "revision": self.backbone.revision,
             "encoder": digest(self.encoder_key()),
             "template": self._template,
@@ -411,7 +414,8 @@ class FineTuneTask(ClassificationTask):
             costs = self.frozen.costs()
         return {
             **facts,
-            "model/id": self.backbone.name,
+            "model/id": self.backbone.given,
+            "model/base": self.backbone.name if self.backbone.adapter else None,
             "model/revision": self.backbone.revision,
             "model/trust_remote_code": self.backbone.trust_remote_code,
             "model/total_params": self._total_params(),

@@ -38,6 +38,7 @@ from smolbench.tasks.adapting import (
     load_adapted,
     lora_options,
     lora_signature,
+    refuse_in_four_bits,
     refuse_unused,
 )
 from smolbench.tasks.task import BaseTask, Schedule, Warmup
@@ -174,11 +175,7 @@ class MultipleChoiceTask(BaseTask):
         self.backbone = LanguageModel(
             backbone, revision, dtype, trust_remote_code=trust_remote_code
         )
-        if method == "qlora" and self.backbone.adapter is not None:
-            raise SmolbenchError(
-                f"{backbone} is an adapter, which weights in 4 bits (method qlora) cannot take in: "
-                "use the method lora or full."
-            )
+        refuse_in_four_bits(method, self.backbone)
         self.model: PreTrainedModel | None = None
         self._compute = torch.float32
         self._in_four_bits: dict[str, Any] = {}

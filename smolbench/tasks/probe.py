@@ -37,7 +37,8 @@ class ProbeTask(ClassificationTask):
     encoder-decoder model.
 
     Args:
-        backbone: A model id on the Hub, a folder, or ``tiny`` for the built-in model.
+        backbone: A model id on the Hub, a folder with a model or with a peft adapter, or ``tiny``
+            for the built-in model.
         revision: Branch, tag or commit of the backbone.
         trust_remote_code: Whether Python code among the backbone's files may run, with all that
             you may do on this machine: read it first. A model that needs it is refused without.
@@ -270,7 +271,7 @@ class ProbeTask(ClassificationTask):
         """Backbone, features and head; see the base class."""
         return {
             **super().signature(),
-            "backbone": self.backbone.name,
+            "backbone": self.backbone.given,
             "revision": self.backbone.revision,
             "encoder": digest(self.encoder_key()),
             "template": self._template,
@@ -288,7 +289,8 @@ class ProbeTask(ClassificationTask):
         facts = super().facts()
         own = sum(p.numel() for p in self.parameters())
         facts |= {
-            "model/id": self.backbone.name,
+            "model/id": self.backbone.given,
+            "model/base": self.backbone.name if self.backbone.adapter else None,
             "model/revision": self.backbone.revision,
             "model/trust_remote_code": self.backbone.trust_remote_code,
             "model/total_params": self.backbone_facts.parameters + own,

@@ -38,7 +38,8 @@ class PromptTask(ClassificationTask):
     All weights come pretrained: `smolbench test` needs no checkpoint, and there is nothing to fit.
 
     Args:
-        backbone: A model id on the Hub, a folder, or ``tiny`` for the built-in model.
+        backbone: A model id on the Hub, a folder with a model or with a peft adapter, or ``tiny``
+            for the built-in model.
         revision: Branch, tag or commit of the backbone.
         trust_remote_code: Whether Python code among the backbone's files may run, with all that
             you may do on this machine: read it first. A model that needs it is refused without.
@@ -426,7 +427,7 @@ class PromptTask(ClassificationTask):
         """Nothing is trained; see the base class."""
         return {
             **super().signature(),
-            "backbone": self.backbone.name,
+            "backbone": self.backbone.given,
             "revision": self.backbone.revision,
             "encoder": digest(self.encoder_key()),
             "convention": self.convention,
@@ -436,7 +437,8 @@ class PromptTask(ClassificationTask):
         """Model, prompt and answers; see the base class."""
         return {
             **super().facts(),
-            "model/id": self.backbone.name,
+            "model/id": self.backbone.given,
+            "model/base": self.backbone.name if self.backbone.adapter else None,
             "model/revision": self.backbone.revision,
             "model/trust_remote_code": self.backbone.trust_remote_code,
             "model/total_params": self._size,

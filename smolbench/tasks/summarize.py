@@ -36,6 +36,7 @@ from smolbench.tasks.adapting import (
     load_adapted,
     lora_options,
     lora_signature,
+    refuse_in_four_bits,
     refuse_unused,
 )
 from smolbench.tasks.task import Schedule, Warmup
@@ -81,8 +82,8 @@ class SummarizationTask(WritingTask):
             the same ones in English; see :mod:`smolbench.metrics.rouge_tokens`. Scores by different
             ones are not comparable.
         samples: Test documents that are summarized before and after training, to be shown.
-        backbone: A model id on the Hub, a folder with a model or, for a causal model, with a peft
-            adapter; or ``tiny-t5`` or ``tiny`` for the built-in models.
+        backbone: A model id on the Hub, a folder with a model or with a peft adapter; or
+            ``tiny-t5`` or ``tiny`` for the built-in models.
         revision: Branch, tag or commit of the backbone.
         trust_remote_code: Whether Python code among the backbone's files may run, with all that
             you may do on this machine: read it first. A model that needs it is refused without.
@@ -190,11 +191,7 @@ class SummarizationTask(WritingTask):
         self.backbone = LanguageModel(
             backbone, revision, dtype, trust_remote_code=trust_remote_code
         )
-        if method == "qlora" and self.backbone.adapter is not None:
-            raise SmolbenchError(
-                f"{backbone} is an adapter, which weights in 4 bits (method qlora) cannot take in: "
-                "use the method lora or full."
-            )
+        refuse_in_four_bits(method, self.backbone)
         self._compute = torch.float32
         self._in_four_bits: dict[str, Any] = {}
 

@@ -89,8 +89,16 @@ class ClassifyingTeacher(Teacher):
     """A trained classifier, which is loaded only where its logits are not known yet."""
 
     @abstractmethod
-    def check(self, label_names: Sequence[str], data: TextDataModule) -> None:
+    def check(
+        self, label_names: Sequence[str], data: TextDataModule, *, mapped: bool = False
+    ) -> None:
         """Refuse a teacher of other labels or another dataset than the student's.
+
+        Args:
+            label_names: Names of the data's classes.
+            data: What the student learns from.
+            mapped: Whether the user says which class each of its outputs means, so that its own
+                names do not count.
 
         Raises:
             SmolbenchError: Saying what differs.

@@ -20,6 +20,7 @@ from smolbench.models.causality import effect_of_padding
 from smolbench.models.classifier import load_trained_classifier
 from smolbench.runs.run_dir import Run
 from smolbench.tasks.adapting import compute_dtype
+from smolbench.tasks.agreement import option_of
 from smolbench.tasks.classification import ClassificationTask
 from smolbench.tasks.fine_tune import FineTuneTask
 from smolbench.tasks.probe import ProbeTask
@@ -110,14 +111,13 @@ class RunTeacher(ClassifyingTeacher):
         """Look for its pretrained network; see the base class."""
         self._trained.options()
 
-    def check(self, label_names: Sequence[str], data: TextDataModule) -> None:
+    def check(
+        self, label_names: Sequence[str], data: TextDataModule, *, mapped: bool = False
+    ) -> None:
         """See the base class; remarks if the teacher may have seen rows that are scored."""
         labels = self._trained.signature.get("labels") or []
-        if list(labels) != list(label_names):
-            raise SmolbenchError(
-                f"The teacher {self.name} knows the labels {', '.join(labels) or 'none'}, but the "
-                f"data has {', '.join(label_names)}: a teacher needs the same, in the same order."
-            )
+        if not mapped or len(labels) != len(label_names):
+            _require_labels(self.name, labels, label_names, list(labels) == list(label_names))
         self.remark = self._trained.compare_data(data)
 
     def build(self, label_names: Sequence[str]) -> ClassificationTask:
@@ -169,7 +169,9 @@ class HubTeacher(ClassifyingTeacher):
         self._reading = reading
         self._backbone = Backbone(name, None, reading.dtype)
         kinds = read_config(self._backbone).architectures or []
-        if not any("ForSequenceClassification" in kind for kind in kinds):
+        adapter = self._backbone.adapter
+        heads = "ForSequenceClassification" in " ".join(kinds)
+        if not (heads if adapter is None else adapter.classes):
             raise SmolbenchError(
                 f"The teacher {name} is a model without a trained classification head "
                 f"({', '.join(kinds) or 'no architecture named'}): fine-tune it first, and name "
@@ -181,18 +183,17 @@ class HubTeacher(ClassifyingTeacher):
         """Digest of the commit, or of the folder's files."""
         return model_identity(self._backbone)
 
-    def check(self, label_names: Sequence[str], data: TextDataModule) -> None:
+    def check(
+        self, label_names: Sequence[str], data: TextDataModule, *, mapped: bool = False
+    ) -> None:
         """See the base class; names are compared where the model's configuration gives any."""
         known: dict[Any, str] = dict(self._backbone.config.id2label or {})
         names = [known[number] for number in sorted(known)]
         named = not all(name.startswith("LABEL_") for name in names)
-        if len(names) != len(label_names) or (
-            named and not all(map(_same_label, names, label_names))
-        ):
-            raise SmolbenchError(
-                f"The teacher {self.name} knows the labels {', '.join(names)}, but the data has "
-                f"{', '.join(label_names)}: a teacher needs the same, in the same order."
-            )
+        alike = len(names) == len(label_names)
+        if alike and named and not mapped:
+            alike = all(map(_same_label, names, label_names))
+        _require_labels(self.name, names, label_names, alike)
 
     def build(self, label_names: Sequence[str]) -> ClassificationTask:
         """See the base class."""
@@ -209,6 +210,23 @@ class HubTeacher(ClassifyingTeacher):
 
     def fill(self, task: ClassificationTask, table: TokenTable, labels: np.ndarray) -> None:
         """Nothing is left to do."""
+
+
+def _require_labels(
+    who: str, known: Sequence[str], label_names: Sequence[str], alike: bool
+) -> None:
+    if alike:
+        return
+    advice = ""
+    if len(known) == len(label_names):
+        advice = (
+            " If only its names or their order are others, say which class of the data each of its "
+            f"outputs means, from the first on, such as {option_of(label_names)}."
+        )
+    raise SmolbenchError(
+        f"The teacher {who} knows the labels {', '.join(known) or 'none'}, but the data has "
+        f"{', '.join(label_names)}: a teacher needs the same, in the same order.{advice}"
+    )
 
 
 def _same_label(one: str, other: str) -> bool:
@@ -241,8 +259,18 @@ class TinyTeacher(ClassifyingTeacher):
         revision = Backbone(TINY, None, self._reading.dtype).revision
         return digest({"fitted": 1, "revision": revision, "dtype": self._reading.dtype})
 
-    def check(self, label_names: Sequence[str], data: TextDataModule) -> None:
-        """It learns the data's own labels."""
+    def check(
+        self, label_names: Sequence[str], data: TextDataModule, *, mapped: bool = False
+    ) -> None:
+        """It learns the data's own labels.
+
+        Raises:
+            SmolbenchError: If it is told what its outputs mean.
+        """
+        if mapped:
+            raise SmolbenchError(
+                "The built-in teacher learns the data's own labels: leave out model.teacher_labels."
+            )
 
     def build(self, label_names: Sequence[str]) -> ClassificationTask:
         """See the base class."""

@@ -109,6 +109,21 @@ def test_the_loss_is_the_formula_at_every_token(tmp_path, kind, options):
     assert loss == pytest.approx(expected, rel=2e-5)
 
 
+def test_how_far_the_teacher_agrees_with_the_references_is_told(tmp_path, caplog):
+    task, right = student("t5", teacher=tiny_summarizer("t5", seed=1)), []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            taught = module.teacher.start(module.device).logits(batch)
+            right.append(taught.argmax(1) == batch["labels"][batch["labels"] != -100])
+
+    fitted(tmp_path, task, max_steps=2, callbacks=[Look()])
+    said = torch.cat(right)
+    assert task.facts()["teacher/agreement"] == pytest.approx(float(said.float().mean()))
+    assert task.facts()["teacher/agreement_n"] == len(said)
+    assert "may have nothing to teach" in caplog.text
+
+
 def test_without_a_share_of_the_teacher_it_is_the_plain_training(tmp_path):
     task = fitted(tmp_path, student(alpha=0.0, lr=1e-2), max_steps=3)
     torch.manual_seed(0)

@@ -37,6 +37,19 @@ def require_adapters(lora: LoRAOptions | None) -> LoRAOptions:
     return lora
 
 
+def refuse_adapter_below(backbone: Backbone) -> None:
+    """Refuse to write adapters whose base is an adapter in another model.
+
+    Raises:
+        SmolbenchError: If it is.
+    """
+    if backbone.adapter is not None:
+        raise SmolbenchError(
+            f"These adapters were trained on {backbone.given}, itself an adapter merged into "
+            f"{backbone.name}, which no folder of peft can name as base: leave out --adapter."
+        )
+
+
 def refuse_four_bits(in_four_bits: Mapping[str, Any]) -> None:
     """Refuse to merge adapters into weights in 4 bits.
 

@@ -15,6 +15,7 @@ from smolbench.models.classifier import skeleton
 from smolbench.models.export.adapter import (
     BaseModel,
     adapter_limits,
+    refuse_adapter_below,
     refuse_four_bits,
     require_adapters,
     write_adapter,
@@ -134,6 +135,7 @@ def write_classifier_adapter(
         SmolbenchError: If there are no adapters, or what was written says something else.
     """
     lora = require_adapters(trained.lora)
+    refuse_adapter_below(trained.backbone)
     expected = expect()
     backbone, labels = trained.backbone, trained.labels
     pad = write_tokenizer(trained.encoder, trained.model.config, texts, folder)

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import torch
 
-from smolbench.errors import SmolbenchError
 from smolbench.models.adaptation import LoRAOptions
 from smolbench.models.causal_lm import LanguageModel
 from smolbench.models.export.adapter import (
     BaseModel,
     adapter_limits,
+    refuse_adapter_below,
     refuse_four_bits,
     require_adapters,
     write_adapter,
@@ -171,11 +171,7 @@ def write_language_model_adapter(trained: TrainedWriter, folder: Path) -> Export
     """
     lora = require_adapters(trained.lora)
     backbone = trained.backbone
-    if backbone.adapter is not None:
-        raise SmolbenchError(
-            f"These adapters were trained on {backbone.given}, itself an adapter merged into "
-            f"{backbone.name}, which no folder of peft can name as base: leave out --adapter."
-        )
+    refuse_adapter_below(backbone)
     expected = trained.expect()
     trained.write_tokenizer(folder)
     if trained.generation is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from smolbench.errors import SmolbenchError
 from smolbench.models.backbone import Backbone
 from smolbench.models.export.check import DTypeName, Expected, check_export
 from smolbench.models.export.exported import HERE, Exported
@@ -55,6 +56,12 @@ def write_probe(
     from safetensors.torch import save_file  # lazy: import cost
 
     backbone, encoder = frozen.backbone, frozen.encoder
+    if backbone.adapter is not None:
+        raise SmolbenchError(
+            f"This head reads {backbone.given}, an adapter merged into {backbone.name}, and an "
+            "export of a head names its network and does not hold it: merge the adapter by peft's "
+            "merge_and_unload, save that model, and train the head on it."
+        )
     rounded = backbone.dtype(torch.device("cpu")) == torch.bfloat16
     dtype: DTypeName = "bfloat16" if rounded else "float32"
     expected = expect()
