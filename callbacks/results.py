@@ -22,7 +22,7 @@ from smolbench.callbacks.values import counted, plain
 from smolbench.files import rename_when_on_disk, write_atomically
 from smolbench.notices import begin, gathered, kept
 from smolbench.processor import processor_name
-from smolbench.protocols import HasFacts, Predicts, ShowsSamples, offered
+from smolbench.protocols import HasFacts, KeepsRows, Predicts, ShowsSamples, offered
 from smolbench.runs.results import FILE_NAME, Results, read_results, write_results
 from smolbench.runs.samples import write_samples
 
@@ -123,6 +123,10 @@ class ResultsWriter(Callback):
         """Write what is known once the model is built."""
         self._write(trainer, "running")
         self._write_samples(pl_module)
+        keeps = offered(trainer.datamodule, KeepsRows)  # type: ignore[attr-defined]
+        rows = keeps.kept_rows() if keeps is not None and not self._silent else None
+        if rows is not None:
+            rows.write(self.folder)
 
     def on_train_batch_start(
         self,

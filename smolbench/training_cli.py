@@ -36,6 +36,7 @@ from smolbench.callbacks import (
 )
 from smolbench.callbacks.checkpoint import read_checkpoint
 from smolbench.data import BaseDataModule
+from smolbench.data_of_run import rows_of_run
 from smolbench.errors import SmolbenchError
 from smolbench.invocation import Invocation
 from smolbench.model_places import name_places
@@ -245,6 +246,8 @@ class SmolCLI(LightningCLI):
             if (said := _objection(self.config[self.subcommand]["trainer"])) is not None:
                 raise SmolbenchError(said) from error
             raise
+        if isinstance(self.datamodule, BaseDataModule) and self.call.subcommand != "predict":
+            rows_of_run(self.datamodule, self.call, self._settings())
         if self.call.checkpoint is not None:
             self.model.before_data(read_checkpoint(self.call.checkpoint))
 

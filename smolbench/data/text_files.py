@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 
 from smolbench.data.classification import TextDataModule
+from smolbench.data.columns import column_numbers, column_values
+from smolbench.data.datamodule import Numbers
 from smolbench.data.imdb import IMDbDataModule
+from smolbench.data.kept_rows import text_keys
 from smolbench.data.own_rows import (
     ENCODING,
     TEST_FRACTION,
@@ -18,7 +21,7 @@ from smolbench.data.own_rows import (
     Where,
 )
 from smolbench.data.readers import HubReader
-from smolbench.data.sources import Source, hold_out_test
+from smolbench.data.sources import Source, first_of_equal, hold_out_test, text_split
 from smolbench.data.tables import Table, checked_table, shown
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
@@ -29,8 +32,9 @@ class TextFilesDataModule(TextDataModule):
 
     Files are CSV, TSV, JSON lines (``.jsonl``), each also compressed (``.gz``), or Parquet, by
     their ending. Labels are names or whole numbers; the classes are those of the training rows, in
-    numerical order if all are numbers, else sorted. Files are read and checked once and kept as an
-    Arrow file in ``cache_dir``; a file that changed is read again.
+    numerical order if all are numbers, else sorted. Rows with the same text, up to white space at
+    its ends, are on one side wherever rows are held out. Files are read and checked once and kept
+    as an Arrow file in ``cache_dir``; a file that changed is read again.
 
     Args:
         train_file: File of the training rows. Give it or ``dataset_id``.
@@ -112,6 +116,9 @@ class TextFilesDataModule(TextDataModule):
                 f"All rows of {source_id} have the label {shown(names[int(counts.argmax())])}:"
                 " there must be two classes at least, or there is nothing to learn."
             )
+        texts = self._texts(train)
+        if texts is not None:  # a class has as many rows to divide as it has texts
+            counts = np.bincount(labels[first_of_equal(texts)[0]], minlength=len(names))
         splits = {"train": train}
         fractions = {} if "test" in tables else {"test_fraction": self.test_fraction}
         if "val" not in tables and self.val_fraction > 0:
@@ -120,10 +127,26 @@ class TextFilesDataModule(TextDataModule):
         if "test" in tables:
             splits["test"] = tables["test"].rows
         else:
-            splits = hold_out_test(train, labels, self.test_fraction, self.split_seed)
+            splits = hold_out_test(train, labels, self.test_fraction, self.split_seed, texts)
         if "val" in tables:
             splits["validation"] = tables["val"].rows
         return Source(splits, id=source_id, revision=revision)
+
+    def hold_out(self, source: Source) -> tuple[Numbers, Numbers]:
+        """As of other data, but all rows of a text are on one side; see the base class."""
+        train = source.splits["train"]
+        if (texts := self._texts(train)) is None:
+            return super().hold_out(source)
+        labels = column_numbers(train, "label")
+        return text_split(texts, labels, self.val_fraction, self.split_seed)
+
+    def _texts(self, rows: Any) -> Any:  # noqa: ANN401 - see datamodule.py
+        """Keys of the texts of rows, which are on one side; ``None`` where each row is for itself.
+
+        Args:
+            rows: A ``datasets.Dataset``.
+        """
+        return None if self.by_rows else text_keys(column_values(rows, "text"))
 
     def _file_tables(self) -> tuple[dict[str, Table], str, str]:
         """Tables of the files, the name of the data and a digest of all files."""
@@ -146,7 +169,7 @@ class TextFilesDataModule(TextDataModule):
 
     def _hub_tables(self, dataset_id: str) -> tuple[dict[str, Table], str, str | None]:
         """Tables of the Hub dataset's splits, its name and its commit."""
-        loaded, wanted = self.own.on_hub(dataset_id)
+        loaded, wanted = self.own.on_hub(dataset_id, self.revision)
         tables: dict[str, Table] = {}
         names: list[str] | None = None
         for split, hub_name in wanted.items():

@@ -31,6 +31,7 @@ from smolbench.models.kernels.paths import Paths
 from smolbench.models.pass_part import PassRehearsal
 from smolbench.models.reach import Reach
 from smolbench.notices import warn
+from smolbench.protocols import KeepsRows, offered
 from smolbench.ranks import TrainerRanks
 from smolbench.tasks.batch_size import largest_batch
 
@@ -39,6 +40,8 @@ Warmup = int | float
 """Optimiser steps, or (a float) their share of all planned ones."""
 CHECKPOINT_KEY = "smolbench"
 _PATHS = "paths"
+ROWS = "rows"
+"""Where a checkpoint has the digest of its run's rows."""
 _KNOWN_BY = {"backbone": "revision", "teacher": "teacher_digest"}
 """Names in a signature, and what tells by a digest whom they are of."""
 _ENDLESS = "but the training has no planned end: give trainer.max_epochs or max_steps"
@@ -461,6 +464,9 @@ class BaseTask(LightningModule, ABC):
         checkpoint[CHECKPOINT_KEY] = {"task": type(self).__name__, "signature": self.signature()}
         if self.paths is not None:
             checkpoint[CHECKPOINT_KEY][_PATHS] = self.paths.facts()
+        keeps = offered(self.any_data, KeepsRows)
+        if keeps is not None and (rows := keeps.kept_rows()) is not None:
+            checkpoint[CHECKPOINT_KEY][ROWS] = rows.digest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a state that does not belong to these settings.
