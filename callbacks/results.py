@@ -115,7 +115,7 @@ class ResultsWriter(Callback):
             "python": platform.python_version(),
             "platform": platform.platform(),
             "cpu_count": os.cpu_count(),
-            "packages": _packages(),
+            "packages": packages_here(),
         }
         write_atomically(self.folder / "environment.json", json.dumps(environment, indent=2) + "\n")
 
@@ -239,10 +239,11 @@ def _hardware(trainer: Trainer) -> dict[str, Any]:
         "precision": str(trainer.precision),
         "strategy": type(trainer.strategy).__name__,
     }
-    return facts | {f"packages/{name}": found for name, found in _packages().items()}
+    return facts | {f"packages/{name}": found for name, found in packages_here().items()}
 
 
-def _packages() -> dict[str, str]:
+def packages_here() -> dict[str, str]:
+    """Versions of the libraries that results depend on, by their names."""
     found = {}
     for name in _PACKAGES:
         try:

@@ -190,6 +190,17 @@ def test_what_stands_twice_is_said_at_fit_and_at_test(data, capsys):
     assert [results(data / "run")[f"data/{name}"] for name in ("overlap", "duplicates")] == [19, 52]
 
 
+def test_other_versions_of_libraries_are_told(run):
+    found = results(run)
+    (run / "results.json").write_text(json.dumps({**found, "packages/torch": "1.2.3"}))
+    assert main(["test", "--run_dir=run"]) == 0
+    (line,) = results(run)["warnings"]
+    assert line == (
+        "test: The run was trained with other versions of libraries than it is scored with: "
+        f"torch was '1.2.3', is '{torch.__version__}'."
+    )
+
+
 def test_another_test_file_is_scored_without_what_was_trained_on(run):
     rows = read()
     kept = read_kept_rows(run)

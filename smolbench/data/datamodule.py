@@ -21,13 +21,14 @@ import numpy as np
 import numpy.typing as npt
 from lightning.pytorch import LightningDataModule, LightningModule
 
+from smolbench import identity
 from smolbench.data.batching import BatchLoader, BatchPlan, Plan, Rows, TokenRows
 from smolbench.data.columns import column_digest, column_numbers, column_values
 from smolbench.data.kept_rows import KeptRows, Repeats, RowKeys
 from smolbench.data.run_rows import OfRun, found_again, unseen_rows
 from smolbench.data.sources import Source, Split, select
 from smolbench.data.token_cache import EncodeFn, TokenTable, encode_to_cache
-from smolbench.digest import digest, text_digest
+from smolbench.digest import text_digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
 from smolbench.notices import warn
@@ -475,13 +476,14 @@ class BaseDataModule(LightningDataModule, ABC):
             content = {column: column_digest(examples, column) for column in columns}
             # what a tokenizer's file means is up to those who read it
             versions = {name: version(name) for name in ("tokenizers", "transformers")}
-            name_on_disk = digest(
+            name_on_disk = identity.key(
+                "cache",
                 {
                     "encoder": dict(key),
                     "made_by": versions,
                     "examples": content,
                     "rows": len(split),
-                }
+                },
             )
         return encode_to_cache(
             folder,

@@ -127,20 +127,21 @@ def load_hub(
     seen = pinned or _last_seen(dataset_id, revision, cache_dir)
     found = _from_cache(dataset_id, config, seen, cache_dir) if seen else None
     found = found or _from_files(dataset_id, config, revision, cache_dir)
-    if found is not None:
-        log.warning("%s Using the cached revision %s.", problem, found[1])
-        return _source(dataset_id, *found, splits)
-    if pinned is None:
+    known = found is not None
+    if found is None and pinned is None:
         found = _from_cache(dataset_id, config, None, cache_dir)
     if found is None:
         raise SmolbenchError(problem + advice)
-    warn(
-        "%s Using the revision %s, the newest in the cache: at which commit %s was last is not "
-        "known.",
-        problem,
-        found[1],
-        revision or "the main branch",
-    )
+    if known or len(_cached_commits(dataset_id, cache_dir)) == 1:
+        log.warning("%s Using the cached revision %s.", problem, found[1])
+    else:
+        warn(
+            "%s Using the revision %s, the newest in the cache: at which commit %s was last is not "
+            "known.",
+            problem,
+            found[1],
+            revision or "the main branch",
+        )
     return _source(dataset_id, *found, splits)
 
 
@@ -392,6 +393,11 @@ def _cached_at(dataset_id: str, cache_dir: Path | None) -> Path:
     *namespace, name = dataset_id.split("/")
     folder = "___".join([*namespace, camelcase_to_snakecase(name)])
     return Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser() / folder
+
+
+def _cached_commits(dataset_id: str, cache_dir: Path | None) -> set[str]:
+    entries = _cached_at(dataset_id, cache_dir).glob("*/*/*/dataset_info.json")
+    return {file.parent.name for file in entries if COMMIT.fullmatch(file.parent.name)}
 
 
 def _last_seen_file(dataset_id: str, revision: str, cache_dir: Path | None) -> Path:

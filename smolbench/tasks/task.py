@@ -24,6 +24,7 @@ from smolbench.data.token_cache import TokenTable
 from smolbench.digest import is_digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
+from smolbench.identity import compare
 from smolbench.models.adaptation import parameter_count
 from smolbench.models.export.check import Trial
 from smolbench.models.export.exported import Exported
@@ -579,7 +580,8 @@ def verify_signature(
             differences are listed.
     """
     saved = saved_signature(checkpoint, task)
-    differing = {key for key in {*saved, *signature} if saved.get(key) != signature.get(key)}
+    before, now = ({f"signature.{k}": v for k, v in one.items()} for one in (saved, signature))
+    differing = {name.partition(".")[2] for name in compare("score", before, now).refused}
     for name, content in _KNOWN_BY.items():
         # a folder that was moved, or named by another path: what it holds is the same
         if content not in differing and is_digest(saved.get(content)):
