@@ -179,6 +179,8 @@ class BaseDataModule(LightningDataModule, ABC):
         self._splits: dict[str, Split] = {}
         self._facts: dict[str, Any] = {}
         self._draws: dict[str, _Drawn] = {}
+        self._held_out: tuple[Numbers, Numbers] | None = None
+        self._keys: dict[int, tuple[Any, RowKeys]] = {}
         self._run: OfRun | None = None
         self._kept: KeptRows | None = None
         self._repeats: Repeats | None = None
@@ -302,8 +304,8 @@ class BaseDataModule(LightningDataModule, ABC):
                 return _Drawn(dataset, pool, drawn, numbers[drawn], limit is not None)
         elif name != "test" and "validation" not in source.splits:
             if self.val_fraction > 0:
-                train, val = self.hold_out(source)
-                pool = train if name == "train" else val
+                self._held_out = self._held_out or self.hold_out(source)
+                pool = self._held_out[0 if name == "train" else 1]
             elif name == "val":
                 pool = pool[:0]
         strata = None
@@ -332,6 +334,17 @@ class BaseDataModule(LightningDataModule, ABC):
         """
         return self._run is not None and self._run.kept is None
 
+    def row_keys(self, rows: Any, known: RowKeys | None = None) -> RowKeys:  # noqa: ANN401
+        """Keys of all rows of a split of the source, found out once.
+
+        Args:
+            rows: A ``datasets.Dataset``.
+            known: Its keys, where they are known.
+        """
+        if id(rows) not in self._keys:  # kept with the rows, so that none gets the same id
+            self._keys[id(rows)] = rows, known or RowKeys.of(rows, self.content)
+        return self._keys[id(rows)][1]
+
     def kept_rows(self) -> KeptRows | None:
         """The rows that a training is made of; ``None`` before :meth:`setup` for one."""
         return self._kept
@@ -345,7 +358,12 @@ class BaseDataModule(LightningDataModule, ABC):
         for name in names:
             drawn[name] = self._drawn(name)
             chosen = drawn[name].pool if name == "test" else drawn[name].rows
-            keys[name] = RowKeys.of(drawn[name].dataset.select(chosen), self.content)
+            few = 2 * len(chosen) < len(drawn[name].dataset)
+            keys[name] = (
+                RowKeys.of(drawn[name].dataset.select(chosen), self.content)
+                if few and id(drawn[name].dataset) not in self._keys
+                else self.row_keys(drawn[name].dataset)[chosen]
+            )
         n_all = sum(map(len, source.splits.values()))
         kept = KeptRows(**keys, drawn=drawn["test"].rows, n_all=n_all)
         if self._run is not None:
@@ -363,8 +381,8 @@ class BaseDataModule(LightningDataModule, ABC):
         if kept is None:
             splits = self._loaded().splits
             parts = [splits[name] for name in ("train", "validation") if name in splits]
-            seen = RowKeys.joined(*(RowKeys.of(part, self.content) for part in parts))
-            test = RowKeys.of(splits["test"], self.content)
+            seen = RowKeys.joined(*map(self.row_keys, parts))
+            test = self.row_keys(splits["test"])
         else:
             seen, test = kept.seen, kept.test[kept.drawn]
             self._facts |= kept.digests

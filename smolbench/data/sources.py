@@ -278,20 +278,10 @@ def grouped_split(
 
 
 def hold_out_test(
-    rows: datasets.Dataset,
-    labels: npt.NDArray[Any],
-    fraction: float,
-    seed: int,
-    texts: npt.NDArray[Any] | None = None,
+    rows: datasets.Dataset, labels: npt.NDArray[Any], fraction: float, seed: int
 ) -> dict[str, datasets.Dataset]:
-    """Splits ``train`` and ``test`` of rows without a test split.
-
-    Equal ``texts`` are on one side, if they are given; see :func:`text_split`.
-    """
-    if texts is None:
-        rest, held_out = stratified_split(labels, fraction, seed)
-    else:
-        rest, held_out = text_split(texts, labels, fraction, seed)
+    """Splits ``train`` and ``test`` of rows without a test split; see :func:`stratified_split`."""
+    rest, held_out = stratified_split(labels, fraction, seed)
     return {"train": rows.select(rest), "test": rows.select(held_out)}
 
 

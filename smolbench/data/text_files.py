@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from smolbench.data.classification import TextDataModule
-from smolbench.data.columns import column_numbers, column_values
+from smolbench.data.columns import column_numbers
 from smolbench.data.datamodule import Numbers
 from smolbench.data.imdb import IMDbDataModule
-from smolbench.data.kept_rows import text_keys
 from smolbench.data.own_rows import (
     ENCODING,
     TEST_FRACTION,
@@ -25,6 +24,8 @@ from smolbench.data.sources import Source, first_of_equal, hold_out_test, text_s
 from smolbench.data.tables import Table, checked_table, shown
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
+
+_DRAWN = ("train", "test")
 
 
 class TextFilesDataModule(TextDataModule):
@@ -116,9 +117,9 @@ class TextFilesDataModule(TextDataModule):
                 f"All rows of {source_id} have the label {shown(names[int(counts.argmax())])}:"
                 " there must be two classes at least, or there is nothing to learn."
             )
-        texts = self._texts(train)
-        if texts is not None:  # a class has as many rows to divide as it has texts
-            counts = np.bincount(labels[first_of_equal(texts)[0]], minlength=len(names))
+        keys = None if self.by_rows else self.row_keys(train)
+        if keys is not None:  # a class has as many rows to divide as it has texts
+            counts = np.bincount(labels[first_of_equal(keys.texts)[0]], minlength=len(names))
         splits = {"train": train}
         fractions = {} if "test" in tables else {"test_fraction": self.test_fraction}
         if "val" not in tables and self.val_fraction > 0:
@@ -126,27 +127,24 @@ class TextFilesDataModule(TextDataModule):
         _check_fractions(source_id, names, counts, fractions)
         if "test" in tables:
             splits["test"] = tables["test"].rows
+        elif keys is None:
+            splits = hold_out_test(train, labels, self.test_fraction, self.split_seed)
         else:
-            splits = hold_out_test(train, labels, self.test_fraction, self.split_seed, texts)
+            sides = text_split(keys.texts, labels, self.test_fraction, self.split_seed)
+            splits = {name: train.select(side) for name, side in zip(_DRAWN, sides, strict=True)}
+            for name, side in zip(_DRAWN, sides, strict=True):
+                self.row_keys(splits[name], keys[side])
         if "val" in tables:
             splits["validation"] = tables["val"].rows
         return Source(splits, id=source_id, revision=revision)
 
     def hold_out(self, source: Source) -> tuple[Numbers, Numbers]:
         """As of other data, but all rows of a text are on one side; see the base class."""
-        train = source.splits["train"]
-        if (texts := self._texts(train)) is None:
+        if self.by_rows:
             return super().hold_out(source)
-        labels = column_numbers(train, "label")
+        train = source.splits["train"]
+        labels, texts = column_numbers(train, "label"), self.row_keys(train).texts
         return text_split(texts, labels, self.val_fraction, self.split_seed)
-
-    def _texts(self, rows: Any) -> Any:  # noqa: ANN401 - see datamodule.py
-        """Keys of the texts of rows, which are on one side; ``None`` where each row is for itself.
-
-        Args:
-            rows: A ``datasets.Dataset``.
-        """
-        return None if self.by_rows else text_keys(column_values(rows, "text"))
 
     def _file_tables(self) -> tuple[dict[str, Table], str, str]:
         """Tables of the files, the name of the data and a digest of all files."""
