@@ -149,7 +149,7 @@ class _Builder:
         if newest.text("method") == PROMPT and (rule := newest.text("convention")) is not None:
             notes.append(f"rule: {rule}")
         if any(record.results.get("teacher/same_rows") is False for record in records):
-            notes.append("its teacher may have seen the test set")
+            notes.append("its teacher may have seen rows that it is scored on")
         if any(self.trained(record).text("parent_run") for record in records):
             notes.append("the run that trained it is not in this report")
         notes += self._told(records)

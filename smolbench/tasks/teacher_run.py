@@ -110,10 +110,18 @@ class TaughtRun:
             )
         own, theirs = data.kept_rows(), kept_by(self.run, self.checkpoint)
         if own is not None and theirs is not None:
-            scored = own.test[own.drawn].rows
-            seen = np.isin(scored, theirs.seen.rows) & ~np.isin(scored, own.seen.rows)
-            self._same_rows = not seen.any()
-            told = f"{seen.sum():,} of {len(seen):,} test rows are among those it was trained on"
+            # its own validation rows have chosen its checkpoint, as they will choose the student's
+            pairs = (
+                ("test", own.test[own.drawn], theirs.seen, own.seen),
+                ("validation", own.val, theirs.train, own.train),
+            )
+            seen = []
+            for name, scored, theirs_seen, own_seen in pairs:
+                n = np.isin(scored.rows, theirs_seen.rows) & ~np.isin(scored.rows, own_seen.rows)
+                if n.any():
+                    seen.append(f"{n.sum():,} of {len(n):,} {name} rows")
+            self._same_rows = not seen
+            told = f"{' and '.join(seen)} are among those it was trained on"
         else:
             self._same_rows = not found.told
             told = f"it was trained on another choice of rows: {said(found.told)}"

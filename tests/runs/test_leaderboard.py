@@ -202,7 +202,7 @@ def test_what_was_not_scored_is_listed_with_the_reason(tmp_path, runs):
 def test_a_teacher_of_other_rows_is_noted(tmp_path, runs):
     runs("a", teacher__same_rows=False)
     (row,) = ours(only_board(tmp_path))
-    assert (row.rank, row.marks) == (1, ("its teacher may have seen the test set",))
+    assert (row.rank, row.marks) == (1, ("its teacher may have seen rows that it is scored on",))
 
 
 def test_a_cost_that_one_seed_lacks_is_not_known(tmp_path, runs):
