@@ -367,7 +367,7 @@ class BaseDataModule(LightningDataModule, ABC):
         n_all = sum(map(len, source.splits.values()))
         kept = KeptRows(**keys, drawn=drawn["test"].rows, n_all=n_all)
         if self._run is not None:
-            self._run.refuse_other(source, kept)
+            self._run.refuse_other(source, kept, self.content)
             kept = self._run.kept or kept
         self._kept = kept
         self._facts |= kept.digests

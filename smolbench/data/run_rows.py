@@ -74,12 +74,13 @@ class OfRun:
                 source.revision,
             )
 
-    def refuse_other(self, source: Source, now: KeptRows) -> None:
+    def refuse_other(self, source: Source, now: KeptRows, content: tuple[str, ...]) -> None:
         """Refuse to train further on other rows, or on the same ones in another order.
 
         Args:
             source: The data as it is now.
             now: The rows that are drawn from it.
+            content: Columns that make an example what it is.
 
         Raises:
             SmolbenchError: Saying how they differ.
@@ -98,7 +99,8 @@ class OfRun:
             return
         how = said(refused)
         if self.kept is not None and "data/id" not in refused:
-            how = _how_they_differ(self.kept.seen, now.seen)
+            there = RowKeys.joined(*(RowKeys.of(s, content) for s in source.splits.values()))
+            how = _how_they_differ(self.kept.seen, there)
         raise SmolbenchError(
             f"The data is not what this run has been trained on so far: {how}. Put it back as it "
             "was, or start a new run without --ckpt_path."
@@ -227,15 +229,19 @@ def _tell(name: str, n: int, n_gone: int, n_changed: int, n_new: int, source_id:
         log.info("The run's %s %s stand elsewhere than they did; they are the ones used.", n, rows)
 
 
-def _how_they_differ(before: RowKeys, now: RowKeys) -> str:
-    """What has become of the rows that a run has seen, as a part of a sentence."""
-    missing = before.places_in(now) < 0
-    changed = int(np.isin(before.texts[missing], now.texts).sum())
+def _how_they_differ(before: RowKeys, there: RowKeys) -> str:
+    """What has become of the rows that a run has seen, as a part of a sentence.
+
+    Args:
+        before: The rows.
+        there: All rows of the data as it is now.
+    """
+    rows = f"{len(before):,} training and validation rows"
+    missing = before.places_in(there) < 0
+    if not missing.any():
+        return f"its {rows} still stand there, but in another order, among others or divided anew"
+    changed = int(np.isin(before.texts[missing], there.texts).sum())
     lost = int(missing.sum()) - changed
-    if not missing.any() and len(before) == len(now):
-        return "its training and validation rows are divided or ordered otherwise now"
     parts = [f"{changed:,} with another label now"] if changed else []
-    parts += [f"{lost:,} not among them now"] if lost else []
-    added = len(now) - (len(before) - int(missing.sum())) - changed
-    parts += [f"{added:,} new among them"] if added > 0 else []
-    return f"of {len(before):,} training and validation rows: {', '.join(parts)}"
+    parts += [f"{lost:,} gone"] if lost else []
+    return f"of its {rows} {', '.join(parts)}"
