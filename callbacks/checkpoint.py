@@ -20,6 +20,7 @@ from smolbench.callbacks.streamed_io import StreamedCheckpointIO
 from smolbench.callbacks.values import counted, plain
 from smolbench.errors import SmolbenchError
 from smolbench.files import rename_when_on_disk
+from smolbench.metrics.directions import mode_of
 from smolbench.protocols import Monitored, Validates, offered
 
 
@@ -45,7 +46,8 @@ class RunCheckpoint(Checkpoint):
         monitor: Metric that decides what is best; every validation must log it, or the
             LightningModule name it in its ``validated()`` (without ``val/``). If not given, the
             LightningModule's ``monitor``; if that is never logged, the last state is the best.
-        mode: Whether the monitored metric should rise (``max``) or fall (``min``).
+        mode: Whether the monitored metric should rise (``max``) or fall (``min``); need not be said
+            of metrics of smolbench.
 
     A :class:`GracefulStop` among the trainer's callbacks is asked for a requested stop. Unless the
     strategy has a way of its own to write, files are written by :class:`StreamedCheckpointIO`.
@@ -61,8 +63,7 @@ class RunCheckpoint(Checkpoint):
             raise SmolbenchError(f"checkpoint.every_minutes must be positive, is {every_minutes}.")
         self.every_minutes = every_minutes
         self.monitor = monitor
-        self.mode: Literal["min", "max"] = mode or "max"
-        self._mode_given = mode is not None
+        self.mode: str | None = mode
         self._monitor_given = monitor is not None
         self._stop: GracefulStop | None = None
         self._tie_breaker = "val/loss"
@@ -92,9 +93,11 @@ class RunCheckpoint(Checkpoint):
             trainer.strategy.checkpoint_io = StreamedCheckpointIO()
         monitored = offered(pl_module, Monitored)
         own = monitored.monitor if monitored is not None else None
-        if self.monitor is None and isinstance(own, tuple):  # another's may be anything
-            self.monitor, mode = own
-            self.mode = self.mode if self._mode_given else mode
+        if isinstance(own, tuple):  # another's may be anything
+            self.monitor = self.monitor or own[0]
+            self.mode = self.mode or (own[1] if self.monitor == own[0] else None)
+        if self.monitor is not None and self._fits:
+            self.mode = mode_of("checkpoint.mode", self.monitor, self.mode)
         if isinstance(tie_breaker := getattr(pl_module, "tie_breaker", None), str):
             self._tie_breaker = tie_breaker
         if stage == "fit" and trainer.is_global_zero:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from smolbench.digest import digest
@@ -118,6 +119,7 @@ class Differences:
     told: dict[str, tuple[Any, Any]]
 
 
+@lru_cache(maxsize=4096)  # a report asks for every key of every run
 def kind_of(field: str) -> Kind:
     """The kind of a field; what is not named must be the same for every purpose."""
     return next(

@@ -12,17 +12,20 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, Mode
 from smolbench.callbacks import RunCheckpoint, TrainingPlateau
 from smolbench.callbacks.metric_names import not_logged
 from smolbench.errors import SmolbenchError
+from smolbench.metrics.directions import direction, mode_of
 from smolbench.protocols import Monitored, offered
 from smolbench.tasks.task import BaseTask
 
+Watched = tuple[str, str, Callback]
+"""An option, the metric that it names, and who watches it."""
 _SINCE_THE_START = ("epoch", "step")
 """What ``ModelCheckpoint`` knows beside the metrics."""
 
 
-def refuse_unknown(task: BaseTask, callbacks: Sequence[Callback], every: int | None) -> None:
-    """Refuse before a training what watches a metric that it will not log.
+def check_monitors(task: BaseTask, callbacks: Sequence[Callback], every: int | None) -> None:
+    """Refuse before a training what watches a metric that it will not log, or the wrong way round.
 
-    Where somebody else's code takes part, which may log anything, nothing is refused: the training
+    Where somebody else's code takes part, which may log anything, no name is refused: the training
     says so after its first validation, see :func:`unknown_metric`.
 
     Args:
@@ -31,13 +34,31 @@ def refuse_unknown(task: BaseTask, callbacks: Sequence[Callback], every: int | N
         every: Epochs from one validation to the next; ``None`` if they do not count.
 
     Raises:
-        SmolbenchError: Naming the metrics that there will be.
+        SmolbenchError: Naming the metrics that there will be, or the mode.
     """
+    watched = list(_watched(callbacks))
+    _check_names(task, callbacks, watched, every)
+    own, own_mode = getattr(task, "monitor", (None, None))
+    for one in callbacks:
+        if isinstance(one, RunCheckpoint) and (metric := one.monitor or own) is not None:
+            known = own_mode if own == metric else None
+            mode_of("checkpoint.mode", metric, one.mode or known)
+    for _, metric, callback in watched:
+        if isinstance(callback, (EarlyStopping, ModelCheckpoint)):
+            # of the latter some keep all states or none, whatever they are worth
+            ranks = getattr(callback, "save_top_k", 1) not in (-1, 0)
+            if ranks and direction(metric) is not None:
+                mode_of(f"{type(callback).__name__}.mode", metric, callback.mode)
+
+
+def _check_names(
+    task: BaseTask, callbacks: Sequence[Callback], watched: Sequence[Watched], every: int | None
+) -> None:
     roots = {type(one).__module__.partition(".")[0] for one in (task, *callbacks)}
     others = any(isinstance(one, LearningRateMonitor) for one in callbacks)  # it logs, too
     if not (names := task.logged()) or others or not roots <= {"smolbench", "lightning"}:
         return
-    for option, metric, callback in _watched(callbacks):
+    for option, metric, callback in watched:
         if isinstance(callback, EarlyStopping) and not callback.strict:
             continue  # it was told to do without
         if isinstance(callback, ModelCheckpoint) and metric in _SINCE_THE_START:
@@ -78,7 +99,7 @@ def unknown_metric(error: Exception, trainer: Trainer) -> str | None:
     return None
 
 
-def _watched(callbacks: Sequence[Callback]) -> Iterator[tuple[str, str, Callback]]:
+def _watched(callbacks: Sequence[Callback]) -> Iterator[Watched]:
     """By which option which metric is watched, and who does."""
     for one in callbacks:
         name = "checkpoint" if isinstance(one, RunCheckpoint) else type(one).__name__

@@ -37,12 +37,13 @@ from smolbench.callbacks import (
 from smolbench.callbacks.checkpoint import read_checkpoint
 from smolbench.callbacks.results import packages_here
 from smolbench.data import BaseDataModule
+from smolbench.data.whole_splits import refuse_batch_limits
 from smolbench.data_of_run import rows_of_run
 from smolbench.errors import SmolbenchError
 from smolbench.identity import Purpose, compare, said
 from smolbench.invocation import Invocation
 from smolbench.model_places import name_places
-from smolbench.monitors import refuse_unknown, unknown_metric
+from smolbench.monitors import check_monitors, unknown_metric
 from smolbench.notices import warn
 from smolbench.option_parser import OptionParser
 from smolbench.predict_output import Labelled, Said, Summarized
@@ -183,6 +184,7 @@ class SmolCLI(LightningCLI):
         """Decide which folder is written to, and refuse what would not be the same run."""
         call = self.call
         self._refuse_misplaced()
+        refuse_batch_limits(call.subcommand, self.config[self.subcommand]["trainer"])
         options = self.config[self.subcommand]["model"].get("init_args")
         if options is not None:
             name_places(options, call)
@@ -306,7 +308,7 @@ class SmolCLI(LightningCLI):
         self.model.check_inputs()
         trainer: Namespace = self._get(self.config_init, "trainer")
         callbacks = [self._get(self.config_init, "checkpoint"), *_listed(trainer["callbacks"])]
-        refuse_unknown(self.model, callbacks, trainer["check_val_every_n_epoch"])
+        check_monitors(self.model, callbacks, trainer["check_val_every_n_epoch"])
 
     @property
     def _begins(self) -> bool:

@@ -466,9 +466,6 @@ def test_validate_without_a_validation_split(cli, refused, folder_here):
 @pytest.mark.parametrize(
     "options",
     [
-        ["--trainer.limit_train_batches=0.5"],
-        ["--trainer.limit_val_batches=1"],
-        ["--trainer.overfit_batches=1"],
         ["--trainer.log_every_n_steps=0"],
         ["--trainer.max_time=00:00:10:00"],
         ["--trainer.callbacks=lightning.pytorch.callbacks.LambdaCallback"],
@@ -480,6 +477,25 @@ def test_lightnings_own_options_work(cli, folder_here, options):
     assert cli("fit", *FEW, ONE_EPOCH, *options, "--run_dir=run").status == 0
     assert results(folder_here / "run")["status"] == "finished"
     assert (folder_here / "run" / "checkpoints" / "best.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("subcommand", "option", "instead"),
+    [
+        ("fit", "limit_train_batches=0.5", "data.limit_train"),
+        ("fit", "limit_train_batches=0", "data.limit_train"),
+        ("fit", "limit_val_batches=1", "data.limit_val"),
+        ("fit", "overfit_batches=1", "data.limit_train and data.limit_val"),
+        ("validate", "limit_val_batches=2", "data.limit_val"),
+        ("test", "limit_test_batches=1", "data.limit_test"),
+        ("predict", "limit_predict_batches=1", "fewer texts"),
+    ],
+)
+def test_a_part_by_batches_is_no_sample(run, refused, folder_here, subcommand, option, instead):
+    before = sorted(folder_here.rglob("*"))
+    texts = ["--text=good"] if subcommand == "predict" else FEW if subcommand == "fit" else []
+    assert instead in refused(subcommand, *texts, f"--trainer.{option}")
+    assert sorted(folder_here.rglob("*")) == before
 
 
 def test_fast_dev_run_leaves_no_trace(run, cli):
@@ -552,7 +568,6 @@ def test_validate_finds_the_best_score_again(run, cli):
         ("test", ["--data.limit_train=20"]),
         ("test", ["--seed_everything=5"]),
         ("test", ["--model.dropout=0.5"]),
-        ("test", ["--trainer.limit_test_batches=1"]),
         ("test", ["--ckpt_path=last"]),
         ("test", ["--ckpt_path=LAST"]),
         ("validate", ["--data.limit_val=20"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -192,7 +193,9 @@ def test_a_sweep_is_refused_what_its_trials_would_be():
         [*STOP, "val/loss"],
         [*STOP, "train/loss"],
         [*STOP, "val_loss", "--trainer.callbacks.strict=false"],
-        [*SAVE, "val/accuracy"],
+        [*SAVE, "val/accuracy", "--trainer.callbacks.mode=max"],
+        [*SAVE, "val/accuracy", "--trainer.callbacks.save_top_k=-1"],
+        ["--checkpoint.monitor=val/loss"],
         [*SAVE, "step"],
         [
             *STOP,
@@ -202,7 +205,7 @@ def test_a_sweep_is_refused_what_its_trials_would_be():
             "--trainer.logger.save_dir=logs",
         ],
         [*OWN, *STOP, "val/mine"],
-        [*OWN, "--checkpoint.monitor=val/mine"],
+        [*OWN, "--checkpoint.monitor=val/mine", "--checkpoint.mode=max"],
         [*OWN, "--model.plateau=val/mine"],
     ],
 )
@@ -213,9 +216,40 @@ def test_a_known_metric_is_watched(options):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ([*STOP, "val/accuracy"], "EarlyStopping.mode is min for 'val/accuracy'"),
+        ([*SAVE, "val/f1_macro"], "ModelCheckpoint.mode is min for 'val/f1_macro'"),
+        (
+            ["--checkpoint.monitor=val/loss", "--checkpoint.mode=max"],
+            "checkpoint.mode is max for 'val/loss'",
+        ),
+        (["--checkpoint.mode=min"], "checkpoint.mode is min for 'val/accuracy'"),
+        ([*OWN, *STOP, "val/accuracy"], "EarlyStopping.mode is min for 'val/accuracy'"),
+        ([*OWN, "--checkpoint.monitor=val/mine"], "add checkpoint.mode max or min"),
+    ],
+)
+def test_a_metric_that_is_watched_the_wrong_way_round_is_refused(refused, options, said):
+    assert said in refused(*options)
+    assert not Path("runs").exists()
+
+
+def test_the_lowest_loss_is_kept_without_a_mode():
+    options = [*FEW, "--trainer.max_epochs=4", "--model.lr=0.5", "--run_dir=run"]
+    assert main(["fit", *options, "--checkpoint.monitor=val/loss"]) == 0
+    with Path("run/metrics.csv").open() as file:
+        losses = [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
+    assert len(set(losses)) > 1
+    assert results(Path("run"))["val/loss"] == pytest.approx(min(losses))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
         ([*STOP, "val_mine"], "EarlyStopping.monitor is 'val_mine'"),
         ([*SAVE, "val_mine"], "ModelCheckpoint.monitor is 'val_mine'"),
-        (["--checkpoint.monitor=val_mine"], "checkpoint.monitor is 'val_mine'"),
+        (
+            ["--checkpoint.monitor=val_mine", "--checkpoint.mode=max"],
+            "checkpoint.monitor is 'val_mine'",
+        ),
         (["--model.plateau=val_mine"], "The monitor of ReduceLROnPlateau is 'val_mine'"),
     ],
 )
@@ -238,7 +272,9 @@ def test_summaries_that_are_not_written_in_every_epoch(capsys, monkeypatch, more
     monkeypatch.setattr("lightning.pytorch.Trainer.fit", lambda *_, **__: None)
     monkeypatch.setattr("smolbench.training_cli.SmolCLI.after_fit", lambda _: None)
     write = ["--config=samsum_flan-t5-base", "--config=tiny", "--model.rouge_every=2"]
-    assert main(["fit", *write, *STOP, "val/rouge1", *more]) == status
+    assert (
+        main(["fit", *write, *STOP, "val/rouge1", "--trainer.callbacks.mode=max", *more]) == status
+    )
     assert (
         "val/rouge1', which this SummarizationTask logs once in 2" in capsys.readouterr().err
     ) == (status == 2)

@@ -10,6 +10,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ from smolbench.data.kept_rows import KeptRows, Repeats, RowKeys
 from smolbench.data.run_rows import OfRun, found_again, unseen_rows
 from smolbench.data.sources import Source, Split, select
 from smolbench.data.token_cache import EncodeFn, TokenTable, encode_to_cache
-from smolbench.digest import text_digest
+from smolbench.data.whole_splits import refuse_batch_limits
+from smolbench.digest import digest, text_digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
 from smolbench.notices import warn
@@ -446,12 +448,17 @@ class BaseDataModule(LightningDataModule, ABC):
             "test": ("test",),
             "predict": ("predict",),
         }
+        if self.trainer is not None and self.part_of is None:
+            refuse_batch_limits(stage, vars(self.trainer))
         if stage == "fit":
             self._keep()
         for name in wanted[stage]:
             split = self.split(name)
-            if split.table is None and len(split):
-                split.table = self._encoded(name, split)
+            if not len(split):
+                continue
+            encoder = self._encoder_name()
+            if split.table is None or split.encoder != encoder:
+                split.table, split.encoder = self._encoded(name, split), encoder
         if stage == "test":
             self._count_repeats(tell=True)
 
@@ -530,6 +537,14 @@ class BaseDataModule(LightningDataModule, ABC):
         named = offered(module, NamesEncoding)
         return encodes.encode, named.encoder_key() if named is not None else None
 
+    def _encoder_name(self) -> object:
+        """What token ids are made by, to tell them from another task's."""
+        _, key = self._encoder()
+        if key is not None:
+            return digest(dict(key))
+        # one that does not name itself is known by who has it; not held, it may be large
+        return self._encode or weakref.ref(self._module())
+
     def _module(self) -> LightningModule:
         if self.trainer is None:
             raise SmolbenchError(
@@ -570,8 +585,6 @@ class BaseDataModule(LightningDataModule, ABC):
             rows = self._rows(name, self._splits[name])
         if batch_size is None:
             batch_size = self._train_batch_size(rows)
-        # Lightning can switch off the shuffling of its own loaders only
-        shuffle = shuffle and not getattr(self.trainer, "overfit_batches", False)
         plan = BatchPlan(
             len(rows) if rows.lengths is None else rows.lengths,
             batch_size,

@@ -77,11 +77,13 @@ class Split:
         examples: Columns of the example's kind, such as ``text`` and ``label``.
         labels: Classes, int64, shape ``(N,)``; ``None`` where there are none.
         table: Token ids; ``None`` before the split is encoded.
+        encoder: What they were made by.
     """
 
     examples: datasets.Dataset
     labels: npt.NDArray[np.int64] | None
     table: TokenTable | None = None
+    encoder: object = None
 
     def __len__(self) -> int:
         return len(self.examples)

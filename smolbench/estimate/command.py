@@ -70,7 +70,6 @@ class EstimateCLI(SmolCLI):
         self.rehearsal: Rehearsal
         self.clock: RehearsalClock
         self.remarks: list[str] = []
-        self.tests = False
         self.preparation_s = 0.0
         # a latency has no part in what a run costs
         call.argv.append("--latency.examples=0")
@@ -83,20 +82,14 @@ class EstimateCLI(SmolCLI):
         """A Trainer that goes once through the part, and validates and writes as in a run."""
         asked: Mapping[str, Any] = self._get(self.config_init, "trainer", default={})
         self.planned = Planned.of(asked)
-        limits = {name: asked[f"limit_{name}_batches"] for name in ("train", "val", "test")}
-        limits = {name: 1.0 if limit is None else limit for name, limit in limits.items()}
-        self.rehearsal = Rehearsal(limits)
+        self.rehearsal = Rehearsal()
         self.clock = RehearsalClock(self.rehearsal)
-        self.tests = limits["test"] != 0
         kwargs |= {
             "max_epochs": 1,
             "max_steps": -1,
             "min_epochs": None,
             "min_steps": None,
             "max_time": None,
-            "limit_train_batches": 1.0,
-            "limit_val_batches": 1.0 if limits["val"] else 0,
-            "limit_test_batches": 1.0,
             "check_val_every_n_epoch": 1,
             "val_check_interval": 1.0,
             "num_sanity_val_steps": 0,
@@ -144,8 +137,7 @@ class EstimateCLI(SmolCLI):
         assert self.clock.began_training is not None, "there is a step"
         spent = sum(one.spent for one in self.passes.passes)
         self.preparation_s = max(0.0, self.clock.began_training - started - spent)
-        if self.tests:
-            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
 
     def after_fit(self) -> None:
         """Print the estimate."""

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
-from lightning.pytorch.trainer.states import RunningStage
 
 from smolbench.callbacks.devices import wait_for
 from smolbench.data.batching import BatchPlan, Indices, Plan
-from smolbench.errors import SmolbenchError
 from smolbench.extrapolate import Span, Timed, spread
 
 WARM_UP = 5
@@ -22,11 +18,6 @@ STEPS = 20
 """Steps that are."""
 EVALUATED = 8
 """Batches of an evaluation that are timed."""
-_STAGES = {
-    "train": RunningStage.TRAINING,
-    "val": RunningStage.VALIDATING,
-    "test": RunningStage.TESTING,
-}
 
 
 @dataclass
@@ -34,7 +25,7 @@ class Part:
     """A part of a split's batches on this process, and what they took.
 
     Attributes:
-        batches: Batches of the whole split, or of its part that the Trainer's limits leave.
+        batches: Batches of the whole split.
         size: What is in them: tokens with their padding, or rows where all are alike.
         sizes: The same of every batch that is run, in its order.
         untimed: Batches at the beginning that warm up.
@@ -61,14 +52,9 @@ class Part:
 
 
 class Rehearsal:
-    """Chooses the batches of a run that stand for all of them.
+    """Chooses the batches of a run that stand for all of them."""
 
-    Args:
-        limits: ``limit_<split>_batches`` of the Trainer for ``train``, ``val`` and ``test``.
-    """
-
-    def __init__(self, limits: Mapping[str, float | int]) -> None:
-        self.limits = dict(limits)
+    def __init__(self) -> None:
         self.parts: dict[str, Part] = {}
 
     def part_of(self, split: str, plan: BatchPlan, accumulate: int) -> Plan:
@@ -78,17 +64,8 @@ class Rehearsal:
             split: ``train``, ``val`` or ``test``.
             plan: All of its batches.
             accumulate: Batches of an optimiser step.
-
-        Raises:
-            SmolbenchError: If the Trainer's limits leave nothing to train on.
         """
-        count = _parse_num_batches(_STAGES[split], len(plan), self.limits[split])
-        count = min(int(count), len(plan))
-        if not count:
-            raise SmolbenchError(
-                f"trainer.limit_{split}_batches leaves no batch, so there is nothing to estimate."
-            )
-        sizes = plan.sizes()[:count]
+        count, sizes = len(plan), plan.sizes()
         largest = int(np.argmax(sizes))
         if split == "train":
             unit = accumulate

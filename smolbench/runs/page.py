@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolbench.metrics.directions import direction
 from smolbench.runs.board import Board, DatasetReport, Row
 from smolbench.runs.cells import (
     comparison_table,
@@ -106,8 +107,10 @@ def part(name: str) -> str:
 def plot_of(name: str, board: Board) -> dict[str, Any]:
     """What the plot of a board shows."""
     costs = costs_of(board.rows)
+    falls = direction(board.metric) == "min"
     return {
         "metric": board.metric,
+        "falls": falls,
         "costs": [
             {"key": cost.key, "label": cost.label, "more": cost.more_is_better} for cost in costs
         ],
@@ -118,6 +121,7 @@ def plot_of(name: str, board: Board) -> dict[str, Any]:
                 "kind": _kind(row),
                 "method": row.method,
                 "value": row.value,
+                "worth": worth(row.value, falls=falls),
                 "spread": row.spread,
                 "said": f"{board.metric} {quality(row)}",
                 "notes": marks(row),
@@ -129,6 +133,11 @@ def plot_of(name: str, board: Board) -> dict[str, Any]:
             for number, row in enumerate(board.rows)
         ],
     }
+
+
+def worth(value: float | None, *, falls: bool) -> float | None:
+    """What a metric's value is compared by: more is better."""
+    return None if value is None else -value if falls else value
 
 
 def _row_id(board: str, number: int) -> str:

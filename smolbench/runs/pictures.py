@@ -153,7 +153,7 @@ def quality_over_cost(plot: Mapping[str, Any], cost: Mapping[str, Any]) -> Figur
                 label="published",
             )
     axes.set_xlabel(cost["label"] + (" (more is better)" if cost["more"] else ""))
-    axes.set_ylabel(plot["metric"])
+    axes.set_ylabel(plot["metric"] + (" (less is better)" if plot["falls"] else ""))
     _legend(axes, methods, plot["rows"])
     return figure
 
@@ -162,8 +162,8 @@ def pareto_front(rows: Sequence[Row], cost: Mapping[str, Any]) -> list[Row]:
     """Rows that no other row beats in both cost and quality, the cheapest first; as on the page."""
     sign = -1 if cost["more"] else 1
     front: list[Row] = []
-    for row in sorted(rows, key=lambda r: (sign * _cost_of(r, cost["key"]), -r["value"])):
-        if not front or row["value"] > front[-1]["value"]:
+    for row in sorted(rows, key=lambda r: (sign * _cost_of(r, cost["key"]), -r["worth"])):
+        if not front or row["worth"] > front[-1]["worth"]:
             front.append(row)
     return front
 

@@ -14,6 +14,7 @@ from smolbench.digest import file_digest, folder_content
 from smolbench.errors import SmolbenchError
 from smolbench.files import write_atomically
 from smolbench.invocation import BACKBONE
+from smolbench.metrics.directions import mode_of
 from smolbench.sweep.check import Checked, check
 from smolbench.sweep.ledger import check_definition
 from smolbench.sweep.space import Space
@@ -131,7 +132,7 @@ def _compared_by(options: argparse.Namespace, fit: list[str], space: Space) -> t
             "tokenizer counts other words. Take one, or compare them by val/loss."
         )
     mode = options.mode or (checked.mode if metric == checked.monitor else None)
-    return metric, mode or ("min" if metric.endswith("loss") else "max")
+    return metric, mode_of("--mode", metric, mode)
 
 
 def _checked(fit: list[str], space: Space) -> Checked:

@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from smolbench.metrics.directions import Mode
 from smolbench.runs.cells import Table
-from smolbench.runs.page import environment, part
+from smolbench.runs.page import environment, part, worth
 from smolbench.sweep.space import SEED, Space, said
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def render(
     columns: Sequence[Column],
     tables: Mapping[str, Table],
     failed: Sequence[tuple[int, str, str | None]],
+    mode: Mode,
 ) -> str:
     """Write a sweep as a page.
 
@@ -36,10 +38,12 @@ def render(
         columns: What was measured; the first is the metric.
         tables: Tables by their headings.
         failed: Numbers, values and sentences of failed trials.
+        mode: Whether the metric should rise or fall.
     """
     import markupsafe  # lazy: comes with jinja2, which takes long
 
-    data = json.dumps({_PLOT: _plot(space, groups, columns)}, allow_nan=False)
+    plot = _plot(space, groups, columns, falls=mode == "min")
+    data = json.dumps({_PLOT: plot}, allow_nan=False)
     return (
         environment()
         .get_template("sweep.html.jinja")
@@ -59,7 +63,7 @@ def render(
 
 
 def _plot(
-    space: Space, groups: Sequence[Sequence[Result]], columns: Sequence[Column]
+    space: Space, groups: Sequence[Sequence[Result]], columns: Sequence[Column], *, falls: bool
 ) -> dict[str, Any]:
     """What the plot shows: a point per combination, over each setting and each cost."""
     metric, *others = columns
@@ -92,6 +96,7 @@ def _plot(
                 "kind": "run",
                 "method": _without(combination, _main(space)) or "all trials",
                 "value": value,
+                "worth": worth(value, falls=falls),
                 "spread": spread,
                 "said": f"{value:.4f}" + (f" ± {spread:.4f}" if spread is not None else ""),
                 "notes": f"{len(values)} seeds" if len(values) > 1 else "",
@@ -107,7 +112,7 @@ def _plot(
         for key, label, setting in labels
         if key in used
     ]
-    return {"metric": metric.key, "costs": axes, "rows": rows}
+    return {"metric": metric.key, "falls": falls, "costs": axes, "rows": rows}
 
 
 def _main(space: Space) -> str:

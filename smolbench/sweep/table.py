@@ -93,16 +93,21 @@ def best_of(results: Sequence[Result], mode: Mode) -> list[Result]:
     A combination under some of its seeds only is chosen if no other one is complete.
     """
     groups = groups_of(results)
-    complete = [group for group in groups if all(r.status == "finished" for r in group)]
-    finished = [[r for r in group if r.status == "finished"] for group in complete or groups]
+    complete = [group for group in groups if len(_finished(group)) == len(group)]
+    finished = [_finished(group) for group in complete or groups]
     sign = 1 if mode == "max" else -1
     return max(filter(None, finished), key=lambda group: sign * _mean(group), default=[])
 
 
-def _rank(group: Sequence[Result], mode: Mode) -> tuple[bool, float]:
-    """What combinations are sorted by: the best mean first, those without a result last."""
-    finished = [result for result in group if result.status == "finished"]
-    return not finished, (-1 if mode == "max" else 1) * _mean(finished) if finished else 0.0
+def _rank(group: Sequence[Result], mode: Mode) -> tuple[bool, bool, float]:
+    """What combinations are sorted by: the best mean first, then those that lack seeds, or all."""
+    finished = _finished(group)
+    worth = (-1 if mode == "max" else 1) * _mean(finished) if finished else 0.0
+    return not finished, len(finished) < len(group), worth
+
+
+def _finished(group: Sequence[Result]) -> list[Result]:
+    return [result for result in group if result.status == "finished"]
 
 
 def _mean(group: Sequence[Result]) -> float:
@@ -139,7 +144,7 @@ def write_tables(
     markdown = "\n".join(text)
     write_atomically(folder / "results.csv", _csv(folder, space, ranked, columns))
     write_atomically(folder / "results.md", markdown)
-    page = render(name, legend, space, groups, columns, tables, failed)
+    page = render(name, legend, space, groups, columns, tables, failed, mode)
     write_atomically(folder / "results.html", page)
     return markdown
 
@@ -217,9 +222,10 @@ def seeds_table(space: Space, groups: Sequence[list[Result]], columns: Sequence[
     ]
     lines = []
     for group in groups:
-        finished = [result for result in group if result.status == "finished"]
+        finished = _finished(group)
         cells = [_cell_of(group[0].point[key]) for key in keys]
-        cells.append(Cell(str(len(finished)), len(finished)))
+        of = "" if len(finished) == len(group) else f" of {len(group)}"
+        cells.append(Cell(f"{len(finished)}{of}", len(finished)))
         for column in columns:
             values = [v for r in finished if (v := column.of(r.record)) is not None]
             mean = statistics.fmean(values) if values else None

@@ -9,30 +9,39 @@ from lightning.pytorch import Trainer
 from smolbench.data.batching import BatchLoader, BatchPlan
 
 
-def weight_of_batch(trainer: Trainer, batch_idx: int, sizes: npt.NDArray[np.int64]) -> float:
+def weight_of_batch(
+    trainer: Trainer, batch_idx: int, sizes: npt.NDArray[np.int64] | None = None
+) -> float:
     """By what a batch's mean is multiplied, so that a step minimises the mean over all it holds.
 
-    Lightning takes the mean over the batches that are accumulated, a strategy the mean over the
-    processes. Where batches hold different numbers of tokens, that is not the mean over the tokens:
-    those of short batches would weigh more. Which batches make a step, on all processes, is known
-    from the plan, so nothing needs to be counted or exchanged. transformers' Trainer does the same
-    by ``num_items_in_batch``.
+    Lightning divides by ``accumulate_grad_batches``, also where the last step of an epoch is of
+    fewer batches, and a strategy takes the mean over the processes. Where batches hold different
+    numbers of rows or tokens, that is not the mean over these: those of small batches would weigh
+    more, and an epoch's last step would be a fraction of one. Which batches make a step, on all
+    processes, is known from the plan, so nothing needs to be counted or exchanged. transformers'
+    Trainer does the same by ``num_items_in_batch``.
 
     Args:
-        trainer: In a training whose loader is smolbench's; with another one all batches are alike.
+        trainer: In a training. With a loader that is not smolbench's all batches are taken as
+            alike.
         batch_idx: Number of the batch in its epoch, as ``training_step`` is given it.
         sizes: What the mean of each training row is over: its tokens, for example, shape ``(N,)``.
+            If not given, the mean is over rows.
     """
     loader, ranks = trainer.train_dataloader, trainer.world_size
-    shared_by = trainer.accumulate_grad_batches * ranks
-    if shared_by == 1 or not isinstance(loader, BatchLoader):
+    accumulated = trainer.accumulate_grad_batches
+    if accumulated * ranks == 1:
         return 1.0
-    if not isinstance(loader.plan, BatchPlan):  # an estimate's part of one, which decides nothing
-        return 1.0
-    first = batch_idx - batch_idx % trainer.accumulate_grad_batches
-    # the last step of an epoch may be of fewer batches, which Lightning divides by as many
-    end = min(first + trainer.accumulate_grad_batches, int(trainer.num_training_batches))
+    first = batch_idx - batch_idx % accumulated
+    end = int(min(first + accumulated, trainer.num_training_batches))  # of some without an end
+    # an estimate has a part of a plan, which decides nothing
+    if not isinstance(loader, BatchLoader) or not isinstance(loader.plan, BatchPlan):
+        return accumulated / (end - first)
     batches = loader.plan.of_all_ranks()
-    together = sum(int(sizes[rows].sum()) for rows in batches[first * ranks : end * ranks])
-    own = int(sizes[batches[batch_idx * ranks + trainer.global_rank]].sum())
-    return shared_by * own / together
+
+    def size(rows: npt.NDArray[np.int64]) -> int:
+        return len(rows) if sizes is None else int(sizes[rows].sum())
+
+    together = sum(map(size, batches[first * ranks : end * ranks]))
+    own = size(batches[batch_idx * ranks + trainer.global_rank])
+    return accumulated * ranks * own / together

@@ -83,6 +83,21 @@ class ClassificationTask(BaseTask):
         """The labels, in order; see the base class."""
         return {"labels": self.label_names}
 
+    def setup(self, stage: str) -> None:
+        """Refuse the data of other classes than those that the head is for.
+
+        Raises:
+            SmolbenchError: Naming both.
+        """
+        super().setup(stage)
+        named = offered(self.any_data, NamesLabels)
+        names = named.label_names if named is not None else None
+        if names and self._label_names is not None and list(names) != self._label_names:
+            raise SmolbenchError(
+                f"This {type(self).__name__} is for the classes {', '.join(self._label_names)}, "
+                f"and the data has {', '.join(names)}: make a new one for other data."
+            )
+
     @property
     def can_build(self) -> bool:
         """See the base class; the labels say how wide the head is."""

@@ -34,6 +34,7 @@ from smolbench.models.reach import Reach
 from smolbench.notices import warn
 from smolbench.protocols import KeepsRows, offered
 from smolbench.ranks import TrainerRanks
+from smolbench.tasks.accumulation import weight_of_batch
 from smolbench.tasks.batch_size import largest_batch
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -212,12 +213,14 @@ class BaseTask(LightningModule, ABC):
         return loss * self.batch_weight(batch_idx)
 
     def batch_weight(self, batch_idx: int) -> float:
-        """By what a batch's loss is multiplied; 1, unless batches of a step hold unlike amounts.
+        """By what a batch's loss is multiplied, so that a step's is the mean over all its rows.
+
+        A task whose loss is a mean over something else than rows overrides it.
 
         Args:
             batch_idx: Number of the batch in its epoch.
         """
-        return 1.0
+        return weight_of_batch(self.trainer, batch_idx)
 
     # -- the data ---------------------------------------------------------------------------------
 

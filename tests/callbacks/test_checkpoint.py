@@ -102,7 +102,7 @@ def test_never_between_micro_batches(tmp_path, clock):
 
 def test_a_validation_between_micro_batches_is_saved_after_their_step(tmp_path, clock):
     module = PlainModule(scores=(0.1, 0.2))
-    callback = Written(every_minutes=1e9, monitor="val/score")
+    callback = Written(every_minutes=1e9, monitor="val/score", mode="max")
     fit = trainer(tmp_path, callback, accumulate_grad_batches=4, val_check_interval=2, max_steps=2)
     fit.fit(module, loader(8), loader(1))
     # validated after batches 2 and 4 and 6 and 8; steps end with batches 4 and 8
@@ -193,7 +193,7 @@ def test_the_best_score_is_kept(tmp_path, mode, scores, losses, best):
 
 
 def test_without_any_number_the_last_state_is_the_best(tmp_path):
-    callback = Written(monitor="val/score")
+    callback = Written(monitor="val/score", mode="max")
     trainer(tmp_path, callback, max_epochs=2).fit(
         PlainModule((math.nan, math.nan)), loader(), loader(1)
     )
@@ -201,7 +201,7 @@ def test_without_any_number_the_last_state_is_the_best(tmp_path):
 
 
 def test_a_metric_that_is_never_logged_is_refused(tmp_path):
-    callback = Written(monitor="val/scores")
+    callback = Written(monitor="val/scores", mode="max")
     with pytest.raises(SmolbenchError, match="did you mean 'val/score'"):
         trainer(tmp_path, callback).fit(PlainModule((0.1,)), loader(), loader(1))
 
@@ -209,7 +209,7 @@ def test_a_metric_that_is_never_logged_is_refused(tmp_path):
 def test_a_metric_of_later_validations(tmp_path):
     module = PlainModule((0.1,))
     module.validated = lambda: ("later",)
-    callback = Written(monitor="val/later")
+    callback = Written(monitor="val/later", mode="max")
     trainer(tmp_path, callback).fit(module, loader(), loader(1))
     assert callback.steps("best") == [4]
 
@@ -232,10 +232,10 @@ def test_the_modules_own_monitor(tmp_path):
 
 
 def test_the_best_score_survives_a_resume(tmp_path):
-    first = Written(monitor="val/score")
+    first = Written(monitor="val/score", mode="max")
     trainer(tmp_path, first).fit(PlainModule((0.9,)), loader(), loader(1))
     last = tmp_path / "checkpoints" / "last.ckpt"
-    second = Written(monitor="val/score")
+    second = Written(monitor="val/score", mode="max")
     fit = trainer(tmp_path, second, max_epochs=3)
     fit.fit(PlainModule((0.1, 0.2)), loader(), loader(1), ckpt_path=last)
     assert second.steps("best") == []
@@ -245,10 +245,10 @@ def test_the_best_score_survives_a_resume(tmp_path):
 
 @pytest.mark.parametrize(("loss", "best"), [(0.3, 4), (0.1, 8), (0.2, 8)])
 def test_the_loss_that_ties_are_broken_by_survives_a_resume(tmp_path, loss, best):
-    trainer(tmp_path, Written(monitor="val/score")).fit(
+    trainer(tmp_path, Written(monitor="val/score", mode="max")).fit(
         PlainModule((0.9,), (0.2,)), loader(), loader(1)
     )
-    again = Written(monitor="val/score")
+    again = Written(monitor="val/score", mode="max")
     last = tmp_path / "checkpoints" / "last.ckpt"
     trainer(tmp_path, again, max_epochs=2).fit(
         PlainModule((0.9,), (loss,)), loader(), loader(1), ckpt_path=last
@@ -260,14 +260,16 @@ def test_the_loss_that_ties_are_broken_by_survives_a_resume(tmp_path, loss, best
 def test_the_module_names_the_loss_that_ties_are_broken_by(tmp_path):
     module = PlainModule((0.5, 0.5), (0.1, 0.2))
     module.tie_breaker = "val/other"  # never logged, so that the later one is kept
-    callback = Written(monitor="val/score")
+    callback = Written(monitor="val/score", mode="max")
     trainer(tmp_path, callback, max_epochs=2).fit(module, loader(), loader(1))
     assert callback.facts()["best/step"] == 8
 
 
 def test_a_test_of_the_last_checkpoint_says_nothing_of_the_best(tmp_path):
-    trainer(tmp_path, Written(monitor="val/score")).fit(PlainModule((0.9,)), loader(), loader(1))
-    callback = Written(monitor="val/score")
+    trainer(tmp_path, Written(monitor="val/score", mode="max")).fit(
+        PlainModule((0.9,)), loader(), loader(1)
+    )
+    callback = Written(monitor="val/score", mode="max")
     trainer(tmp_path / "test", callback).test(
         PlainModule(), loader(), ckpt_path=tmp_path / "checkpoints" / "last.ckpt", verbose=False
     )

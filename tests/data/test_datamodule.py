@@ -312,6 +312,43 @@ def test_encoding_is_done_anew_for_another_key_or_other_texts(cache):
     assert encoded({"k": 1}, test=dataset([0, 1, 2], "", text=a_b)) == 3
 
 
+class Longer(WithKey):
+    """As another task encodes the same texts."""
+
+    def encode(self, examples):
+        return {"input_ids": [[1, *row] for row in super().encode(examples)["input_ids"]]}
+
+
+class LongerKey(Longer):
+    def encoder_key(self):
+        return {"encoder": "characters", "version": 2}
+
+
+class LongerWithout(Longer):
+    encoder_key = None
+
+
+@pytest.mark.parametrize("second", [LongerKey, LongerWithout])
+@pytest.mark.parametrize("first", [WithKey, WithEncode])
+def test_a_datamodule_encodes_anew_for_another_task(tmp_path, first, second):
+    dm, alone = Toy(), Toy()
+    plain_trainer(tmp_path, max_epochs=1).fit(first(), dm)
+    plain_trainer(tmp_path, max_epochs=1).fit(second(), dm)
+    plain_trainer(tmp_path, max_epochs=1).fit(second(), alone)
+    for name in ("train", "val"):
+        rows, expected = (iter(d._loader(name, 4, shuffle=False)) for d in (dm, alone))
+        assert torch.equal(next(rows)["input_ids"], next(expected)["input_ids"])
+
+
+def test_a_task_is_not_used_on_other_classes(tmp_path):
+    task = ProbeTask(backbone="tiny")
+    plain_trainer(tmp_path, max_epochs=1).fit(task, Toy())
+    names = ["x", "y", "z"]
+    other = Toy(dataset(LABELS, "a", names), dataset(TEST_LABELS, "b", names))
+    with pytest.raises(SmolbenchError, match=r"for the classes .*, and the data has x, y, z"):
+        plain_trainer(tmp_path, max_epochs=1).fit(task, other)
+
+
 def test_the_encoder_does_not_see_labels_because_the_key_does_not():
     encoder = Encoder()
     Toy(encode=encoder).setup("fit")

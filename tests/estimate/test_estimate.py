@@ -10,7 +10,6 @@ import pytest
 import smolbench.estimate.command
 from smolbench.cli import main
 from smolbench.data.batching import BatchPlan
-from smolbench.errors import SmolbenchError
 from smolbench.estimate.cost import Estimate, Measured, estimate_of
 from smolbench.estimate.planned import Planned
 from smolbench.estimate.rehearsal import EVALUATED, STEPS, WARM_UP, Part, Rehearsal
@@ -151,7 +150,7 @@ def test_remarks(estimated) -> None:
         ([*TUNE, "--ckpt_path=last"], "leave out --ckpt_path"),
         ([*TUNE, "--run_dir=here"], "leave out --run_dir"),
         ([*TUNE, "--trainer.fast_dev_run=true"], "fast_dev_run"),
-        ([*TUNE, "--trainer.limit_train_batches=0"], "nothing to estimate"),
+        ([*TUNE, "--trainer.limit_train_batches=0"], "data.limit_train"),
         (["--config=imdb_zero_shot_smollm2-135m", "--config=tiny", *QUIET], "nothing to train"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -166,7 +165,7 @@ def test_refusals(arguments, sentence, tmp_path, monkeypatch, capsys) -> None:
 def test_the_part_stands_for_the_whole() -> None:
     lengths = np.random.default_rng(0).integers(5, 500, 4000)
     plan = BatchPlan(lengths, 8, shuffle=True, seed=1)
-    rehearsal = Rehearsal({"train": 1.0, "val": 1.0, "test": 0.5})
+    rehearsal = Rehearsal()
     chosen = rehearsal.part_of("train", plan, 2)
     part = rehearsal.parts["train"]
     assert len(chosen) == (WARM_UP + STEPS) * 2 == len(part.sizes)
@@ -178,19 +177,16 @@ def test_the_part_stands_for_the_whole() -> None:
     assert sizes == part.sizes
     whole = BatchPlan(lengths, 8, shuffle=False, seed=1)
     assert len(rehearsal.part_of("test", whole, 1)) == EVALUATED
-    limited = rehearsal.parts["test"]
-    assert limited.batches == len(whole) // 2
-    assert limited.size == sum(whole.sizes()[: limited.batches])
+    assert rehearsal.parts["test"].batches == len(whole)
+    assert rehearsal.parts["test"].size == sum(whole.sizes())
 
 
 def test_a_short_epoch_is_run_as_it_is() -> None:
     plan = BatchPlan(12, 4, shuffle=True, seed=0)
-    rehearsal = Rehearsal({"train": 1.0, "val": 1.0, "test": 1.0})
+    rehearsal = Rehearsal()
     chosen = rehearsal.part_of("train", plan, 1)
     assert [list(rows) for rows in chosen.batches()] == [list(rows) for rows in plan.batches()]
     assert rehearsal.parts["train"].untimed == 1
-    with pytest.raises(SmolbenchError, match="nothing to estimate"):
-        Rehearsal({"train": 0, "val": 1.0, "test": 1.0}).part_of("train", plan, 1)
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 5])

@@ -102,7 +102,7 @@ def test_points_are_the_tables(three):
 
 
 def row(cost: float, value: float) -> dict:
-    return {"value": value, "costs": {"key": {"value": cost}}}
+    return {"value": value, "worth": value, "costs": {"key": {"value": cost}}}
 
 
 def test_the_pareto_front_is_what_nothing_beats():
@@ -111,6 +111,9 @@ def test_the_pareto_front_is_what_nothing_beats():
     assert [(r["costs"]["key"]["value"], r["value"]) for r in cheap] == [(1, 0.6), (3, 0.9)]
     fast = pareto_front(rows, {"key": "key", "more": True})
     assert [(r["costs"]["key"]["value"], r["value"]) for r in fast] == [(4, 0.9)]
+    losses = [{**r, "worth": -r["value"]} for r in rows]
+    losses = pareto_front(losses, {"key": "key", "more": False})
+    assert [(r["costs"]["key"]["value"], r["value"]) for r in losses] == [(1, 0.5), (2, 0.4)]
 
 
 def test_learning_curves_come_with_the_details(three):

@@ -111,7 +111,7 @@ def test_means_over_seeds_and_failures(tmp_path, curve):
     text = write_tables(tmp_path, "curve", SEEDS, curve, "val/f1_macro", "max")
     assert "7 of" not in text, "a failed trial is done, too"
     assert re.search(r"\| +1000 \| full +\| +2 \| +0.7100 ± 0.0141 \| +60.0 \|", text)
-    assert re.search(r"\| +1000 \| lora +\| +1 \| +0.9000 \|", text)
+    assert re.search(r"\| +1000 \| lora +\| 1 of 2 \| +0.9000 \|", text)
     assert "Trial 007, data.limit\\_train".replace("\\", "") in text
     assert "Out of \\| memory \\<b\\>." in text
     page = (tmp_path / "results.html").read_text()
@@ -123,6 +123,16 @@ def test_what_is_better_when_smaller_comes_first(tmp_path, curve):
     write_tables(tmp_path, "curve", SEEDS, curve, "val/f1_macro", "min")
     rows = (tmp_path / "results.csv").read_text().splitlines()[1:]
     assert [row.split(",")[0] for row in rows] == ["0", "2", "1", "4", "6", "3", "5", "7"]
+    page = (tmp_path / "results.html").read_text()
+    assert '"falls": true' in page, "its Pareto front runs through the lowest"
+
+
+def test_a_combination_that_lacks_a_seed_comes_after_the_complete_ones(tmp_path, curve):
+    text = write_tables(tmp_path, "curve", SEEDS, curve, "val/f1_macro", "max")
+    means = text.split("## Trials")[0].splitlines()
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in means if "|" in line][2:]
+    assert [row[2] for row in rows] == ["2", "2", "2", "1 of 2"]
+    assert rows[-1][3] == "0.9000", "the highest of all, of its one seed"
 
 
 LOOK = """
@@ -155,8 +165,9 @@ document.body.append(outcome);
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-def test_in_a_browser(tmp_path, curve):
-    write_tables(tmp_path, "curve", SEEDS, curve, "val/f1_macro", "max")
+@pytest.mark.parametrize(("mode", "front"), [("max", 3), ("min", 1)])
+def test_in_a_browser(tmp_path, curve, mode, front):
+    write_tables(tmp_path, "curve", SEEDS, curve, "val/f1_macro", mode)
     page = tmp_path / "results.html"
     page.write_text(page.read_text().replace("</body>", f"{LOOK}</body>"))
     command = [
@@ -172,5 +183,6 @@ def test_in_a_browser(tmp_path, curve):
     assert len(over_rows["lines"]) == 2, "a curve of each method"
     assert all(line.count("L") == 1 for line in over_rows["lines"])
     assert found["runtime_s"]["said"].startswith("Pareto front: data.limit_train=100")
-    assert "0.9000" in found["chosen"] or "0.7100" in found["chosen"]
+    assert found["runtime_s"]["said"].count("data.limit_train=") == front
+    assert any(f"{mean:.4f}" in found["chosen"] for mean in (0.9, 0.71, 0.57, 0.7, 0.6, 0.52))
     assert found["count"] == "2 of 4 rows"

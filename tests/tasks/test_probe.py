@@ -476,14 +476,15 @@ def test_fitting_is_the_loop_that_anyone_would_write(head, accumulate, tmp_path)
     taken = 0
     for epoch in range(3):
         plan.set_epoch(epoch)
-        for number, batch in enumerate(plan.batches(), start=1):
-            loss = nn.functional.cross_entropy(model(x[batch]), y[batch])
-            (loss / accumulate).backward()
-            if number % accumulate == 0 or number == len(plan):
-                optimizer.step()
-                optimizer.zero_grad()
-                scheduler.step()
-                taken += 1
+        for first in range(0, len(plan), accumulate):
+            batches = plan.batches()[first : first + accumulate]
+            for batch in batches:
+                loss = nn.functional.cross_entropy(model(x[batch]), y[batch], reduction="sum")
+                (loss / sum(map(len, batches))).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+            taken += 1
     assert taken == 3 * steps > 3
     for name, value in model.state_dict().items():
         torch.testing.assert_close(task.state_dict()[f"head.{name}"], value, rtol=1e-5, atol=1e-6)

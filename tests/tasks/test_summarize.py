@@ -17,11 +17,9 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from smolbench.cli import main
 from smolbench.data import IMDbDataModule, SAMSumDataModule, TextPairsDataModule
-from smolbench.data.batching import ArrayRows, BatchLoader, BatchPlan
 from smolbench.errors import SmolbenchError
 from smolbench.metrics.rouge_tokens import sentences
 from smolbench.tasks import ProbeTask, SummarizationTask
-from smolbench.tasks.accumulation import weight_of_batch
 from tests.helpers.command import FEW, ONE_EPOCH, assert_equal_runs, results, rows, weights
 from tests.helpers.kill import die
 from tests.helpers.tiny import tiny_summarizer
@@ -273,27 +271,6 @@ def test_the_last_step_of_an_epoch_is_the_mean_of_what_it_holds(tmp_path):
     made.eval().loss(last).backward()
     for name, parameter in made.named_parameters():
         torch.testing.assert_close(steps[1][name], parameter.grad, rtol=1e-3, atol=1e-6)
-
-
-def test_batches_of_all_processes_weigh_by_their_tokens():
-    lengths = np.array([3, 9, 4, 1, 7, 7, 2, 5, 8, 6, 1, 30])
-    total = {}
-    for rank in range(2):
-        plan = BatchPlan(lengths, 2, shuffle=True, seed=3, rank=rank, world_size=2)
-        trainer = SimpleNamespace(
-            train_dataloader=BatchLoader(ArrayRows({"length": lengths}), plan),
-            world_size=2,
-            global_rank=rank,
-            accumulate_grad_batches=2,
-            num_training_batches=3,
-        )
-        for number, rows_ in enumerate(plan.batches()):
-            # what Lightning and the strategy divide by
-            share = weight_of_batch(trainer, number, lengths) / 4
-            total.setdefault(number // 2, []).append((share, lengths[rows_].sum()))
-    for parts in total.values():
-        tokens = sum(own for _, own in parts)
-        assert [share for share, _ in parts] == pytest.approx([own / tokens for _, own in parts])
 
 
 @pytest.mark.parametrize("kind", ["t5", "gpt2"])

@@ -67,7 +67,7 @@ def packed_states(
         output = body(
             input_ids=ids[real][None],
             position_ids=positions[real][None],
-            packed_parts=_parts(batch["branch"], real, seen, model.dtype),
+            packed_parts=_parts(batch["branch"], real, seen),
             **options,
         )
     found: torch.Tensor = output.last_hidden_state[0]
@@ -76,14 +76,12 @@ def packed_states(
     return states
 
 
-def _parts(
-    branch: torch.Tensor, real: torch.Tensor, seen: torch.Tensor, dtype: torch.dtype
-) -> list[Part]:
+def _parts(branch: torch.Tensor, real: torch.Tensor, seen: torch.Tensor) -> list[Part]:
     """Every row's context, and all its endings together."""
     parts: list[Part] = []
     row = 0
     before = seen.shape[2] - seen.shape[1]
-    hidden = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)
+    hidden = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
     contexts = ((branch == 0) & real).sum(dim=1).tolist()
     for number, (context, length) in enumerate(
         zip(contexts, real.sum(dim=1).tolist(), strict=True)
@@ -130,6 +128,9 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     """Attention as transformers calls it.
 
+    Computed in float32, whatever comes in: PyTorch's kernel for a CPU needs up to twice the time
+    for short parts in bfloat16, and rounds more often.
+
     Args:
         module: The layer.
         query: Of all rows' tokens, shape ``(1, heads, N, head_dim)``.
@@ -143,6 +144,8 @@ def _attend(
         Shape ``(1, N, heads, head_dim)``, and no weights.
     """
     before = key.shape[2] - query.shape[2]
+    dtype = query.dtype
+    query, key, value = query.float(), key.float(), value.float()
     found = []
     for part in packed_parts:
         own = slice(before + part.row, before + part.end)
@@ -160,4 +163,4 @@ def _attend(
             enable_gqa=key.shape[1] != query.shape[1],
         )
         found.append(attended.transpose(1, 2))
-    return torch.cat(found, dim=1), None
+    return torch.cat(found, dim=1).to(dtype), None

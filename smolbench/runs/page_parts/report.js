@@ -106,9 +106,9 @@
     const price = (row) => (cost.more ? -1 : 1) * row.costs[cost.key].value;
     const front = [];
     let best = -Infinity;
-    for (const row of [...rows].sort((a, b) => price(a) - price(b) || b.value - a.value)) {
-      if (row.value > best) front.push(row);
-      best = Math.max(best, row.value);
+    for (const row of [...rows].sort((a, b) => price(a) - price(b) || b.worth - a.worth)) {
+      if (row.worth > best) front.push(row);
+      best = Math.max(best, row.worth);
     }
     return front;
   }
@@ -170,7 +170,7 @@
       label.textContent = cost.label + (cost.more ? " (more is better)" : "");
       const name = element("text", { x: 14, y: (top + bottom) / 2, "text-anchor": "middle" }, svg);
       name.setAttribute("transform", `rotate(-90 14 ${(top + bottom) / 2})`);
-      name.textContent = board.metric;
+      name.textContent = board.metric + (board.falls ? " (less is better)" : "");
 
       const ranked = known.filter((row) => row.kind === "run");
       const front = cost.setting ? [] : paretoFront(ranked, cost);

@@ -1,0 +1,98 @@
+"""A step's gradient is that of the mean over its rows or tokens, however they are cut."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from smolbench.cli import main
+from smolbench.data.batching import ArrayRows, BatchLoader, BatchPlan
+from smolbench.tasks.accumulation import weight_of_batch
+
+SEEN: list[dict[str, torch.Tensor]] = []
+ROWS = 22
+TASKS = {
+    "probe": ["imdb_probe", "--model.head=linear"],
+    "full": ["imdb_full_smollm2-135m"],
+    "words": ["imdb_cnn"],
+    "distillation": ["sentiment140_distill_opt-125m"],
+    "choice": ["hellaswag_full_smollm2-135m", "--model.objective=choice"],
+    "endings": ["hellaswag_full_smollm2-135m", "--model.objective=lm"],
+    "summaries": ["samsum_flan-t5-base", "--model.rouge_examples=0"],
+    "taught summaries": ["samsum_distill_flan-t5-small", "--model.rouge_examples=0"],
+}
+
+
+class Gradients(Callback):
+    """Keeps the gradients of every step; nothing is dropped by chance."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pl_module.eval()
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        named = pl_module.named_parameters()
+        SEEN.append({n: p.grad.clone() for n, p in named if p.grad is not None})
+
+
+def gradients(recipe: str, *options: str) -> list[dict[str, torch.Tensor]]:
+    SEEN.clear()
+    fit = ["fit", f"--config={recipe}", "--config=tiny", *options, "--model.warmup_steps=0"]
+    fit += [f"--data.limit_train={ROWS}", "--data.limit_val=4", "--model.lr=1e-12"]
+    fit += [] if "cnn" in recipe else ["--model.dtype=float32"]
+    fit += ["--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
+    fit += ["--trainer.gradient_clip_val=null", "--trainer.enable_progress_bar=false"]
+    fit += [f"--trainer.callbacks+={__name__}.Gradients", "--latency.examples=0"]
+    assert main(fit) == 0
+    return list(SEEN)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_accumulated_batches_are_one_big_one(folder_here, name):
+    recipe, *options = TASKS[name]
+    (whole,) = gradients(
+        recipe, *options, f"--data.batch_size={ROWS}", "--trainer.accumulate_grad_batches=1"
+    )
+    largest = max(float(one.abs().max()) for one in whole.values())
+    # batches of 4 and 3 rows, in an epoch that is over before its only step is full
+    cut_up = ["--data.batch_size=4", "--trainer.accumulate_grad_batches=16"]
+    (cut,) = gradients(recipe, *options, *cut_up)
+    assert cut.keys() == whole.keys()
+    for key, one in cut.items():
+        torch.testing.assert_close(one, whole[key], rtol=1e-4, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("by_tokens", [True, False])
+def test_batches_of_all_processes_weigh_by_what_they_hold(by_tokens):
+    lengths = np.array([3, 9, 4, 1, 7, 7, 2, 5, 8, 6, 1, 30, 4, 4, 11, 5, 6])
+    sizes = lengths if by_tokens else np.ones_like(lengths)
+    steps: dict[int, list[tuple[float, int]]] = {}
+    for rank in range(2):
+        plan = BatchPlan(lengths, 2, shuffle=True, seed=3, rank=rank, world_size=2)
+        trainer = SimpleNamespace(
+            train_dataloader=BatchLoader(ArrayRows({"length": lengths}), plan),
+            world_size=2,
+            global_rank=rank,
+            accumulate_grad_batches=3,
+            num_training_batches=len(plan),
+        )
+        for number, rows in enumerate(plan.batches()):
+            # what Lightning and the strategy divide by
+            share = weight_of_batch(trainer, number, lengths if by_tokens else None) / 6
+            steps.setdefault(number // 3, []).append((share, int(sizes[rows].sum())))
+    assert [len(parts) for parts in steps.values()] == [6, 2], "the last step is not full"
+    for parts in steps.values():
+        together = sum(own for _, own in parts)
+        assert [share for share, _ in parts] == pytest.approx([own / together for _, own in parts])
+
+
+def test_with_another_loader_an_unfinished_step_is_a_whole_one():
+    trainer = SimpleNamespace(
+        train_dataloader=[], world_size=1, accumulate_grad_batches=4, num_training_batches=6
+    )
+    assert [weight_of_batch(trainer, n) for n in range(6)] == [1, 1, 1, 1, 2, 2]
+    trainer.num_training_batches = float("inf")
+    assert weight_of_batch(trainer, 5) == 1
