@@ -6,10 +6,12 @@
 #   make test JOBS=1                        one test at a time
 #   make test-newest                        the tests, with the newest versions pyproject.toml allows
 #   make test-oldest                        the tests, with the oldest; on Linux gigabytes of CUDA
+#   make mutants                            mutation tests of what numbers come from (tests/mutants)
 #   make lock                               renew .ci/constraints.txt
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+MUTANTS_ARGS ?=
 # processes that share the tests; each takes up to 2 GB
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ $$n -gt 4 ] && n=4; echo $$n)
 VENV := .venv
@@ -21,7 +23,7 @@ LOCK := .ci/constraints.txt
 INSTALL := $(PIP) install --quiet $(if $(LOCK),--constraint $(LOCK),--upgrade --upgrade-strategy eager)
 DEMO := --config imdb_probe --config tiny
 
-.PHONY: demo test test-zoo test-newest test-oldest lint bench lock clean
+.PHONY: demo test test-zoo test-newest test-oldest mutants lint bench lock clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.installed
@@ -52,6 +54,10 @@ test-newest:
 
 test-oldest:
 	@$(MAKE) --no-print-directory test VENV=.venv-oldest LOCK=.venv-oldest/oldest.txt
+
+# over an hour on two cores
+mutants: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.mutants --jobs $(JOBS) $(MUTANTS_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -3,6 +3,7 @@
 They write into the trainer's ``default_root_dir``.
 """
 
+from smolbench.callbacks.averaged_weights import AveragedWeights
 from smolbench.callbacks.checkpoint import RunCheckpoint
 from smolbench.callbacks.exact_resume import ExactResume
 from smolbench.callbacks.graceful_stop import GracefulStop, RunInterrupted
@@ -18,6 +19,7 @@ from smolbench.callbacks.threads import TrainingThreads
 from smolbench.callbacks.throughput import ThroughputMonitor
 
 __all__ = [
+    "AveragedWeights",
     "BatchWatch",
     "ExactResume",
     "GracefulStop",

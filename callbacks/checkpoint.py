@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from smolbench.callbacks.averaged_weights import AveragedWeights
 from smolbench.callbacks.folder import run_folder
 from smolbench.callbacks.graceful_stop import GracefulStop, RunInterrupted
 from smolbench.callbacks.metric_names import not_logged
@@ -145,7 +147,11 @@ class RunCheckpoint(Checkpoint):
                 "best/step": trainer.global_step,
                 **{k: v for k, v in metrics.items() if k.startswith("val/")},
             }
-            self._write(trainer, "best", weights_only=True)
+            with ExitStack() as validated:
+                for one in trainer.callbacks:  # type: ignore[attr-defined]
+                    if isinstance(one, AveragedWeights):
+                        validated.enter_context(one.in_place())
+                self._write(trainer, "best", weights_only=True)
         if self._between_steps:
             self._save_last(trainer)
             self._stop_if_requested(trainer)

@@ -24,6 +24,8 @@ SAMPLE_SECONDS = 0.05
 RESET_SLACK_MIB = 16.0
 CLEAR_REFS = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
+_reached_mib = 0.0
+"""Peak of this process when the kernel's mark was last reset."""
 
 
 class MemoryReader(Protocol):
@@ -182,21 +184,28 @@ class MemoryMonitor(pl.Callback):
     inside a dataloader hook count; what the data module does in `prepare_data` and `setup` comes
     before any callback is called and counts only as far as it stays resident.
 
-    Facts: ``cost/peak_rss_mib``, and on CUDA and MPS ``cost/peak_allocated_mib`` and
-    ``cost/peak_reserved_mib``, each also per stage (``cost/peak_rss_mib_fit``), the plain key being
-    the maximum over the stages; ``cost/rss_delta_mib``, resident memory at the end of training
-    minus at the start of fit, which may be negative; ``cost/rss_method`` and
-    ``cost/allocated_method``, "high-water mark" or "sampled".
+    Beside the stages stands what the operating system saw of the whole process, from its start on:
+    reading, cleaning and encoding the data, the caches' first pass, everything. Other processes
+    (dataloader workers) are not in it.
 
-    Fit values are maxima over attempts: a checkpoint carries them, and a resumed fit goes on from
-    there (of an attempt that was killed, only rank 0's are in the checkpoint). Other stages are
-    those of the latest call. At the end of a stage values become maxima over ranks.
+    Facts: ``cost/peak_rss_process_mib``; ``cost/peak_rss_mib``, and on CUDA and MPS
+    ``cost/peak_allocated_mib`` and ``cost/peak_reserved_mib``, each also per stage
+    (``cost/peak_rss_mib_fit``), the plain key being the maximum over the stages;
+    ``cost/rss_delta_mib``, resident memory at the end of training minus at the start of fit, which
+    may be negative; ``cost/rss_method`` and ``cost/allocated_method``, "high-water mark" or
+    "sampled".
+
+    Fit values and the process's are maxima over attempts: a checkpoint carries them, and a resumed
+    fit goes on from there (of an attempt that was killed, only rank 0's are in the checkpoint).
+    Other stages are those of the latest call. At the end of a stage values become maxima over
+    ranks.
     """
 
     def __init__(self) -> None:
         """Measure nothing yet."""
         self._peaks_mib: dict[str, dict[str, float]] = {}
         self._methods: dict[str, str] = {}
+        self._process_mib = 0.0
         self._earlier_delta_mib: float | None = None
         self._delta_mib: float | None = None
         self._start_mib: float | None = None
@@ -274,6 +283,8 @@ class MemoryMonitor(pl.Callback):
         if delta is not None:
             facts["cost/rss_delta_mib"] = delta
         facts |= {f"cost/{kind}_method": method for kind, method in self._methods.items()}
+        if self._process_mib:
+            facts["cost/peak_rss_process_mib"] = self._process_mib
         return facts
 
     def state_dict(self) -> dict[str, Any]:
@@ -283,6 +294,7 @@ class MemoryMonitor(pl.Callback):
             return {}
         return {
             "peaks_mib": dict(self._peaks_mib["fit"]),
+            "process_mib": self._process_mib,
             "rss_delta_mib": self._best_delta_mib(),
             "methods": dict(self._methods),
         }
@@ -295,6 +307,8 @@ class MemoryMonitor(pl.Callback):
         if self._stage not in (None, "fit"):
             return
         self._merge("fit", state_dict["peaks_mib"])
+        # checkpoints of earlier versions do not have it
+        self._process_mib = max(self._process_mib, state_dict.get("process_mib", 0.0))
         self._earlier_delta_mib = state_dict["rss_delta_mib"]
         for kind, method in state_dict["methods"].items():
             if self._methods.get(kind) != "sampled":
@@ -305,6 +319,7 @@ class MemoryMonitor(pl.Callback):
             return
         for reader in self._readers:
             self._merge(self._stage, reader.peaks())
+        self._process_mib = max(self._process_mib, process_peak_mib())
         if self._stage == "fit" and self._start_mib is not None:
             self._delta_mib = resident_mib() - self._start_mib
 
@@ -326,10 +341,11 @@ class MemoryMonitor(pl.Callback):
         kinds = sorted(peaks)
         values = [peaks[kind] for kind in kinds]
         delta = self._delta_mib if self._stage == "fit" else None
-        reduced = reduce_over_ranks(trainer, [*values, 0.0 if delta is None else delta], "max")
-        peaks.update(zip(kinds, reduced[:-1], strict=True))
+        more = [self._process_mib, 0.0 if delta is None else delta]
+        *reduced, self._process_mib, largest = reduce_over_ranks(trainer, [*values, *more], "max")
+        peaks.update(zip(kinds, reduced, strict=True))
         if delta is not None:
-            self._delta_mib = reduced[-1]
+            self._delta_mib = largest
 
     def _stop_readers(self) -> None:
         for reader in self._readers:
@@ -357,6 +373,23 @@ def resident_mib() -> float:
     return float(psutil.Process().memory_info().rss) / MIB
 
 
+def process_peak_mib() -> float:
+    """Peak resident memory of this process since its start, without its children, in MiB.
+
+    Linux resets its own mark for the stages' sake, and ``getrusage`` with it; what the mark had
+    reached before is kept here. ``getrusage`` is not asked there: it begins with the peak of the
+    process that started this one.
+    """
+    try:
+        return max(_reached_mib, _status_mib("VmHWM"))
+    except (OSError, KeyError):
+        import psutil  # lazy: commands that only show something measure nothing
+
+        # Windows keeps it under a name of its own
+        own = getattr(psutil.Process().memory_info(), "peak_wset", 0) / MIB
+        return max(_reached_mib, own, _lifetime_peak_mib(), resident_mib())
+
+
 def _lifetime_peak_mib() -> float:
     if resource is None:
         return 0.0
@@ -366,6 +399,8 @@ def _lifetime_peak_mib() -> float:
 
 def _reset_high_water_mark() -> bool:
     """Reset the kernel's mark of peak resident memory; False where that does not work."""
+    global _reached_mib
+    _reached_mib = process_peak_mib()
     try:
         CLEAR_REFS.write_text("5")
         # Sandboxed kernels take the write and do nothing.

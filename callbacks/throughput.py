@@ -1,4 +1,4 @@
-"""Samples and real tokens per second, step times and wall time, without warm-up and validation."""
+"""Samples and real tokens per second, step times and wall time of each stage."""
 
 from __future__ import annotations
 
@@ -10,18 +10,28 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from smolbench.callbacks.devices import wait_for
 from smolbench.callbacks.memory import reduce_over_ranks
 from smolbench.errors import SmolbenchError
-from smolbench.protocols import StepsOnFeatures, offered
+from smolbench.protocols import (
+    HasMiddle,
+    ReadAhead,
+    ReadsAhead,
+    StepsOnFeatures,
+    WarmsUp,
+    offered,
+)
 
 ASYNC_WINDOW = 16
 """Batches between two synchronisations of a CUDA or MPS device, after warm-up."""
 
 MAX_STEP_TIMES = 2048
+_SPLITS = {"validate": "val"}
+"""Splits whose name is not that of the stage that goes through them."""
 
 
 @dataclass
@@ -75,17 +85,26 @@ class _Summary:
     wall_s: float
     step_ms_p50: float
     step_ms_p95: float
+    seconds: float
     samples_per_s: float
     tokens_per_s: float
+    samples: float
     tokens: float
     positions: float
+    ahead: ReadAhead | None = field(default=None, init=False)
 
-    def over_ranks(self, trainer: pl.Trainer) -> _Summary:
-        slowest = [self.wall_s, self.step_ms_p50, self.step_ms_p95]
-        total = [self.samples_per_s, self.tokens_per_s, self.tokens, self.positions]
-        return _Summary(
+    def over_ranks(self, trainer: pl.Trainer, *, evaluates: bool) -> _Summary:
+        slowest = [self.wall_s, self.step_ms_p50, self.step_ms_p95, self.seconds]
+        total = [self.samples_per_s, self.tokens_per_s, self.samples, self.tokens, self.positions]
+        found = _Summary(
             *reduce_over_ranks(trainer, slowest, "max"), *reduce_over_ranks(trainer, total, "sum")
         )
+        found.ahead = self.ahead
+        if evaluates and found.seconds:
+            # a split is whole when the slowest rank is done
+            found.samples_per_s = found.samples / found.seconds
+            found.tokens_per_s = found.tokens / found.seconds
+        return found
 
     def facts(self, stage: str, scope: str) -> dict[str, float]:
         padding = "cost/padding_share" if stage == "fit" else f"cost/{scope}_padding_share"
@@ -96,6 +115,10 @@ class _Summary:
             f"cost/{scope}_step_ms_p50": self.step_ms_p50,
             f"cost/{scope}_step_ms_p95": self.step_ms_p95,
         }
+        if self.ahead is not None and self.samples_per_s:
+            each = self.ahead.seconds / self.ahead.samples + 1 / self.samples_per_s
+            measured[f"cost/{stage}_samples_per_s"] = 1 / each
+            measured[f"cost/{stage}_tokens_per_s"] = self.ahead.tokens / self.ahead.samples / each
         facts = {key: value for key, value in measured.items() if value > 0}
         if self.positions > 0:
             facts[padding] = 1 - self.tokens / self.positions
@@ -107,10 +130,13 @@ class _Meter:
 
     A window opens at the start of a batch and closes at the end of one, and the next opens at that
     very moment, so that waiting for data counts. `interrupt` drops the time until the next batch.
+    Where batches are timed alone, a window is a batch, and what is between them does not count.
     """
 
-    def __init__(self, warmup_steps: int) -> None:
+    def __init__(self, warmup_steps: int, *, alone: bool = False) -> None:
         self.scope = ""
+        self.ahead: ReadAhead | None = None
+        self._alone = alone
         self._warmup_steps = warmup_steps
         self._warmup: list[_Work] = []
         self._work = _Work()
@@ -153,9 +179,11 @@ class _Meter:
         self._window.positions += positions
         if tokens is not None:
             self._window_tokens.append(tokens)
-        single = self._device.type == "cpu" or len(self._warmup) < self._warmup_steps
+        warm = len(self._warmup) >= self._warmup_steps
+        single = self._alone or self._device.type == "cpu" or not warm
         if self._window.batches >= (1 if single else ASYNC_WINDOW):
-            self._opened = self._close_window(self._opened)
+            closed = self._close_window(self._opened)
+            self._opened = None if self._alone else closed
 
     def interrupt(self) -> None:
         if self._opened is not None and self._window.batches:
@@ -192,15 +220,19 @@ class _Meter:
     def summary(self) -> _Summary:
         work, times = self._settled()
         seconds = work.seconds or float("inf")
-        return _Summary(
+        found = _Summary(
             wall_s=self.wall_s,
             step_ms_p50=times.quantile(0.5),
             step_ms_p95=times.quantile(0.95),
+            seconds=work.seconds,
             samples_per_s=work.samples / seconds,
             tokens_per_s=work.tokens / seconds,
+            samples=work.samples,
             tokens=work.tokens,
             positions=work.positions,
         )
+        found.ahead = self.ahead
+        return found
 
     def state(self) -> dict[str, Any]:
         work, times = self._settled()
@@ -221,37 +253,49 @@ class _Meter:
 class ThroughputMonitor(pl.Callback):
     """Measures throughput and wall time of fit, validate, test and predict.
 
-    What is timed: consecutive batches, with the wait for their data and with other callbacks' batch
-    hooks. What is not: the sanity check, validation during fit, the time from a batch's end over a
-    checkpoint to the next batch's start, the time between epochs (so the first batch after each of
-    these counts without its wait for data), and warm-up. A checkpoint saved with
-    ``save_weights_only`` calls no hook, and its write counts.
+    What is timed in training: consecutive batches, with the wait for their data and with other
+    callbacks' batch hooks. What is not: the sanity check, validation during fit, the time from a
+    batch's end over a checkpoint to the next batch's start, the time between epochs (so the first
+    batch after each of these counts without its wait for data), and warm-up: the first
+    `warmup_steps` batches of each attempt, but never more than half of the batches there are, so
+    that a run of one batch still has a number. A checkpoint saved with ``save_weights_only`` calls
+    no hook, and its write counts.
 
-    Warm-up: the first `warmup_steps` batches of each attempt, but never more than half of the
-    batches there are, so that a run of one batch still has a number.
+    What is timed in validate, test and predict: every batch from its start to its end, waiting for
+    the device, so that the samples over the rate are the seconds that a stopwatch shows for the
+    network's work on them. The wait for data is left out, and so is what comes behind the batches,
+    such as metrics. Before a test or validate the batch in the middle is run once, where the module
+    has ``warm_up(batch)`` and the loader ``middle()``, and leaves no trace, in random numbers
+    neither. Where weights are spread over processes (FSDP), nothing is run before. If the module's
+    steps run on what a frozen network has read before (``read_ahead(split)``), that network's
+    seconds are added, as they were when it read: with several ranks, their mean.
 
-    Rates are sums over sums (right for varying batch sizes) and are added up over ranks. A batch's
+    Rates are sums over sums (right for varying batch sizes). Those of training are added up over
+    ranks; those of a test are all ranks' samples by the slowest rank's seconds. A batch's
     samples are the first dimension of the first tensor in it, its real tokens the non-zero entries
     of ``attention_mask`` [B, T] and, where an encoder-decoder model is given it, of
     ``decoder_attention_mask`` [B, S]; batches without such a mask give no token values. Tokens that
     a model writes are not counted.
 
     Step times are per batch, also under gradient accumulation. On CUDA and MPS, where waiting for
-    the device in each batch would slow it, they are means over 16 consecutive batches. Of many,
+    the device in each step of a training would slow it, they are means over 16 of them. Of many,
     at most 2048 are kept, evenly thinned. With several ranks they are those of the slowest.
 
     Facts, where SCOPE is train, validate, test or predict, or ``head_train`` and so on if the
-    module has a true attribute ``steps_on_cached_features`` (its steps do not run the backbone):
+    module has a true attribute ``steps_on_cached_features`` (its steps do not run the backbone;
+    with ``read_ahead`` there are also ``cost/test_samples_per_s`` and ``cost/test_tokens_per_s``,
+    and those of validate, of both together):
     ``cost/SCOPE_samples_per_s``, ``cost/SCOPE_tokens_per_s``, ``cost/SCOPE_step_ms_p50``,
     ``cost/SCOPE_step_ms_p95``; ``cost/padding_share`` of training and ``cost/SCOPE_padding_share``
     of the others; ``cost/fit_s`` (the training loop with its validation, without the sanity check
-    and the making of the loaders), ``cost/validate_s``, ``cost/test_s``, ``cost/predict_s``.
+    and the making of the loaders), ``cost/validate_s``, ``cost/test_s``, ``cost/predict_s`` (with
+    loading and what comes behind the batches, without the warm-up).
 
     A checkpoint carries the values of fit, and a resumed fit goes on from there; with several ranks
     it carries rank 0's. Other stages are those of the latest call.
 
     Args:
-        warmup_steps: Batches to leave out at the start of each attempt.
+        warmup_steps: Batches to leave out at the start of each attempt of a training.
 
     Raises:
         SmolbenchError: If `warmup_steps` is negative.
@@ -306,7 +350,11 @@ class ThroughputMonitor(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finish the numbers of a stage."""
         self._current.stop()
-        self._finished[self._stage] = self._current.summary().over_ranks(trainer)
+        evaluates = self._stage != "fit"
+        if evaluates and (reads := offered(pl_module, ReadsAhead)) is not None:
+            self._current.ahead = reads.read_ahead(_SPLITS.get(self._stage, self._stage))
+        summary = self._current.summary()
+        self._finished[self._stage] = summary.over_ranks(trainer, evaluates=evaluates)
 
     on_test_end = on_predict_end = on_train_end
 
@@ -379,14 +427,31 @@ class ThroughputMonitor(pl.Callback):
 
     def _start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         stage = self._stage
-        if stage != "fit" or stage not in self._meters:
+        if stage != "fit":
+            self._meters[stage] = _Meter(0, alone=True)
+        elif stage not in self._meters:
             self._meters[stage] = _Meter(self._warmup_steps)
         self._finished.pop(stage, None)
         word = "train" if stage == "fit" else stage
         steps = offered(pl_module, StepsOnFeatures)
         if steps is not None and steps.steps_on_cached_features:
             word = f"head_{word}"
+        if stage in ("test", "validate"):
+            _warm_up(trainer, pl_module)
         self._current.start(trainer.strategy.root_device, word)
+
+
+def _warm_up(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Run the batch in the middle of this rank's once, and leave no trace of it."""
+    whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+    tested: Any = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+    loader, warms = offered(tested, HasMiddle), offered(module, WarmsUp)
+    if not whole or loader is None or warms is None or not len(tested):
+        return
+    device = trainer.strategy.root_device
+    there = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(there), trainer.precision_plugin.test_step_context():
+        warms.warm_up(module.transfer_batch_to_device(loader.middle(), device, 0))
 
 
 def _tensors(batch: object) -> Iterator[Tensor]:

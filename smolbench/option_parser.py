@@ -6,7 +6,8 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from difflib import get_close_matches
+from typing import Any, ClassVar, NoReturn
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
@@ -14,21 +15,39 @@ from lightning.pytorch.cli import LightningArgumentParser
 from smolbench.errors import SmolbenchError
 from smolbench.tasks.task import BaseTask
 
+_UNKNOWN = re.compile(r"^[Uu]nrecognized arguments: (--[^\s=]+)")
+_OPTION = re.compile(r"--[A-Za-z][\w.]*")
 _CLASS = re.compile(r"(?:Given value: |class_path(?:': '|', val='|='))([A-Za-z_][\w.]*)")
 
 
 class OptionParser(LightningArgumentParser):
     """LightningCLI's parser, for classes that may be incomplete.
 
-    It refuses one as abstract, in many lines and without the methods that are missing.
+    It refuses one as abstract, in many lines and without the methods that are missing; and it takes
+    options by their whole names only.
     """
+
+    _parsers: ClassVar[list[OptionParser]] = []
+    """That of the program and those of its subcommands."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - as its base class
+        # an abbreviation would be taken here, and not where a run's folder and checkpoint are found
+        super().__init__(*args, allow_abbrev=False, **options)
+        self._parsers.append(self)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """See the base class.
 
         Raises:
-            SmolbenchError: If a class among what was given lacks methods.
+            SmolbenchError: If a class that was given lacks methods, or an option does not exist.
         """
+        if (unknown := _UNKNOWN.search(message)) is not None:
+            given = unknown[1].partition("=")[0]
+            names = {name for one in self._parsers for name in _OPTION.findall(one.format_help())}
+            near = [name for name in sorted(names) if name.startswith(given)]
+            near = near or get_close_matches(given, names, n=1)
+            hint = f"; did you mean {' or '.join(near[:3])}?" if near else "."
+            raise SmolbenchError(f"There is no option {given}{hint}") from ex
         for path in _CLASS.findall(message):
             if inspect.isabstract(found := _named(path)):
                 missing = ", ".join(sorted(found.__abstractmethods__))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 if TYPE_CHECKING:  # no class here is an option; the data modules import this file
@@ -141,6 +142,42 @@ class StepsOnFeatures(Protocol):
     """May train on outputs of a frozen network, whose throughput is not the network's."""
 
     steps_on_cached_features: bool
+
+
+@dataclass(frozen=True)
+class ReadAhead:
+    """What a frozen network has read of a split before the split's batches come.
+
+    Attributes:
+        samples: Rows.
+        tokens: Real tokens in them.
+        seconds: What the network took, warm, when it read them: a cache may have kept its outputs.
+    """
+
+    samples: int
+    tokens: int
+    seconds: float
+
+
+class ReadsAhead(Protocol):
+    """Says what its steps on cached features leave out."""
+
+    def read_ahead(self, split: str) -> ReadAhead | None:
+        """Of ``train``, ``val`` or ``test``; ``None`` if no network has read it."""
+
+
+class WarmsUp(Protocol):
+    """Can run its network once before a clock starts."""
+
+    def warm_up(self, batch: Any) -> None:  # noqa: ANN401 - a LightningModule's own
+        """Run the network on a batch of the split as a test does, keeping nothing of it."""
+
+
+class HasMiddle(Protocol):
+    """A loader that can give a batch without being iterated over."""
+
+    def middle(self) -> Any:  # noqa: ANN401 - a loader's own
+        """The batch in the middle of this rank's."""
 
 
 class Monitored(Protocol):

@@ -8,6 +8,9 @@ a folder with everything needed to repeat it.
 from __future__ import annotations
 
 import logging
+import os
+import secrets
+import traceback
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -51,9 +54,16 @@ from smolbench.progress import draw_library_bars
 from smolbench.recipes import DEFAULTS
 from smolbench.run_folder import choose_folder, identity_of
 from smolbench.runs.results import read_results
-from smolbench.runs.settings import Settings
+from smolbench.runs.settings import Settings, read_settings
 from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask
 from smolbench.tasks.trained import say_own_code
+from smolbench.trainer_checks import (
+    check_callbacks,
+    check_options,
+    check_seed,
+    keep_apart,
+    plain_values,
+)
 
 log = logging.getLogger("smolbench")
 _SETTINGS = ("seed_everything", "trainer", "model", "data", "checkpoint", "latency")
@@ -120,6 +130,33 @@ class SmolCLI(LightningCLI):
         )
 
     # -- the command line -------------------------------------------------------------------------
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
+        """Read the options; what cannot work is refused before anything is built of them."""
+        super().parse_arguments(parser, args)
+        settings = self.config[self.call.subcommand]
+        settings["trainer"] = plain_values(settings["trainer"])
+        check_options(settings["trainer"])
+        seed = settings["seed_everything"]
+        if isinstance(seed, bool):
+            settings["seed_everything"] = self._drawn_seed()
+        else:
+            check_seed(seed)
+
+    def _drawn_seed(self) -> int:
+        """A seed by chance, where none was wanted: said and recorded, and kept on a resume."""
+        if self.call.resumes and self.call.run is not None:
+            return int(read_settings(self.call.run.config)["seed_everything"])
+        if "LOCAL_RANK" in os.environ:  # the process that launched this one has drawn
+            if "PL_GLOBAL_SEED" not in os.environ:
+                raise SmolbenchError(
+                    "seed_everything is to be drawn, but the launched processes need one seed: "
+                    "give a number."
+                )
+            return int(os.environ["PL_GLOBAL_SEED"])
+        seed = secrets.randbelow(2**32)
+        log.info("Drawn by chance: seed_everything %s.", seed)
+        return seed
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override] # static in Lightning
         """The one that was called: a parser takes as long to build as to use."""
@@ -273,9 +310,16 @@ class SmolCLI(LightningCLI):
         # behind all others, so that it finds their measurements complete; but what is measured
         # behind a test must not keep the test from being written
         self.writer = ResultsWriter(self.identity, self.config_text)
-        if config["enable_progress_bar"] is not False:
+        own_bar = any(isinstance(one, ProgressBar) for one in callbacks)
+        if config["enable_progress_bar"] is not False and not own_bar:
             always.append(RichProgressBar(leave=False))
         latency = self._get(self.config_init, "latency")
+        if self.call.subcommand == "fit":
+            check_callbacks(callbacks)
+            keep_apart(callbacks, self.folder, log.info)
+        # one's own takes the place of a run's
+        given = {type(one) for one in callbacks}
+        always = [one for one in always if type(one) not in given]
         callbacks = [*always, *callbacks, self.writer, latency]
         if self.call.subcommand == "predict":
             # a few texts, whatever the run was trained on: each rank would see a part of them only
@@ -319,8 +363,8 @@ class SmolCLI(LightningCLI):
         """Train; what fails before the training begins leaves no run behind."""
         try:
             self.trainer.fit(**kwargs)
-        except (RuntimeError, MisconfigurationException) as error:
-            if (said := unknown_metric(error, self.trainer)) is None:
+        except (RuntimeError, ValueError, MisconfigurationException) as error:
+            if (said := unknown_metric(error, self.trainer) or _objection_in_fit(error)) is None:
                 raise
             raise SmolbenchError(said) from error
         finally:
@@ -433,6 +477,15 @@ def _objection(trainer: Namespace) -> str | None:
                     said = str(cause).strip() or type(cause).__name__
                     return f"trainer.{option} {name}: {said.splitlines()[0]}"
     return None
+
+
+def _objection_in_fit(error: Exception) -> str | None:
+    """What Lightning itself refuses when a training is set up; ``None`` of any other error."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    own = str(frame.f_globals.get("__name__")).startswith("lightning.pytorch.")
+    if not own or not isinstance(error, (ValueError, MisconfigurationException)):
+        return None
+    return f"Lightning refuses to train: {' '.join(str(error).split())}"
 
 
 def _cause(error: BaseException, *kinds: type[BaseException]) -> BaseException | None:

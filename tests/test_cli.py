@@ -327,6 +327,7 @@ AFTER_FIT = {
     "cost/head_train_samples_per_s": float,
     "cost/peak_rss_mib": float,
     "cost/peak_rss_mib_fit": float,
+    "cost/peak_rss_process_mib": float,
     "cost/rss_delta_mib": float,
     "cost/checkpoint_mib": float,
     "val/accuracy": float,
@@ -522,7 +523,8 @@ def test_a_test_adds_to_its_run(run, cli):
     check_contract(found, AFTER_FIT | AFTER_TEST)
     assert found["test/n"] == found["data/n_test"] == 40
     changed = {key for key, value in before.items() if found[key] != value}
-    assert changed <= {"cost/peak_rss_mib"}
+    assert changed <= {"cost/peak_rss_mib", "cost/peak_rss_process_mib"}
+    assert all(found[key] > before[key] for key in changed), "peaks are the highest of all commands"
     assert found["cost/peak_rss_mib"] >= found["cost/peak_rss_mib_test"]
     assert f"{found['test/accuracy']:.4f}" in outcome.out
     assert str(run) in outcome.out

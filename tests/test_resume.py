@@ -117,6 +117,27 @@ def test_a_fine_tuning_killed_and_resumed_is_equal(folder_here, method):
         assert_equal(folder_here / "whole", folder_here / hook)
 
 
+@pytest.mark.parametrize("recipe", ["imdb_probe", "imdb_lora_smollm2-135m"])
+def test_averaged_weights_are_what_is_validated_kept_and_resumed(folder_here, recipe):
+    options = ["--trainer.callbacks+=AveragedWeights", "--trainer.callbacks.decay=0.8"]
+    options += ["--model.lr=0.01", "--model.warmup_steps=0"]
+    fit = ["fit", f"--config={recipe}", *FINE_TUNE[1:], "--model.max_length=90", *options]
+    assert main([*fit, "--run_dir=whole"]) == 0
+    for hook, n in (("on_train_batch_end", 3), ("on_validation_end", 2)):
+        run = [*fit, f"--run_dir={hook}"]
+        die(run, hook, n)
+        assert main([*run, "--ckpt_path=last"]) == 0
+        assert_equal(folder_here / "whole", folder_here / hook)
+    kept = results(folder_here / "whole")["val/loss"]
+    last = state(folder_here / "whole")
+    (raw,) = (s["raw"] for k, s in last["callbacks"].items() if "AveragedWeights" in k)
+    names = {name for name in last["state_dict"] if name in raw}
+    assert names == set(raw), "nothing that is frozen is saved"
+    assert not all(torch.equal(last["state_dict"][name], raw[name]) for name in names)
+    assert main(["validate", "--run_dir=whole"]) == 0
+    assert results(folder_here / "whole")["val/loss"] == pytest.approx(kept, abs=1e-6)
+
+
 @pytest.mark.parametrize("network", ["cnn", "lstm"])
 def test_a_network_on_words_killed_and_resumed_is_equal(folder_here, network):
     recipe = ["fit", f"--config=imdb_{network}", *FINE_TUNE[1:]]

@@ -443,6 +443,11 @@ class BatchLoader:
             self._yielded += 1
             yield batch
 
+    def middle(self) -> dict[str, torch.Tensor]:
+        """Return the batch in the middle of the plan, without moving the position."""
+        batches = self.plan.batches()
+        return self.rows.batch(batches[len(batches) // 2])
+
     def state_dict(self) -> dict[str, int]:
         """Return the position: the epoch, the batches that were consumed of it, and of how many."""
         if self._resume is not None:

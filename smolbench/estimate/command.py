@@ -18,6 +18,7 @@ from smolbench.callbacks import (
     GracefulStop,
     MemoryMonitor,
     RunCheckpoint,
+    ThroughputMonitor,
     TrainingPlateau,
 )
 from smolbench.data import BaseDataModule
@@ -111,7 +112,8 @@ class EstimateCLI(SmolCLI):
             self.remarks.append(
                 "Validations come by the clock (trainer.val_check_interval); one is counted."
             )
-        kept = [c for c in own if c not in elsewhere and not isinstance(c, EarlyStopping)]
+        unused = (EarlyStopping, ThroughputMonitor)  # the clock times the test's batches, too
+        kept = [c for c in own if c not in elsewhere and not isinstance(c, unused)]
         trainer.callbacks = [self.clock, *kept]  # type: ignore[attr-defined]
         return trainer
 

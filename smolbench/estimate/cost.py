@@ -128,7 +128,8 @@ def estimate_of(recipe: str, planned: Planned, measured: Measured) -> Estimate:
     test = []
     if (tested := measured.parts.get("test")) is not None:
         test = _of_passes(measured.passes, ("test",))
-        test.append(Seconds("test", tested.whole(), _found_by(tested, "batch")))
+        again = 1 / tested.batches  # the batch in the middle warms up
+        test.append(Seconds("test", tested.whole(1 + again), _found_by(tested, "batch")))
     return Estimate(
         recipe=recipe,
         steps=steps,

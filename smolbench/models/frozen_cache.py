@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ _HELD_BYTES = 256 << 20
 ComputeBlock = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 """Row numbers ``[b]`` of one block -> float32 outputs ``[b, D]`` of every entry, by key."""
 Entries = Mapping[str, Entry]
+_Computed = tuple[Mapping[str, np.ndarray], float]
+"""Outputs of a block for every entry, by key, and the seconds that the network took for them."""
 
 
 def tokens_at_once(device: torch.device) -> int:
@@ -132,7 +135,7 @@ def cached_outputs(
                 entry.seal()
         ranks.barrier()
         opened = asked.open_shared()
-    return CachedOutputs(opened.outputs, opened.seconds, reused=key not in missing)
+    return replace(opened, reused=key not in missing)
 
 
 def _missing(entries: Entries, key: str, ranks: Ranks) -> tuple[Entries, CachedOutputs | None]:
@@ -192,13 +195,15 @@ def _fill(
         start = time.perf_counter()
         with _stopping_others(failed, ranks):
             compute = start_compute()
-            pending: dict[int, Mapping[str, np.ndarray]] = {}
+            pending: dict[int, _Computed] = {}
             with progress_bar(description, sum(len(blocks[n]) for n in missing)) as advance:
                 for n in missing:
                     if failed.exists():
                         break  # which rank and why is said where all meet
-                    pending[n] = compute(blocks[n])
-                    held += sum(outputs.nbytes for outputs in pending[n].values())
+                    begun = time.perf_counter()
+                    outputs = compute(blocks[n])
+                    pending[n] = (outputs, time.perf_counter() - begun)
+                    held += sum(values.nbytes for values in outputs.values())
                     if time.perf_counter() - start >= pause_s or held >= _HELD_BYTES:
                         start = _save(entries, blocks, pending, start, ranks)
                         pending.clear()
@@ -228,7 +233,7 @@ def _stopping_others(failed: Path, ranks: Ranks) -> Generator[None, None, None]:
 def _save(
     entries: Entries,
     blocks: list[np.ndarray],
-    computed: Mapping[int, Mapping[str, np.ndarray]],
+    computed: Mapping[int, _Computed],
     start: float,
     ranks: Ranks,
 ) -> float:
@@ -237,7 +242,7 @@ def _save(
     Args:
         entries: What to write, by key.
         blocks: Row numbers of each block.
-        computed: Outputs by block and key.
+        computed: Outputs by block and key, and the network's seconds.
         start: When work on these blocks began, loading included; they share the seconds since.
         ranks: This process among those that work side by side.
 
@@ -248,13 +253,14 @@ def _save(
     with writing(folder):
         # one file at a time: there may be more entries than files that a process may keep open
         for name, entry in entries.items():
-            of_entry = ((n, outputs[name]) for n, outputs in computed.items())
+            of_entry = ((n, outputs[name]) for n, (outputs, _) in computed.items())
             entry.write(blocks, of_entry, ranks.node)
         now = time.perf_counter()
         # ranks work side by side, and an interrupted pass may go on with another number of them
         each = max((now - start) / len(computed) / ranks.world_size, 1e-9)
+        took = {n: (each, network_s / ranks.world_size) for n, (_, network_s) in computed.items()}
         for entry in entries.values():
-            entry.mark(dict.fromkeys(computed, each), ranks.node)
+            entry.mark(took, ranks.node)
     return now
 
 

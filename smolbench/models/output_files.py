@@ -1,8 +1,8 @@
 """One entry of the cache of frozen networks' outputs, as files.
 
-An entry is a folder: ``outputs.f32`` (``N x D`` float32, memory-mapped), ``seconds.f32`` (what each
-block of rows took, 0 while it is missing) and, once all blocks are done, ``meta.json`` with a
-checksum.
+An entry is a folder: ``outputs.f32`` (``N x D`` float32, memory-mapped), ``seconds.f32`` (two
+numbers for each block of rows: what it took, 0 while it is missing, and the network's part of that)
+and, once all blocks are done, ``meta.json`` with a checksum.
 
 Processes on one machine write to one file. On a network disk, two machines that write to one page
 of a file may undo each other's work without an error; so every node but the first writes to files
@@ -26,8 +26,10 @@ from smolbench.files import write_atomically
 
 log = logging.getLogger("smolbench")
 
-_FORMAT = 1
+_FORMAT = 2
 _OUTPUTS, _SECONDS, _META = "outputs.f32", "seconds.f32", "meta.json"
+_MARK = 8
+"""Bytes that say what a block took."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,18 @@ class CachedOutputs:
     Attributes:
         outputs: Memory-mapped float32, shape ``(N, D)``.
         seconds: What it took to compute, in wall seconds, added up over interrupted passes.
+        network_s: The network's part of that, without loading and without the disk.
         reused: Whether it was complete before it was asked for.
     """
 
     outputs: np.ndarray
     seconds: float
+    network_s: float
     reused: bool
+
+
+Took = tuple[float, float]
+"""Seconds of a block, and the network's part of them."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +91,14 @@ class Entry:
             if _size(outputs) != self.nbytes:
                 # marks without their outputs would pass zeros off as computed
                 seconds.unlink(missing_ok=True)
-            for path, size in ((outputs, self.nbytes), (seconds, blocks * 4)):
+            for path, size in ((outputs, self.nbytes), (seconds, blocks * _MARK)):
                 if _size(path) != size:
                     _write_zeros(path, size)
 
     def done(self) -> np.ndarray:
         """Which blocks are computed, bool, shape ``(blocks,)``."""
         with writing(self.folder):
-            return np.asarray(np.fromfile(self._seconds(), dtype=np.float32) > 0)
+            return np.asarray(self._marks()[:, 0] > 0)
 
     def write(
         self,
@@ -110,11 +118,15 @@ class Entry:
             outputs[blocks[n]] = values
         outputs.flush()
 
-    def mark(self, seconds: Mapping[int, float], node: int = 0) -> None:
+    def mark(self, took: Mapping[int, Took], node: int = 0) -> None:
         """Say of blocks that are written what they took; they are done from then on."""
         marks = np.memmap(self._seconds(node), dtype=np.float32, mode="r+")
-        marks[list(seconds)] = list(seconds.values())
+        marks.reshape(-1, 2)[list(took)] = list(took.values())
         marks.flush()
+
+    def _marks(self, node: int = 0) -> np.ndarray:
+        """What each block took, float32, shape ``(blocks, 2)``."""
+        return np.fromfile(self._seconds(node), dtype=np.float32).reshape(-1, 2)
 
     def add_parts(self, blocks: list[np.ndarray], nodes: int) -> None:
         """Move what all other nodes have done into the entry's own files.
@@ -132,12 +144,12 @@ class Entry:
 
     def _add_part(self, node: int, blocks: list[np.ndarray]) -> None:
         sizes = (_size(self._outputs(node)), _size(self._seconds(node)))
-        if sizes == (self.nbytes, len(blocks) * 4):
-            took = np.fromfile(self._seconds(node), dtype=np.float32)
-            new = np.flatnonzero((took > 0) & ~self.done()).tolist()
+        if sizes == (self.nbytes, len(blocks) * _MARK):
+            took = self._marks(node)
+            new = np.flatnonzero((took[:, 0] > 0) & ~self.done()).tolist()
             part = self._open_outputs(node, "r")
             self.write(blocks, ((n, part[blocks[n]]) for n in new))
-            self.mark({n: took[n] for n in new})
+            self.mark({n: tuple(took[n].tolist()) for n in new})
         # the marks last: they are what a later job finds the rest by
         self._outputs(node).unlink(missing_ok=True)
         self._seconds(node).unlink(missing_ok=True)
@@ -149,8 +161,8 @@ class Entry:
             SmolbenchError: If a block is missing.
         """
         with writing(self.folder):
-            seconds = np.fromfile(self._seconds(), dtype=np.float32)
-            if not seconds.all():
+            took = self._marks()
+            if not took[:, 0].all():
                 raise SmolbenchError(
                     f"Blocks are missing in {self.folder} after the pass: the cache folder must be "
                     "on a disk that all nodes share (--data.cache_dir)."
@@ -159,7 +171,8 @@ class Entry:
                 "format": _FORMAT,
                 "rows": self.rows,
                 "width": self.width,
-                "seconds": float(seconds.sum()),
+                "seconds": float(took[:, 0].sum()),
+                "network_s": float(took[:, 1].sum()),
                 "crc32": crc32(self._outputs()),
             }
             write_atomically(self.folder / _META, json.dumps(meta))
@@ -167,11 +180,15 @@ class Entry:
     # -- once it is complete ----------------------------------------------------------------------
 
     def stated(self) -> dict[str, float] | None:
-        """What it says of itself, ``crc32`` and ``seconds``; ``None`` if it is not complete."""
+        """What it says of itself, ``crc32`` and its times; ``None`` if it is not complete."""
         try:
             meta = json.loads((self.folder / _META).read_text(encoding="utf-8"))
             shape = (meta["format"], meta["rows"], meta["width"])
-            stated = {"crc32": meta["crc32"], "seconds": float(meta["seconds"])}
+            stated = {
+                "crc32": meta["crc32"],
+                "seconds": float(meta["seconds"]),
+                "network_s": float(meta["network_s"]),
+            }
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return (
@@ -186,7 +203,9 @@ class Entry:
                 return None
         except OSError:
             return None
-        return CachedOutputs(self._open_outputs(0, "r"), stated["seconds"], reused=True)
+        return CachedOutputs(
+            self._open_outputs(0, "r"), stated["seconds"], stated["network_s"], reused=True
+        )
 
     def open_shared(self) -> CachedOutputs:
         """The outputs, which rank 0 has seen complete.

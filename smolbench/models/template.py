@@ -22,6 +22,11 @@ class TemplateEncoder:
     in front of the slot go to the text, as most tokenizers have it. Only the text is ever
     truncated, never the template.
 
+    At the seams these may be other ids than those of the whole prompt as one text: signs that meet
+    there (a full stop and a quotation mark) stay two tokens, and a tokenizer that puts a blank in
+    front of whatever it is given (Llama 2) puts one in front of every part. Where neither happens
+    the ids are the same.
+
     Args:
         tokenizer: The backbone's tokenizer.
         template: A text with the slot ``{text}``; few-shot examples stand in front of the slot.

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from smolbench.data.batching import BatchLoader, BatchPlan
+
+
+def planned_steps(trainer: Trainer) -> float:
+    """Optimiser steps of the whole training; infinite or -1 where it has no planned end.
+
+    ``Trainer.estimated_stepping_batches`` takes the accumulation of the moment for that of all
+    epochs, which a ``GradientAccumulationScheduler`` changes.
+    """
+    estimated = float(trainer.estimated_stepping_batches)
+    epochs, batches = trainer.max_epochs, trainer.num_training_batches
+    if epochs in (None, -1) or math.isinf(batches):
+        return estimated
+    for one in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(one, GradientAccumulationScheduler):
+            steps = sum(
+                math.ceil(batches / one.get_accumulate_grad_batches(epoch))
+                for epoch in range(epochs)
+            )
+            return float(steps if trainer.max_steps == -1 else min(steps, trainer.max_steps))
+    return estimated
 
 
 def weight_of_batch(

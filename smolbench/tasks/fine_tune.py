@@ -36,6 +36,7 @@ from smolbench.models.kernels.paths import Ways
 from smolbench.models.quantization import in_four_bits, keep_gradients
 from smolbench.models.reach import reach
 from smolbench.models.template import TemplateEncoder
+from smolbench.protocols import ReadAhead
 from smolbench.ranks import TrainerRanks
 from smolbench.tasks.adapting import (
     ADAPTERS,
@@ -247,6 +248,10 @@ class FineTuneTask(ClassificationTask):
     def _padding(self) -> int:
         """The id that fills short rows; some encoders count positions by this very id."""
         return getattr(self.backbone.config.get_text_config(), "pad_token_id", None) or 0
+
+    def read_ahead(self, split: str) -> ReadAhead | None:
+        """What the frozen network took for a split's texts; see the protocol of this name."""
+        return self.frozen.read_ahead(split) if self.method == "head" else None
 
     def start_reading(self) -> Callable[[Sequence[str]], Batch]:
         """Turn texts into token ids, or with ``head`` into features; see the base class."""

@@ -23,6 +23,7 @@ from smolbench.models.features import FrozenFeatures, Layers, Pooling
 from smolbench.models.heads import HeadName, build_head
 from smolbench.models.kernels.paths import Ways
 from smolbench.models.template import TemplateEncoder
+from smolbench.protocols import ReadAhead
 from smolbench.ranks import TrainerRanks
 from smolbench.tasks.classification import Batch, ClassificationTask
 from smolbench.tasks.task import Schedule, Warmup
@@ -202,6 +203,10 @@ class ProbeTask(ClassificationTask):
         if labels is not None:
             arrays["labels"] = labels
         return ArrayRows(arrays)
+
+    def read_ahead(self, split: str) -> ReadAhead | None:
+        """What the frozen network took for a split's texts; see the protocol of this name."""
+        return self.frozen.read_ahead(split)
 
     def start_reading(self) -> Callable[[Sequence[str]], Batch]:
         """Load the backbone and read texts with it; see the base class."""

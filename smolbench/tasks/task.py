@@ -34,7 +34,7 @@ from smolbench.models.reach import Reach
 from smolbench.notices import warn
 from smolbench.protocols import KeepsRows, offered
 from smolbench.ranks import TrainerRanks
-from smolbench.tasks.accumulation import weight_of_batch
+from smolbench.tasks.accumulation import planned_steps, weight_of_batch
 from smolbench.tasks.batch_size import largest_batch
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -396,7 +396,7 @@ class BaseTask(LightningModule, ABC):
         # position in it.
         if not step:
             return float(not self.warmup_steps)
-        total = float(self.trainer.estimated_stepping_batches)
+        total = planned_steps(self.trainer)
         return lr_factor(step, warmup_of(self.warmup_steps, total), total, self.schedule)
 
     def on_train_start(self) -> None:
@@ -407,7 +407,7 @@ class BaseTask(LightningModule, ABC):
         """
         trial = self.trainer.fast_dev_run or self.rehearsal is not None  # type: ignore[attr-defined]
         if self.warmup_steps and not trial:
-            self.check_warmup(self.trainer.estimated_stepping_batches)
+            self.check_warmup(planned_steps(self.trainer))
 
     def check_warmup(self, planned: float) -> None:
         """Refuse a warm-up that outlasts the training; remark one that outlasts half of it.

@@ -145,7 +145,7 @@ def teacher_logits(
     key = identity.key(
         "cache",
         {
-            "teacher_logits": 2,
+            "teacher_logits": 3,
             "teacher": teacher.identity,
             "forward": forward_environment(),
             "device": device.type,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -191,6 +192,14 @@ class WritingTask(BaseTask):
         """Forget what an interrupted evaluation has left."""
         super().on_test_epoch_start()
         self._written = []
+
+    def warm_up(self, batch: Batch) -> None:
+        """Run the network as a test does, and keep nothing: losses, and the first words of two."""
+        self(batch)
+        few = {name: column[:2] for name, column in batch.items()}
+        short = replace(self.decoding, max_new_tokens=min(8, self.decoding.max_new_tokens))
+        with self.precision():
+            generate_ids(self.model, few, short, self._ends)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep a batch's losses and summaries; its documents are read once for both."""

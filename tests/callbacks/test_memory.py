@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -71,6 +72,7 @@ def fake(monkeypatch):
     reader = FakeReader()
     monkeypatch.setattr(memory, "readers_for", lambda device: [reader])
     monkeypatch.setattr(memory, "resident_mib", lambda: 50.0)
+    monkeypatch.setattr(memory, "process_peak_mib", lambda: 7.0)
     return reader
 
 
@@ -118,6 +120,7 @@ def test_kinds_and_stages_are_told_apart(fake):
         "cost/peak_rss_mib": 100.0,
         "cost/peak_allocated_mib": 3.0,
         "cost/peak_reserved_mib": 30.0,
+        "cost/peak_rss_process_mib": 7.0,
         "cost/rss_delta_mib": 0.0,
         "cost/allocated_method": "sampled",
     }
@@ -175,11 +178,13 @@ def test_delta_is_resident_at_the_end_of_training_minus_at_the_start(fake, monke
     assert monitor.facts()["cost/rss_delta_mib"] == 15.0
 
 
-def test_resumed_fit_reports_the_maximum_over_attempts(fake, tmp_path):
+def test_resumed_fit_reports_the_maximum_over_attempts(fake, tmp_path, monkeypatch):
     first = MemoryMonitor()
     fake.base = 500.0
     trainer = trainer_with(first)
-    trainer.fit(Module(), loader(3))
+    with monkeypatch.context() as larger:
+        larger.setattr(memory, "process_peak_mib", lambda: 900.0)
+        trainer.fit(Module(), loader(3))
     path = tmp_path / "last.ckpt"
     trainer.save_checkpoint(path)
 
@@ -189,6 +194,7 @@ def test_resumed_fit_reports_the_maximum_over_attempts(fake, tmp_path):
         Module(), loader(4), ckpt_path=str(path), weights_only=True
     )
     facts = second.facts()
+    assert facts["cost/peak_rss_process_mib"] == 900.0
     assert facts["cost/peak_rss_mib_fit"] == 600.0
     assert facts["cost/peak_allocated_mib"] == 503.0
 
@@ -297,7 +303,8 @@ def test_stage_end_reduces_once_and_facts_never(fake, monkeypatch):
     monitor = MemoryMonitor()
     writer = FactsAtEnd(monitor)
     trainer_with(monitor, writer).fit(Module(), loader(3))
-    assert reduced == [[3.0, 30.0, 100.0, 0.0]]
+    assert reduced == [[3.0, 30.0, 100.0, 7.0, 0.0]]
+    assert writer.seen["fit"]["cost/peak_rss_process_mib"] == 1007.0
     assert writer.seen["fit"]["cost/peak_rss_mib"] == 1100.0
     assert writer.seen["fit"]["cost/rss_delta_mib"] == 1000.0
     assert monitor.facts() == writer.seen["fit"]
@@ -329,6 +336,27 @@ def test_real_run_sees_a_peak_that_is_gone_at_the_end():
     # A later stage starts afresh.
     trainer.predict(module, loader())
     assert monitor.facts()["cost/peak_rss_mib_predict"] < facts["cost/peak_rss_mib_test"] - 32
+
+
+def test_the_process_has_a_peak_from_before_any_stage():
+    """In a process of its own, started by one that holds much more."""
+    code = (
+        "import torch\n"
+        "from smolbench.callbacks import memory\n"
+        "before = memory.resident_mib()\n"
+        "spike = torch.ones(96 * memory.MIB // 4)\n"
+        "del spike\n"
+        "reader = memory.ResidentReader()\n"
+        "reader.start()\n"
+        "process, stage = memory.process_peak_mib(), reader.peaks()['rss']\n"
+        "reader.stop()\n"
+        "assert process > stage + 64, (process, stage)\n"
+        "assert before + 90 < process < before + 200, (before, process)\n"
+    )
+    held = torch.ones(400 * memory.MIB // 4)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert held.numel()
 
 
 @pytest.fixture

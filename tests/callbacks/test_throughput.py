@@ -11,6 +11,7 @@ from torch import nn
 from smolbench.callbacks import memory, throughput
 from smolbench.callbacks.throughput import ThroughputMonitor
 from smolbench.errors import SmolbenchError
+from smolbench.protocols import ReadAhead
 
 
 class Clock:
@@ -208,6 +209,100 @@ def test_every_stage_is_measured_under_its_own_name(clock, stage):
     }
 
 
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_an_evaluation_is_every_batch_and_no_wait_for_data(clock, stage):
+    class Same(Module):
+        def validation_step(self, batch, batch_idx):
+            self.work(batch_idx)
+
+    monitor = ThroughputMonitor()
+    trainer = trainer_with(monitor)
+    silent = {} if stage == "predict" else {"verbose": False}
+    loader = Batches([features(3)] * 6, clock, wait_s=0.25)
+    getattr(trainer, stage)(Same(clock, (5.0, 1.0)), loader, **silent)
+    facts = monitor.facts()
+    rate = facts[f"cost/{stage}_samples_per_s"]
+    assert rate == pytest.approx(18 / 10), "the first is the longest"
+    assert facts[f"cost/{stage}_s"] == pytest.approx(10.0 + 6 * 0.25)
+    assert facts[f"cost/{stage}_step_ms_p50"] == pytest.approx(1000.0)
+
+
+class WithMiddle(Batches):
+    def middle(self):
+        return self.batches[len(self.batches) // 2]
+
+
+class Warms(Module):
+    """Is slow as long as it is cold, and draws random numbers."""
+
+    def __init__(self, clock):
+        super().__init__(clock)
+        self.seen = []
+
+    def warm_up(self, batch):
+        assert not self.training
+        assert torch.is_inference_mode_enabled()
+        self.seen.append(("warm-up", len(batch["features"])))
+        self.drawn = torch.rand(1)
+        self.clock.now += 100.0
+
+    def test_step(self, batch, batch_idx):
+        self.seen.append((batch_idx, len(batch["features"])))
+        self.drawn_in_test = torch.rand(1)
+        self.work(batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        self.test_step(batch, batch_idx)
+
+    predict_step = validation_step
+
+
+@pytest.mark.parametrize(("stage", "warmed"), [("validate", 1), ("test", 1), ("predict", 0)])
+def test_the_middle_batch_is_run_before_the_clock_starts(clock, stage, warmed):
+    module, monitor = Warms(clock), ThroughputMonitor()
+    silent = {} if stage == "predict" else {"verbose": False}
+    loader = WithMiddle([features(4), features(3), features(2)])
+    torch.manual_seed(3)
+    expected = torch.rand(3)[-1]
+    torch.manual_seed(3)
+    getattr(trainer_with(monitor), stage)(module, loader, **silent)
+    assert module.seen == [("warm-up", 3)] * warmed + [(0, 4), (1, 3), (2, 2)]
+    assert module.drawn_in_test == expected, "the warm-up has used up random numbers"
+    assert monitor.facts()[f"cost/{stage}_samples_per_s"] == pytest.approx(9 / 1.5)
+    assert monitor.facts()[f"cost/{stage}_s"] == pytest.approx(1.5)
+
+
+def test_a_validation_of_a_fit_is_not_warmed_up(clock):
+    module = Warms(clock)
+    trainer_with(ThroughputMonitor(), num_sanity_val_steps=0).fit(
+        module, Batches([features(1)]), WithMiddle([features(2)])
+    )
+    assert module.seen == [(0, 2)]
+
+
+@pytest.mark.parametrize(("stage", "split"), [("validate", "val"), ("test", "test")])
+def test_what_a_frozen_network_took_counts(clock, stage, split):
+    class Head(Module):
+        steps_on_cached_features = True
+
+        def read_ahead(self, name):
+            # the Trainer's limit leaves a part of what the network has read
+            return ReadAhead(samples=40, tokens=400, seconds=10.0) if name == split else None
+
+        def validation_step(self, batch, batch_idx):
+            self.work(batch_idx)
+
+    monitor = ThroughputMonitor()
+    loader = Batches([features(4)] * 5)
+    getattr(trainer_with(monitor), stage)(Head(clock, (1.0,)), loader, verbose=False)
+    facts = monitor.facts()
+    assert facts[f"cost/head_{stage}_samples_per_s"] == pytest.approx(4.0)
+    # a text takes a quarter of a second in the network and another in the head
+    assert facts[f"cost/{stage}_samples_per_s"] == pytest.approx(2.0)
+    assert facts[f"cost/{stage}_tokens_per_s"] == pytest.approx(20.0)
+    assert facts[f"cost/{stage}_s"] == pytest.approx(5.0)
+
+
 def test_a_test_after_fit_leaves_the_values_of_fit(clock):
     monitor = ThroughputMonitor(warmup_steps=0)
     trainer = trainer_with(monitor)
@@ -337,12 +432,15 @@ def test_step_times_are_bounded_and_evenly_thinned(clock, monkeypatch):
     assert monitor.facts()["cost/train_samples_per_s"] == pytest.approx(30 / sum(step_s))
 
 
-def test_ranks_add_up_rates_and_take_the_slowest_time(clock, monkeypatch):
+@pytest.fixture
+def another_rank(monkeypatch):
+    """A second rank: 10 s in all, 8 s of them in steps; 8 samples, 8 of 16 tokens."""
+
     class Strategy:
         root_device = torch.device("cpu")
 
         def reduce(self, tensor, reduce_op):
-            other = {"max": [10.0, 1.0, 9000.0], "sum": [1.0, 4.0, 8.0, 16.0]}[reduce_op]
+            other = {"max": [10.0, 1.0, 9000.0, 8.0], "sum": [1.0, 4.0, 8.0, 8.0, 16.0]}[reduce_op]
             other = torch.tensor(other, dtype=tensor.dtype)
             return torch.maximum(tensor, other) if reduce_op == "max" else tensor + other
 
@@ -351,6 +449,19 @@ def test_ranks_add_up_rates_and_take_the_slowest_time(clock, monkeypatch):
     monkeypatch.setattr(
         throughput, "reduce_over_ranks", lambda trainer, *rest: real(several, *rest)
     )
+
+
+def test_a_test_is_as_fast_as_its_slowest_rank(clock, another_rank):
+    monitor = ThroughputMonitor()
+    batches = Batches([tokens(2, 4, 2)] * 3)
+    trainer_with(monitor).test(Module(clock, (2.0,)), batches, verbose=False)
+    facts = monitor.facts()
+    assert facts["cost/test_samples_per_s"] == pytest.approx((6 + 8) / 8)
+    assert facts["cost/test_tokens_per_s"] == pytest.approx((12 + 8) / 8)
+    assert facts["cost/test_s"] == pytest.approx(10.0)
+
+
+def test_ranks_add_up_rates_and_take_the_slowest_time(clock, another_rank):
     monitor = ThroughputMonitor(warmup_steps=0)
     trainer_with(monitor).fit(Module(clock, (2.0,)), Batches([tokens(2, 4, 2)] * 3))
     assert monitor.facts() == {

@@ -14,6 +14,7 @@ from smolbench.metrics.classification import (
     classification_tables,
     validation_metrics,
 )
+from smolbench.metrics.uncertainty import calibration_stderr
 
 
 @pytest.fixture(autouse=True)
@@ -172,6 +173,16 @@ def test_the_standard_error_by_hand():
     # the sample standard deviation of 1, 1, 1, 1, 0, over the root of 5
     assert found["accuracy_stderr"] == pytest.approx(np.std([1, 1, 1, 1, 0], ddof=1) / 5**0.5)
     assert math.isnan(classification_metrics(logits[:1], labels[:1])["accuracy_stderr"])
+
+
+def test_the_error_of_the_calibration_error_is_of_confidence_and_right_rows():
+    logits = 2 * torch.randn(60, 4)
+    labels = torch.randint(4, (60,))
+    confidence, predictions = (part.numpy() for part in logits.double().softmax(dim=1).max(dim=1))
+    expected = calibration_stderr(confidence, predictions == labels.numpy(), 15)
+    found = classification_metrics(logits, labels)
+    assert found["ece_stderr"] == pytest.approx(expected)
+    assert expected != pytest.approx(calibration_stderr(confidence, predictions > 0, 15))
 
 
 def test_certain_predictions_of_several_classes_keep_their_order():

@@ -55,6 +55,23 @@ def test_scores_are_those_of_rouge_score(scores):
     assert (scores[:, 2] != scores[:, 3]).any()  # the lines make the difference
 
 
+def test_each_summary_is_counted_once_and_has_a_reference():
+    done = []
+    rouge_scores(["one", "two", "three"], ["one", "two", "four"], done.append)
+    assert done == [1, 1, 1]
+    with pytest.raises(ValueError, match="argument 2"):
+        scored(["one"], ["one", "two"])
+
+
+@pytest.mark.parametrize("ended", [0, 1, 3, 4])
+def test_the_truncated_share_is_of_summaries_without_an_end(ended):
+    numbers = np.arange(4)
+    made = Summaries(
+        numbers, ["a"] * 4, ["a"] * 4, np.ones((4, 4)), numbers, numbers < ended, numbers < 0
+    )
+    assert made.metrics()["truncated_share"] == (4 - ended) / 4
+
+
 def test_the_stemmer_is_on():
     assert scored(["they were running"], ["he runs"])[0, 0] == pytest.approx(2 / 5)
 

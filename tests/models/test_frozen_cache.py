@@ -447,7 +447,7 @@ def test_ranks_that_have_nothing_to_compute_hear_of_errors(folder):
     run(folder, Network())
     gc.collect()  # no mapping is left open
     (folder / "key" / "meta.json").unlink()
-    marks = np.memmap(folder / "key" / "seconds.f32", dtype=np.float32, mode="r+")
+    marks = np.memmap(folder / "key" / "seconds.f32", dtype=np.float32, mode="r+").reshape(-1, 2)
     marks[2::3] = 0
     marks.flush()
     networks = [Network(), Network(), Network(0, SmolbenchError(DIED))]
@@ -567,7 +567,8 @@ def test_entries_of_one_pass_are_written_before_too_much_is_held(folder, undistu
     save = frozen_cache._save
 
     def spy(entries, blocks, computed, *rest):
-        saves.append([sum(part.nbytes for part in parts.values()) for parts in computed.values()])
+        each = (outputs.values() for outputs, _ in computed.values())
+        saves.append([sum(part.nbytes for part in parts) for parts in each])
         return save(entries, blocks, computed, *rest)
 
     monkeypatch.setattr(frozen_cache, "_save", spy)
@@ -592,7 +593,7 @@ def test_a_pass_over_several_entries_goes_on(folder, undisturbed, die_at, saved_
 def test_a_process_killed_between_two_entries_is_gone_on_with(folder, undisturbed, saved_often):
     with pytest.raises(RuntimeError):
         run_together(folder, Network(2))
-    marks = np.memmap(folder / "b" / "seconds.f32", dtype=np.float32, mode="r+")
+    marks = np.memmap(folder / "b" / "seconds.f32", dtype=np.float32, mode="r+").reshape(-1, 2)
     marks[1] = 0  # as if killed before this entry's mark
     marks.flush()
     rest = Network()

@@ -55,6 +55,20 @@ def test_without_a_template_rows_are_the_tokenizer_s_own(name):
     assert [encoder.shared_ids + row for row in rows] == tokenizer(TEXTS)["input_ids"]
 
 
+@pytest.mark.parametrize("template", [TEMPLATE, "Movie: {text} It was", '"{text}" is'])
+@pytest.mark.parametrize("name", ["gpt2", "bert", "opt"])
+def test_ids_are_those_of_the_prompt_as_one_text_unless_signs_meet(name, template):
+    tokenizer = tiny_tokenizer(name)
+    encoder = TemplateEncoder(tokenizer, template, 128)
+    rows = encoder.encode([*TEXTS, "It was fine."])["input_ids"]
+    for text, row in zip([*TEXTS, "It was fine."], rows, strict=True):
+        assert text[0].isalnum()
+        meets = template.startswith('"') and not text[-1].isalnum()
+        # WordPiece takes every sign alone
+        if name == "bert" or not meets:
+            assert [*encoder.shared_ids, *row] == tokenizer(template.format(text=text))["input_ids"]
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", ["gpt2", "bert", "opt", "t5"])
 def test_only_the_text_is_truncated(name, side):

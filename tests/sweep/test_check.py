@@ -26,7 +26,7 @@ def in_process(folder_here, monkeypatch):
     ("grid", "sentence"),
     [
         ("model.nope=1", "model.nope=1 is refused by `smolbench fit`: Option 'nope' is not"),
-        ("nope.x=1", "nope.x=1 is refused by `smolbench fit`: Unrecognized arguments"),
+        ("nope.x=1", "nope.x=1 is refused by `smolbench fit`: There is no option"),
         ("model.lr=1e-3,abc", "model.lr=abc is refused by `smolbench fit`: Expected a <class 'fl"),
         ("trainer.max_epochs=x", "trainer.max_epochs=x is refused"),
         ("seed_everything=0,a", "seed_everything=a is refused"),

@@ -594,12 +594,18 @@ def test_facts_count_the_backbone_and_time_the_frozen_passes(tmp_path):
     assert facts["cost/cache_s"] > 0
     assert facts["cost/cache_samples_per_s"] == pytest.approx(160 / facts["cost/cache_s"])
     assert "cost/test_cache_s" not in facts
+    assert task.read_ahead("test") is None
     trainer.test(task, data(), verbose=False)
-    assert task.facts()["cost/test_samples_per_s"] > 0
+    ahead = task.read_ahead("test")
+    own = task.encode({"text": trainer.datamodule.texts("test")})["input_ids"]
+    assert (ahead.samples, ahead.tokens) == (50, sum(map(len, own)))
+    assert 0 < ahead.seconds < task.facts()["cost/test_cache_s"], "loading is not in it"
 
     again, _ = fit(tmp_path)
     assert again.facts()["cost/cache_reused"] is True
     assert again.facts()["cost/cache_s"] == facts["cost/cache_s"]
+    plain_trainer(tmp_path).test(again, data(), verbose=False)
+    assert again.read_ahead("test") == ahead, "as it was when the network read them"
 
 
 @pytest.mark.parametrize(
@@ -615,6 +621,7 @@ def test_padding_is_what_the_backbone_reads_beside_the_texts(name, pass_tokens, 
     monkeypatch.setattr(features_module, "layer_outputs", spy)
     task = probe(name, pass_tokens=pass_tokens)
     features(task, cache)
+    assert read.pop(0) in read, "one block is read twice, to warm up"
     own = task.encode({"text": TEXTS})["input_ids"]
     # only a causal backbone reads the beginning that all rows share but once
     shared = len(task.encoder.shared_ids) if name == "bert" else 0

@@ -1,0 +1,171 @@
+"""Options and callbacks of the Trainer that cannot work here, each refused with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    LearningRateFinder,
+    ModelCheckpoint,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+
+from smolbench.callbacks import RunCheckpoint
+from smolbench.errors import SmolbenchError
+
+_AVERAGES = (
+    "keeps other weights than it has validated, and copies frozen ones: give AveragedWeights, "
+    "which averages what trains"
+)
+_REFUSED: dict[type[Callback], str] = {
+    WeightAveraging: _AVERAGES,
+    StochasticWeightAveraging: _AVERAGES,
+    BaseFinetuning: "changes during the training what trains, which model.method says once",
+    ModelPruning: "renames the weights, so that no checkpoint of the run would fit",
+    LearningRateFinder: (
+        "would train at another rate than the run records: compare rates by `smolbench sweep`"
+    ),
+    BatchSizeFinder: (
+        "would train with other batches than the run records: data.batch_size auto finds the "
+        "largest ones"
+    ),
+    RunCheckpoint: (
+        "is there already: checkpoint.monitor, checkpoint.mode and checkpoint.every_minutes set it"
+    ),
+}
+_AT_LEAST: dict[str, float] = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "max_epochs": 1,
+    "max_steps": 1,
+    "min_epochs": 0,
+    "min_steps": 0,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 0,
+    "gradient_clip_val": 0,
+}
+_ENDLESS = -1
+"""What max_epochs, max_steps and num_sanity_val_steps mean no limit by."""
+_LARGEST_SEED = 2**32 - 1
+OWN_FOLDER = "callback_checkpoints"
+"""Where callbacks of the user's write checkpoints, if they do not say."""
+
+
+def check_options(trainer: Mapping[str, Any]) -> None:
+    """Refuse values of the Trainer's options that cannot work, before there is a Trainer.
+
+    Raises:
+        SmolbenchError: Naming the option, and what is allowed.
+    """
+    for name, least in _AT_LEAST.items():
+        value = trainer.get(name)
+        endless = name in {"max_epochs", "max_steps", "num_sanity_val_steps"}
+        if value is None or (endless and value == _ENDLESS):
+            continue
+        if value < least:
+            allowed = f"{least:g} or more" + (", or -1 for no limit" if endless else "")
+            raise SmolbenchError(f"trainer.{name} is {value}, and must be {allowed}.")
+    interval = trainer.get("val_check_interval")
+    if isinstance(interval, (int, float)) and interval <= 0:
+        raise SmolbenchError(
+            f"trainer.val_check_interval is {interval}: give a number of batches, or a share of an "
+            "epoch above 0 and up to 1.0 (data.val_fraction 0 trains without validation)."
+        )
+    precision = str(trainer.get("precision"))
+    if (precision.endswith("-true") and precision != "32-true") or precision in {"64", "16"}:
+        raise SmolbenchError(
+            f"trainer.precision is {precision}, which changes the format of what trains: leave it "
+            "at 32-true, or take bf16-mixed or 16-mixed; model.dtype is the format of what is "
+            "frozen."
+        )
+    if str(trainer.get("strategy")).startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
+        raise SmolbenchError(
+            f"trainer.strategy is {trainer['strategy']}, whose processes cannot hand their results "
+            "back: take ddp."
+        )
+    plugins = trainer.get("plugins")
+    for plugin in plugins if isinstance(plugins, list) else [plugins]:
+        if str(_class_path(plugin)).endswith("AsyncCheckpointIO"):
+            raise SmolbenchError(
+                "trainer.plugins AsyncCheckpointIO writes checkpoints behind the run's back, which "
+                "takes them for complete: leave it out; a write takes moments here, because a "
+                "checkpoint holds only what trains."
+            )
+
+
+def check_seed(seed: float) -> None:
+    """Refuse a seed that NumPy does not take.
+
+    Raises:
+        SmolbenchError: Saying what is allowed.
+    """
+    if not 0 <= seed <= _LARGEST_SEED:
+        raise SmolbenchError(
+            f"seed_everything is {seed}, and must be a whole number from 0 to {_LARGEST_SEED:,}."
+        )
+
+
+def check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Refuse callbacks of a training that cannot work.
+
+    Args:
+        callbacks: Those that were asked for.
+
+    Raises:
+        SmolbenchError: Naming the callback, and what does what it is for.
+    """
+    for one in callbacks:
+        for refused, reason in _REFUSED.items():
+            if isinstance(one, refused):
+                raise SmolbenchError(f"trainer.callbacks {type(one).__name__} {reason}.")
+
+
+def keep_apart(callbacks: Iterable[Callback], folder: Path, say: Callable[[str], None]) -> None:
+    """Let checkpoints of others have a folder of their own, not that of the run's.
+
+    Args:
+        callbacks: Those that were asked for.
+        folder: The run folder.
+        say: Called with a sentence.
+
+    Raises:
+        SmolbenchError: If one was told to write among the run's.
+    """
+    own = folder / "checkpoints"
+    for one in callbacks:
+        if not isinstance(one, ModelCheckpoint):
+            continue
+        if one.dirpath is None:
+            one.dirpath = str(folder / OWN_FOLDER)
+            say(f"{type(one).__name__} writes to {one.dirpath}.")
+        elif Path(one.dirpath).resolve() == own.resolve():
+            raise SmolbenchError(
+                f"{type(one).__name__}.dirpath is {one.dirpath}, where the run keeps the "
+                "checkpoints that it goes on from: give another folder."
+            )
+
+
+def plain_values(config: Any) -> Any:  # noqa: ANN401 - whatever a configuration holds
+    """A configuration with the values of enumerations for themselves, as they can be written."""
+    if isinstance(config, Namespace):
+        for key, value in vars(config).items():
+            config[key] = plain_values(value)
+        return config
+    if isinstance(config, dict):
+        return {key: plain_values(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [plain_values(value) for value in config]
+    return config.value if isinstance(config, Enum) else config
+
+
+def _class_path(given: object) -> object:
+    return given["class_path"] if isinstance(given, Namespace) else given

@@ -1,0 +1,122 @@
+"""Options and callbacks of the Trainer that cannot work are refused; what works does."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from smolbench.cli import main
+from tests.helpers.command import results
+
+FIT = ["fit", "--config=imdb_probe", "--config=tiny", "--trainer.accelerator=cpu", "--run_dir=run"]
+FIT += ["--data.val_fraction=0.1", "--data.limit_train=120", "--trainer.max_epochs=1"]
+FIT += ["--trainer.enable_progress_bar=false", "--latency.examples=0", "--model.warmup_steps=0"]
+
+
+@pytest.fixture
+def said(folder_here, capsys):
+    """What a fit says that is refused, in one sentence and without a run."""
+
+    def call(*options: str) -> str:
+        assert main([*FIT, *options]) == 2
+        err = capsys.readouterr().err
+        assert "Traceback" not in err
+        assert not (folder_here / "run" / "results.json").exists()
+        return err.strip().splitlines()[-1]
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("trainer.accumulate_grad_batches=0", "must be 1 or more"),
+        ("trainer.check_val_every_n_epoch=0", "must be 1 or more"),
+        ("trainer.max_epochs=0", "must be 1 or more, or -1 for no limit"),
+        ("trainer.max_steps=0", "must be 1 or more, or -1 for no limit"),
+        ("trainer.val_check_interval=0", "a share of an epoch"),
+        ("trainer.gradient_clip_val=-1", "must be 0 or more"),
+        ("trainer.precision=bf16-true", "bf16-mixed"),
+        ("trainer.precision=64-true", "32-true"),
+        ("trainer.strategy=ddp_spawn", "take ddp"),
+        ("trainer.plugins=lightning.pytorch.plugins.AsyncCheckpointIO", "leave it out"),
+        ("seed_everything=-5", "from 0 to 4,294,967,295"),
+        ("seed_everything=4294967296", "from 0 to 4,294,967,295"),
+        ("trainer.callbacks+=EMAWeightAveraging", "AveragedWeights"),
+        ("trainer.callbacks+=smolbench.callbacks.RunCheckpoint", "checkpoint.monitor"),
+        ("trainer.callbacks+=LearningRateFinder", "smolbench sweep"),
+        ("trainer.callbacks+=BatchSizeFinder", "data.batch_size auto"),
+        ("trainer.callbacks+=BackboneFinetuning", "model.method"),
+        ("ckpt=last", "did you mean --ckpt_path?"),
+        ("trainer.max_epo=2", "did you mean --trainer.max_epochs?"),
+    ],
+)
+def test_what_cannot_work_is_refused(said, option, sentence):
+    assert sentence in said(f"--{option}")
+
+
+def test_what_lightning_refuses_is_a_sentence(folder_here, capsys):
+    assert main([*FIT, "--trainer.val_check_interval=1000"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert "less than or equal to the number of the training batches" in err.splitlines()[-1]
+
+
+def test_a_modelcheckpoint_among_the_runs_files_is_refused(said):
+    own = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath=run/checkpoints"]
+    assert "give another folder" in said(*own)
+
+
+def test_other_checkpoints_have_a_folder_of_their_own(folder_here):
+    own = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.save_last=true"]
+    own += ["--trainer.callbacks.save_weights_only=true"]
+    assert main([*FIT, *own]) == 0
+    assert (folder_here / "run/callback_checkpoints/last.ckpt").is_file()
+    assert main([*FIT, *own, "--ckpt_path=last"]) == 0, "the run's own holds the optimiser"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trainer.callbacks+=Timer", "--trainer.callbacks.duration=00:01:00:00"],
+        ["--trainer.callbacks+=TQDMProgressBar", "--trainer.enable_progress_bar=true"],
+        ["--trainer.callbacks+=TrainingGuard"],
+    ],
+)
+def test_what_works(folder_here, options):
+    assert main([*FIT, *options]) == 0
+    assert results(folder_here / "run")["status"] == "finished"
+
+
+def test_a_seed_is_drawn_said_and_kept(folder_here, caplog):
+    with caplog.at_level("INFO", logger="smolbench"):
+        assert main([*FIT, "--seed_everything=false"]) == 0
+    seed = json.loads(Path("run/results.json").read_text())["seed"]
+    assert f"seed_everything {seed}" in caplog.text
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["seed_everything"] == seed
+    assert main([*FIT, "--seed_everything=false", "--ckpt_path=last"]) == 0
+    assert results(folder_here / "run")["seed"] == seed
+
+
+def test_a_schedule_is_that_of_all_epochs_where_the_accumulation_changes(folder_here):
+    trainer = {
+        "callbacks": [
+            {
+                "class_path": "GradientAccumulationScheduler",
+                "init_args": {"scheduling": {0: 1, 2: 4}},
+            }
+        ],
+        "log_every_n_steps": 1,
+    }
+    Path("own.yaml").write_text(yaml.safe_dump({"trainer": trainer}))
+    fit = [*FIT, "--config=own.yaml", "--trainer.max_epochs=4", "--model.schedule=linear"]
+    assert main([*fit, "--data.batch_size=10"]) == 0
+    with Path("run/metrics.csv").open() as file:
+        rates = [float(row["train/lr"]) for row in csv.DictReader(file) if row["train/lr"]]
+    # 11 batches: two epochs of 11 steps and two of 3, and the rate falls along one line to 0
+    steps = sorted({round(rate / rates[0] * 28) for rate in rates}, reverse=True)
+    assert steps == list(range(28, 0, -1))
