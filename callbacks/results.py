@@ -22,7 +22,7 @@ from smolbench.callbacks.values import counted, plain
 from smolbench.files import rename_when_on_disk, write_atomically
 from smolbench.notices import begin, gathered, kept
 from smolbench.processor import processor_name
-from smolbench.protocols import HasFacts, Predicts, ShowsSamples, offered
+from smolbench.protocols import HasFacts, KeepsRows, Predicts, ShowsSamples, offered
 from smolbench.runs.results import FILE_NAME, Results, read_results, write_results
 from smolbench.runs.samples import write_samples
 
@@ -115,7 +115,7 @@ class ResultsWriter(Callback):
             "python": platform.python_version(),
             "platform": platform.platform(),
             "cpu_count": os.cpu_count(),
-            "packages": _packages(),
+            "packages": packages_here(),
         }
         write_atomically(self.folder / "environment.json", json.dumps(environment, indent=2) + "\n")
 
@@ -123,6 +123,10 @@ class ResultsWriter(Callback):
         """Write what is known once the model is built."""
         self._write(trainer, "running")
         self._write_samples(pl_module)
+        keeps = offered(trainer.datamodule, KeepsRows)  # type: ignore[attr-defined]
+        rows = keeps.kept_rows() if keeps is not None and not self._silent else None
+        if rows is not None:
+            rows.write(self.folder)
 
     def on_train_batch_start(
         self,
@@ -235,10 +239,11 @@ def _hardware(trainer: Trainer) -> dict[str, Any]:
         "precision": str(trainer.precision),
         "strategy": type(trainer.strategy).__name__,
     }
-    return facts | {f"packages/{name}": found for name, found in _packages().items()}
+    return facts | {f"packages/{name}": found for name, found in packages_here().items()}
 
 
-def _packages() -> dict[str, str]:
+def packages_here() -> dict[str, str]:
+    """Versions of the libraries that results depend on, by their names."""
     found = {}
     for name in _PACKAGES:
         try:

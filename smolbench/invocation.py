@@ -6,6 +6,7 @@ it works in any later process: only the run folders are looked at.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from smolbench.runs.run_dir import (
     run_of_config,
 )
 
+log = logging.getLogger("smolbench")
 Subcommand = Literal["fit", "validate", "test", "predict"]
 SUBCOMMANDS: tuple[Subcommand, ...] = ("fit", "validate", "test", "predict")
 
@@ -314,9 +316,15 @@ def _find_run(
         found = find_runs(call.runs_dir, call.recipe if configs else None)
         where = f"of {call.recipe} below {call.runs_dir}" if configs else f"below {call.runs_dir}"
     # folders of tests with other settings hold no training, and so no attempts
-    found = [run for run in found if "attempts" in run.results()]
-    if not training:
-        found = [run for run in found if run.checkpoint(name).is_file()]
+    trained = [run for run in found if "attempts" in run.results()]
+    found = trained if training else [run for run in trained if run.checkpoint(name).is_file()]
+    if found and found[0] != trained[0]:
+        log.warning(
+            "The newest run, %s, has no %s checkpoint: an older one is taken, %s.",
+            trained[0].path,
+            name,
+            found[0].path,
+        )
     if found:
         return found[0]
     what = "run" if training else f"run with a {name} checkpoint"

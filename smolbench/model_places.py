@@ -9,6 +9,7 @@ from typing import Any
 from smolbench.callbacks.checkpoint import read_checkpoint
 from smolbench.digest import is_digest
 from smolbench.errors import SmolbenchError
+from smolbench.identity import compare
 from smolbench.invocation import Invocation
 from smolbench.models.causal_lm import LanguageModel
 from smolbench.runs.run_dir import Run
@@ -82,7 +83,15 @@ def as_named_now(before: Settings, now: Settings, call: Invocation) -> Settings:
                 f"on which the run {call.run.path} was trained: name the folder where that one "
                 "lies now, or train anew."
             )
-    elif _one_path(place, old.get("backbone")) and content is None:
+    elif content is not None:
+        then = _trained_on(call.run, call.checkpoint)
+        differs = compare("score", {"model/revision": then}, {"model/revision": content}).refused
+        if is_digest(then) and differs:
+            raise SmolbenchError(
+                f"The files of the model in {place} have changed since the run {call.run.path} was "
+                "trained on it: put them back as they were, or train anew."
+            )
+    elif _one_path(place, old.get("backbone")):
         trained_on = _trained_on(call.run, call.checkpoint)
         refuse_missing(str(place), trained_on, f"The run {call.run.path}", "--model.backbone")
     teacher = new.get("teacher")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # no class here is an option; the data modules import this fi
     import torch
 
     from smolbench.data.batching import Rows
+    from smolbench.data.kept_rows import KeptRows
     from smolbench.data.token_cache import TokenTable
 
 Part = TypeVar("Part")
@@ -111,6 +112,13 @@ class HasFacts(Protocol):
 
     def facts(self) -> Mapping[str, Any]:
         """Flat, with plain values."""
+
+
+class KeepsRows(Protocol):
+    """Knows which rows a training is made of, for ``rows.npz``."""
+
+    def kept_rows(self) -> KeptRows | None:
+        """Those of training, validation and test, by their content; ``None`` if not known."""
 
 
 class Predicts(Protocol):

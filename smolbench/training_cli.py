@@ -38,12 +38,16 @@ from smolbench.callbacks import (
     TrainingGuard,
 )
 from smolbench.callbacks.checkpoint import read_checkpoint
+from smolbench.callbacks.results import packages_here
 from smolbench.data import BaseDataModule
 from smolbench.data.whole_splits import refuse_batch_limits
+from smolbench.data_of_run import rows_of_run
 from smolbench.errors import SmolbenchError
+from smolbench.identity import Purpose, compare, said
 from smolbench.invocation import Invocation
 from smolbench.model_places import name_places
 from smolbench.monitors import check_monitors, unknown_metric
+from smolbench.notices import warn
 from smolbench.option_parser import OptionParser
 from smolbench.predict_output import Labelled, Said, Summarized
 from smolbench.progress import draw_library_bars
@@ -287,6 +291,8 @@ class SmolCLI(LightningCLI):
             if (said := _objection(self.config[self.subcommand]["trainer"])) is not None:
                 raise SmolbenchError(said) from error
             raise
+        if isinstance(self.datamodule, BaseDataModule) and self.call.subcommand != "predict":
+            rows_of_run(self.datamodule, self.call, self._settings())
         if self.call.checkpoint is not None:
             self.model.before_data(read_checkpoint(self.call.checkpoint))
 
@@ -333,6 +339,7 @@ class SmolCLI(LightningCLI):
         self.check_training()
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        self._tell_versions("resume", "goes on")
         log.info("Run folder: %s", self.folder)
         if self._begins:
             self.writer.claim(self.folder)
@@ -420,6 +427,23 @@ class SmolCLI(LightningCLI):
         call = self.call
         if call.checkpoint is None and not call.untrained and not self.model.scored_untrained:
             raise SmolbenchError(call.missing or "There is no checkpoint to score.")
+        if call.subcommand != "predict":
+            self._tell_versions("score", "is scored")
+
+    def _tell_versions(self, purpose: Purpose, what: str) -> None:
+        """Say which libraries have other versions than when the run was trained."""
+        if self.call.run is None:
+            return
+        now = {f"packages/{name}": version for name, version in packages_here().items()}
+        before = {name: v for name, v in self.call.run.results().items() if name in now}
+        now = {name: now[name] for name in before}
+        told = compare(purpose, before, now).told
+        if told:
+            warn(
+                "The run was trained with other versions of libraries than it %s with: %s.",
+                what,
+                said(told).replace("packages/", ""),
+            )
 
     def _summarise(self, *splits: str) -> None:
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -311,6 +311,10 @@ AFTER_FIT = {
     "data/split_seed": int,
     "data/duplicates": int,
     "data/overlap": int,
+    "data/two_labels": int,
+    "data/train_rows": str,
+    "data/val_rows": str,
+    "data/test_rows": str,
     "hardware/device": str,
     "hardware/name": str,
     "hardware/threads": int,
@@ -382,6 +386,7 @@ def test_a_fit(run):
         "environment.json",
         "metrics.csv",
         "results.json",
+        "rows.npz",
     ]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         "best.ckpt",

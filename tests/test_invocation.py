@@ -257,6 +257,22 @@ def test_without_any_run_it_is_said_what_to_do():
             read("test", "--config=imdb_probe", f"--ckpt_path={asked}")
 
 
+def test_an_older_run_answers_with_a_word(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("smolbench"), "propagate", True)
+    older = make_run("a", "2025-01-01T00:00:00+00:00")
+    newer = make_run("a", "2026-01-01T00:00:00+00:00", checkpoints=("last",))
+    for subcommand, options in (("predict", []), ("test", ["--config=a.yaml"])):
+        caplog.clear()
+        Path("a.yaml").write_text("model: {}")
+        assert read(subcommand, *options).run.path == older
+        assert set(caplog.messages) == {
+            f"The newest run, {newer}, has no best checkpoint: an older one is taken, {older}."
+        }
+    caplog.clear()
+    assert read("fit", "--config=a.yaml", "--ckpt_path=last").run.path == newer
+    assert caplog.messages == []
+
+
 def test_a_damaged_results_file_is_passed_over_with_a_word(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("smolbench"), "propagate", True)
     older = make_run("a", "2025-01-01T00:00:00+00:00")

@@ -115,6 +115,24 @@ def test_other_weights_in_the_new_place_are_refused(renamed, capsys):
     assert not Path("out").exists()
 
 
+def test_other_weights_in_the_same_place_are_refused(made, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(made)
+    killed, kept = tmp_path / "killed", tmp_path / "kept"
+    shutil.copytree("run", killed)
+    shutil.rmtree(killed / "checkpoints")  # killed before its first one
+    shutil.copytree("models/net", kept)
+    shutil.copytree(tiny_backbone("gpt2", seed=1), "models/net", dirs_exist_ok=True)
+    try:
+        more = ["--ckpt_path=last", "--trainer.max_epochs=2", "--extend"]
+        for command in (["test", "--run_dir=run"], ["fit", "--run_dir=run", *more]):
+            assert "have changed since the run" in refused(capsys, *command)
+        before = results(killed)
+        assert "have changed since" in refused(capsys, "fit", f"--run_dir={killed}", *more)
+        assert results(killed) == before
+    finally:
+        shutil.copytree(kept, "models/net", dirs_exist_ok=True)
+
+
 def test_a_run_of_an_earlier_version_kept_a_relative_path(renamed):
     text = Path("run/config.yaml").read_text()
     Path("run/config.yaml").write_text(text.replace(f"{renamed}/models/net", "models/net"))

@@ -7,17 +7,13 @@ all values at once.
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from smolbench.digest import LENGTH, digest, text_digest
-from smolbench.files import write_atomically
+from smolbench.digest import LENGTH, text_digest
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,8 +21,6 @@ if TYPE_CHECKING:
 
 BLOCK_ROWS = 1000
 """Rows of a column that are read at once."""
-
-log = logging.getLogger("smolbench")
 
 
 def column_blocks(dataset: Dataset, name: str) -> Iterator[pa.Array]:
@@ -115,65 +109,3 @@ def _sound(texts: pa.ChunkedArray, labels: pa.ChunkedArray, classes: int) -> boo
         return False
     bounds = pc.min_max(labels).as_py()
     return not len(labels) or bool(bounds["min"] >= 0 and bounds["max"] < classes)
-
-
-# -- duplicates -----------------------------------------------------------------------------------
-
-
-def count_duplicates(texts: Iterable[str]) -> int:
-    """Count texts that repeat an earlier one, up to white space at the ends."""
-    return _duplicates(_hashes(texts))
-
-
-def count_overlap(train_texts: Iterable[str], test_texts: Iterable[str]) -> int:
-    """Count test texts that occur among the training texts, up to white space at the ends."""
-    return _overlap(_hashes(train_texts), _hashes(test_texts))
-
-
-def repeated_texts(train: Dataset, test: Dataset, column: str, folder: Path) -> tuple[int, int]:
-    """Duplicates of the training texts and their overlap with the test's, remembered on disk.
-
-    Args:
-        train: Rows with a column of texts.
-        test: The same.
-        column: Its name.
-        folder: Where the two numbers are kept, under a digest of both columns.
-
-    Returns:
-        What :func:`count_duplicates` and :func:`count_overlap` say.
-    """
-    columns = {"train": column_digest(train, column), "test": column_digest(test, column)}
-    path = folder / f"{digest({'counts': 1, **columns})}.json"
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        return int(known["duplicates"]), int(known["overlap"])
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, TypeError, KeyError):
-        log.warning("%s is damaged and is made anew.", path)
-    train_hashes = _hashes(column_values(train, column))
-    test_hashes = _hashes(column_values(test, column))
-    counts = _duplicates(train_hashes), _overlap(train_hashes, test_hashes)
-    try:
-        write_atomically(
-            path, json.dumps(dict(zip(("duplicates", "overlap"), counts, strict=True)))
-        )
-    except OSError as error:
-        log.warning("%s cannot be written (%s); the next run counts again.", path, error)
-    return counts
-
-
-def _duplicates(hashes: npt.NDArray[np.int64]) -> int:
-    return len(hashes) - len(np.unique(hashes))
-
-
-def _overlap(train: npt.NDArray[np.int64], test: npt.NDArray[np.int64]) -> int:
-    return int(np.isin(test, train).sum())
-
-
-def _hashes(texts: Iterable[str]) -> npt.NDArray[np.int64]:
-    """64 bits per text, where the texts themselves would fill the memory.
-
-    Two of ten million texts share one by chance with a probability of 3 in a million.
-    """
-    return np.fromiter((hash(text.strip()) for text in texts), dtype=np.int64)

@@ -13,6 +13,7 @@ import tempfile
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,14 +22,18 @@ import numpy as np
 import numpy.typing as npt
 from lightning.pytorch import LightningDataModule, LightningModule
 
+from smolbench import identity
 from smolbench.data.batching import BatchLoader, BatchPlan, Plan, Rows, TokenRows
-from smolbench.data.columns import column_digest, column_numbers, column_values, repeated_texts
+from smolbench.data.columns import column_digest, column_numbers, column_values
+from smolbench.data.kept_rows import KeptRows, Repeats, RowKeys
+from smolbench.data.run_rows import OfRun, found_again, unseen_rows
 from smolbench.data.sources import Source, Split, select
 from smolbench.data.token_cache import EncodeFn, TokenTable, encode_to_cache
 from smolbench.data.whole_splits import refuse_batch_limits
 from smolbench.digest import digest, text_digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
+from smolbench.notices import warn
 from smolbench.protocols import (
     Encodes,
     MakesRows,
@@ -63,6 +68,20 @@ def require_values(cls: type, *names: str) -> None:
             f"{cls.__name__} is incomplete, it does not set {', '.join(missing)}: set what is "
             "missing in the class, as its base class says."
         )
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Which rows a split has: those of ``dataset`` with the numbers ``rows``.
+
+    ``pool`` are those that they were drawn from, ``numbers`` what they are known by.
+    """
+
+    dataset: Any
+    pool: Numbers
+    rows: Numbers
+    numbers: Numbers
+    limited: bool
 
 
 class BaseDataModule(LightningDataModule, ABC):
@@ -161,6 +180,12 @@ class BaseDataModule(LightningDataModule, ABC):
         self._source: Source | None = None
         self._splits: dict[str, Split] = {}
         self._facts: dict[str, Any] = {}
+        self._draws: dict[str, _Drawn] = {}
+        self._held_out: tuple[Numbers, Numbers] | None = None
+        self._keys: dict[int, tuple[Any, RowKeys]] = {}
+        self._run: OfRun | None = None
+        self._kept: KeptRows | None = None
+        self._repeats: Repeats | None = None
         self._temporary: list[Path] = []
         self._unprepared: Exception | None = None
         self.part_of: Callable[[str, BatchPlan], Plan] | None = None
@@ -212,24 +237,19 @@ class BaseDataModule(LightningDataModule, ABC):
         return self._source
 
     def _describe(self, source: Source) -> None:
-        duplicates, overlap = repeated_texts(
-            source.splits["train"],
-            source.splits["test"],
-            self.content[0],
-            self.cache_dir / "counts",
-        )
         self._facts = {
             "data/id": source.id,
             "data/revision": source.revision,
             "data/split_seed": self.split_seed,
-            "data/duplicates": duplicates,
-            "data/overlap": overlap,
             **{f"data/limit_{name}": limit for name, limit in self.limits.items()},
             **source.facts,
         }
+        if self._run is not None:
+            self._run.tell_unknown(source)
+            self._facts["data/revision"] = self._run.revision_of(source)
 
     def split(self, name: SplitName) -> Split:
-        """Examples of a split, after the limit.
+        """Examples of a split, after the limit; of a run's data its own rows.
 
         Raises:
             SmolbenchError: If the split is empty, there is nothing to learn from it, or there is
@@ -238,41 +258,152 @@ class BaseDataModule(LightningDataModule, ABC):
         if name not in self._splits:
             if name == "predict":
                 raise SmolbenchError(self._nothing_to_predict())
-            source = self._loaded()
-            # a dataset with validation rows of its own is not split
-            own = {"train": "train", "val": "validation", "test": "test"}[name]
-            own = own if own in source.splits else "train"
-            dataset = source.splits[own]
-            rows = np.arange(len(dataset))
-            if name != "test" and "validation" not in source.splits:
-                if self.val_fraction > 0:
-                    train, val = self.hold_out(source)
-                    rows = train if name == "train" else val
-                elif name == "val":
-                    rows = rows[:0]
-            limit, strata = self.limits[name], None
-            if limit is not None:
-                self._facts[f"data/n_{name}_unlimited"] = len(rows)
-            if limit is not None and limit < len(rows) and self.limit_mode == "stratified":
-                strata = self.strata(source, own)
-                strata = None if strata is None else strata[rows]
-            rows = rows[select(rows, limit, strata, self.limit_mode, self.split_seed)]
+            drawn = self._drawn(name)
+            source_id, rows, dataset = self._loaded().id, drawn.rows, drawn.dataset
+            if drawn.limited:
+                self._facts[f"data/n_{name}_unlimited"] = len(drawn.pool)
             if not len(rows) and name != "val":
-                raise SmolbenchError(f"The {name} split of {source.id} is empty.")
+                raise SmolbenchError(f"The {name} split of {source_id} is empty.")
             labels = None
             if "label" in dataset.column_names:
                 labels = column_numbers(dataset, "label")[rows]
             if name == "train":
-                self.check_training_rows(source.id, labels)
+                self.check_training_rows(source_id, labels)
             self._splits[name] = Split(dataset.select(rows), labels)
             self._facts[f"data/n_{name}"] = len(rows)
             if name == "test":
                 examples = self._splits[name].examples
                 columns = [column_values(examples, column) for column in self.content]
                 self._facts["data/test_digest"] = text_digest(
-                    "\0".join(map(str, parts)) for parts in zip(rows, *columns, strict=True)
+                    "\0".join(map(str, parts))
+                    for parts in zip(drawn.numbers, *columns, strict=True)
                 )
         return self._splits[name]
+
+    def _drawn(self, name: SplitName) -> _Drawn:
+        """Which rows a split has; see :meth:`split`."""
+        if name not in self._draws:
+            self._draws[name] = self._draw(name)
+        return self._draws[name]
+
+    def _draw(self, name: SplitName) -> _Drawn:
+        source = self._loaded()
+        # a dataset with validation rows of its own is not split
+        own = {"train": "train", "val": "validation", "test": "test"}[name]
+        own = own if own in source.splits else "train"
+        dataset, limit = source.splits[own], self.limits[name]
+        pool = numbers = np.arange(len(dataset))
+        run = self._run if self._run is not None and not self._run.goes_on else None
+        if run is not None and run.kept is not None and name == "test" and run.other_test:
+            pool = unseen_rows(dataset, self.content, run.kept)
+        elif run is not None and run.kept is not None:
+            kept = run.kept
+            dataset, numbers = found_again(name, source, self.content, kept)
+            source = Source({**source.splits, own: dataset}, source.id, source.revision)
+            pool = np.arange(len(dataset))
+            if name != "test" or limit == run.limit_test:
+                drawn = pool if name != "test" else np.flatnonzero(np.isin(numbers, kept.drawn))
+                return _Drawn(dataset, pool, drawn, numbers[drawn], limit is not None)
+        elif name != "test" and "validation" not in source.splits:
+            if self.val_fraction > 0:
+                self._held_out = self._held_out or self.hold_out(source)
+                pool = self._held_out[0 if name == "train" else 1]
+            elif name == "val":
+                pool = pool[:0]
+        strata = None
+        if limit is not None and limit < len(pool) and self.limit_mode == "stratified":
+            strata = self.strata(source, own)
+            strata = None if strata is None else strata[pool]
+        rows = pool[select(pool, limit, strata, self.limit_mode, self.split_seed)]
+        return _Drawn(dataset, pool, rows, numbers[rows], limit is not None)
+
+    # -- what a run is made of -------------------------------------------------------------------
+
+    def of_run(self, run: OfRun) -> None:
+        """Read the rows of a run, wherever they stand now; to be called before anything is read.
+
+        Args:
+            run: What is known of the run, and whether it goes on.
+        """
+        self._run = run
+        self.revision = run.commit or self.revision
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether splits are drawn row by row, as by versions whose runs did not keep their rows.
+
+        Data of a user's own is split text by text: equal texts are on one side.
+        """
+        return self._run is not None and self._run.kept is None
+
+    def row_keys(self, rows: Any, known: RowKeys | None = None) -> RowKeys:  # noqa: ANN401
+        """Keys of all rows of a split of the source, found out once.
+
+        Args:
+            rows: A ``datasets.Dataset``.
+            known: Its keys, where they are known.
+        """
+        if id(rows) not in self._keys:  # kept with the rows, so that none gets the same id
+            self._keys[id(rows)] = rows, known or RowKeys.of(rows, self.content)
+        return self._keys[id(rows)][1]
+
+    def kept_rows(self) -> KeptRows | None:
+        """The rows that a training is made of; ``None`` before :meth:`setup` for one."""
+        return self._kept
+
+    def _keep(self) -> None:
+        """Find out which rows a training is made of, and refuse to go on with other ones."""
+        if self._kept is not None:
+            return
+        source, keys, drawn = self._loaded(), {}, {}
+        names: tuple[SplitName, ...] = ("train", "val", "test")
+        for name in names:
+            drawn[name] = self._drawn(name)
+            chosen = drawn[name].pool if name == "test" else drawn[name].rows
+            few = 2 * len(chosen) < len(drawn[name].dataset)
+            keys[name] = (
+                RowKeys.of(drawn[name].dataset.select(chosen), self.content)
+                if few and id(drawn[name].dataset) not in self._keys
+                else self.row_keys(drawn[name].dataset)[chosen]
+            )
+        n_all = sum(map(len, source.splits.values()))
+        kept = KeptRows(**keys, drawn=drawn["test"].rows, n_all=n_all)
+        if self._run is not None:
+            self._run.refuse_other(source, kept, self.content)
+            kept = self._run.kept or kept
+        self._kept = kept
+        self._facts |= kept.digests
+        self._count(kept.repeats, tell=True)
+
+    def _count_repeats(self, *, tell: bool) -> None:
+        """Find out what stands more than once where nothing is trained."""
+        if self._repeats is not None:
+            return
+        kept = None if self._run is None else self._run.kept
+        if kept is None:
+            splits = self._loaded().splits
+            parts = [splits[name] for name in ("train", "validation") if name in splits]
+            seen = RowKeys.joined(*map(self.row_keys, parts))
+            test = self.row_keys(splits["test"])
+        else:
+            seen, test = kept.seen, kept.test[kept.drawn]
+            self._facts |= kept.digests
+        if "test" in self._splits:
+            scored = RowKeys.of(self._splits["test"].examples, self.content)
+            self._facts["data/test_rows"] = scored.digest
+            test = scored if kept is not None else test
+        self._count(Repeats.among(seen, test), tell=tell)
+
+    def _count(self, repeats: Repeats, *, tell: bool) -> None:
+        """Note what stands more than once, and say it."""
+        self._repeats = repeats
+        self._facts["data/duplicates"] = repeats.duplicates
+        self._facts["data/overlap"] = repeats.overlap
+        labelled = self.kind == "classification"  # a text may well have several summaries
+        if labelled:
+            self._facts["data/two_labels"] = repeats.two_labels
+        if tell and (line := repeats.said(labelled=labelled)) is not None:
+            warn(line)
 
     def _nothing_to_predict(self) -> str:
         """Why there is no split ``predict``, as a sentence."""
@@ -319,6 +450,8 @@ class BaseDataModule(LightningDataModule, ABC):
         }
         if self.trainer is not None and self.part_of is None:
             refuse_batch_limits(stage, vars(self.trainer))
+        if stage == "fit":
+            self._keep()
         for name in wanted[stage]:
             split = self.split(name)
             if not len(split):
@@ -326,6 +459,8 @@ class BaseDataModule(LightningDataModule, ABC):
             encoder = self._encoder_name()
             if split.table is None or split.encoder != encoder:
                 split.table, split.encoder = self._encoded(name, split), encoder
+        if stage == "test":
+            self._count_repeats(tell=True)
 
     def encoded_by(
         self, name: SplitName, encode: EncodeFn, key: Mapping[str, Any], description: str
@@ -366,13 +501,14 @@ class BaseDataModule(LightningDataModule, ABC):
             content = {column: column_digest(examples, column) for column in columns}
             # what a tokenizer's file means is up to those who read it
             versions = {name: version(name) for name in ("tokenizers", "transformers")}
-            name_on_disk = digest(
+            name_on_disk = identity.key(
+                "cache",
                 {
                     "encoder": dict(key),
                     "made_by": versions,
                     "examples": content,
                     "rows": len(split),
-                }
+                },
             )
         return encode_to_cache(
             folder,
@@ -523,4 +659,6 @@ class BaseDataModule(LightningDataModule, ABC):
 
     def facts(self) -> dict[str, Any]:
         """What results say about the data."""
+        if self._source is not None:
+            self._count_repeats(tell=False)
         return dict(self._facts)

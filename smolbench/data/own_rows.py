@@ -205,14 +205,14 @@ class OwnRows:
             digests[split] = content
             yield split, reader, content
 
-    def on_hub(self, dataset_id: str) -> tuple[Source, dict[str, str]]:
+    def on_hub(self, dataset_id: str, revision: str | None) -> tuple[Source, dict[str, str]]:
         """The Hub dataset's splits that are wanted, by its own names, and what those are for."""
         named = {"train": self.train_split, "val": self.val_split, "test": self.test_split}
         wanted = {split: name for split, name in named.items() if name is not None}
         loaded = load_hub(
             dataset_id,
             config=self.dataset_config,
-            revision=self.revision,
+            revision=revision,
             splits=tuple(wanted.values()),
         )
         return loaded, wanted

@@ -8,17 +8,20 @@ import logging
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
 from smolbench.data.token_cache import TokenTable
 from smolbench.errors import SmolbenchError
+from smolbench.files import write_atomically
+from smolbench.notices import warn
 
 if TYPE_CHECKING:
     import datasets
@@ -98,7 +101,7 @@ def load_hub(
 
     With the commit in the cache nothing is downloaded; with a commit as ``revision`` the hub is not
     even asked. Where the hub cannot be reached, the cached commit is used: that of ``revision``, or
-    with a branch, a tag or none, the newest.
+    with a branch, a tag or none, the one where it was last seen.
 
     Args:
         dataset_id: Name on the hub, such as ``"stanfordnlp/imdb"``.
@@ -116,18 +119,31 @@ def load_hub(
         found = _from_cache(dataset_id, config or "default", pinned, cache_dir)
         if found is not None:
             return _source(dataset_id, *found, splits)
-    commit, problem, advice = _resolve(dataset_id, revision)
+    commit, problem, advice = _resolve(dataset_id, revision, cache_dir)
     if commit is not None:
         # an unnamed configuration that is not called so may be another one than the hub's default
         found = _from_cache(dataset_id, config or "default", commit, cache_dir)
         if found is None:
             found = _download(dataset_id, config, commit, cache_dir)
         return _source(dataset_id, *found, splits)
-    found = _from_cache(dataset_id, config, pinned, cache_dir)
+    seen = pinned or _last_seen(dataset_id, revision, cache_dir)
+    found = _from_cache(dataset_id, config, seen, cache_dir) if seen else None
     found = found or _from_files(dataset_id, config, revision, cache_dir)
+    known = found is not None
+    if found is None and pinned is None:
+        found = _from_cache(dataset_id, config, None, cache_dir)
     if found is None:
         raise SmolbenchError(problem + advice)
-    log.warning("%s Using the cached revision %s.", problem, found[1])
+    if known or len(_cached_commits(dataset_id, cache_dir)) == 1:
+        log.warning("%s Using the cached revision %s.", problem, found[1])
+    else:
+        warn(
+            "%s Using the revision %s, the newest in the cache: at which commit %s was last is not "
+            "known.",
+            problem,
+            found[1],
+            revision or "the main branch",
+        )
     return _source(dataset_id, *found, splits)
 
 
@@ -203,6 +219,37 @@ def stratified_split(
     return np.sort(train), np.sort(validation)
 
 
+def first_of_equal(texts: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where each text stands first, in the order of the rows, and which of these each row has.
+
+    Args:
+        texts: Anything that is equal where texts are [N].
+    """
+    _, first, which = np.unique(texts, return_index=True, return_inverse=True)
+    places = np.sort(first)
+    return places, np.searchsorted(places, first[which])
+
+
+def text_split(
+    texts: npt.NDArray[Any], labels: npt.NDArray[Any], fraction: float, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """As :func:`stratified_split`, but of texts: all rows of one are on the same side.
+
+    Where no text stands twice, it is the same split.
+
+    Args:
+        texts: Anything that is equal where texts are [N].
+        labels: Class of each row [N]; of several rows of a text that of the first counts.
+        fraction: Share of the texts for validation, between 0 and 1.
+        seed: Seed of the draw.
+    """
+    places, which = first_of_equal(texts)
+    _, held_out = stratified_split(labels[places], fraction, seed)
+    side = np.zeros(len(places), bool)
+    side[held_out] = True
+    return np.flatnonzero(~side[which]), np.flatnonzero(side[which])
+
+
 def grouped_split(
     groups: npt.NDArray[Any], fraction: float, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -257,7 +304,9 @@ def _source(
     return Source({name: found[name] for name in splits}, dataset_id, commit)
 
 
-def _resolve(dataset_id: str, revision: str | None) -> tuple[str | None, str, str]:
+def _resolve(
+    dataset_id: str, revision: str | None, cache_dir: Path | None
+) -> tuple[str | None, str, str]:
     """Ask the hub for the commit; without one, return a sentence that says why, and advice.
 
     Where the main branch is a script, the commit is that of its parquet copy.
@@ -321,9 +370,54 @@ def _resolve(dataset_id: str, revision: str | None) -> tuple[str | None, str, st
         script = f"{dataset_id.split('/')[-1]}.py"
         files = [file.rfilename for file in getattr(info, "siblings", None) or ()]
         if revision is None and script in files:
-            return _resolve(dataset_id, PARQUET_BRANCH)
+            return _resolve(dataset_id, PARQUET_BRANCH, cache_dir)
+        if info.sha is not None:
+            _remember(dataset_id, revision or "main", info.sha, cache_dir)
         return info.sha, "", ""
     raise AssertionError("unreachable")
+
+
+def _cached_at(dataset_id: str, cache_dir: Path | None) -> Path:
+    """Where ``datasets`` keeps what it has prepared of a dataset."""
+    import datasets
+    from datasets.naming import camelcase_to_snakecase
+
+    *namespace, name = dataset_id.split("/")
+    folder = "___".join([*namespace, camelcase_to_snakecase(name)])
+    return Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser() / folder
+
+
+def _cached_commits(dataset_id: str, cache_dir: Path | None) -> set[str]:
+    entries = _cached_at(dataset_id, cache_dir).glob("*/*/*/dataset_info.json")
+    return {file.parent.name for file in entries if COMMIT.fullmatch(file.parent.name)}
+
+
+def _last_seen_file(dataset_id: str, revision: str, cache_dir: Path | None) -> Path:
+    return _cached_at(dataset_id, cache_dir) / "last_seen" / quote(revision, safe="")
+
+
+def _remember(dataset_id: str, revision: str, commit: str, cache_dir: Path | None) -> None:
+    """Note at which commit a branch or tag was, for when the hub cannot be asked.
+
+    ``datasets`` keeps commits only, and the folder written last may be that of an older one.
+    """
+    path = _last_seen_file(dataset_id, revision, cache_dir)
+    try:
+        if not path.is_file() or path.read_text(encoding="utf-8") != commit:
+            write_atomically(path, commit)
+    except OSError as error:
+        log.warning("%s cannot be written (%s): offline, another commit may be taken.", path, error)
+
+
+def _last_seen(dataset_id: str, revision: str | None, cache_dir: Path | None) -> str | None:
+    """The commit at which a branch or tag was seen last; ``None`` if it never was."""
+    # where the main branch is a script, its parquet copy stands for it
+    for name in (PARQUET_BRANCH, "main") if revision is None else (revision,):
+        path = _last_seen_file(dataset_id, name, cache_dir)
+        with suppress(OSError, ValueError):
+            if COMMIT.fullmatch(found := path.read_text(encoding="utf-8").strip()):
+                return found
+    return None
 
 
 def _from_cache(
@@ -334,12 +428,10 @@ def _from_cache(
     ``load_dataset`` without network takes the newest commit even when asked for another one.
     """
     import datasets
-    from datasets.naming import camelcase_to_snakecase
     from datasets.packaged_modules.cache.cache import Cache
 
-    *namespace, name = dataset_id.split("/")
-    folder = "___".join([*namespace, camelcase_to_snakecase(name)])
-    root = Path(cache_dir or datasets.config.HF_DATASETS_CACHE).expanduser() / folder
+    name = dataset_id.split("/")[-1]
+    root = _cached_at(dataset_id, cache_dir)
     entries = []
     for info_file in root.glob(f"{config or '*'}/*/{commit or '*'}/dataset_info.json"):
         entry = info_file.parent

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from smolbench.data.classification import TextDataModule
+from smolbench.data.columns import column_numbers
+from smolbench.data.datamodule import Numbers
 from smolbench.data.imdb import IMDbDataModule
 from smolbench.data.own_rows import (
     ENCODING,
@@ -18,10 +20,12 @@ from smolbench.data.own_rows import (
     Where,
 )
 from smolbench.data.readers import HubReader, Quoting
-from smolbench.data.sources import Source, hold_out_test
+from smolbench.data.sources import Source, first_of_equal, hold_out_test, text_split
 from smolbench.data.tables import SimilarLabels, Table, checked_table, composed, listed, shown
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
+
+_DRAWN = ("train", "test")
 
 
 class TextFilesDataModule(TextDataModule):
@@ -30,8 +34,9 @@ class TextFilesDataModule(TextDataModule):
     Files are CSV, TSV, JSON lines (``.jsonl``), each also compressed (``.gz``), or Parquet, by
     their ending. Labels are names or whole numbers; the classes are those of the training rows, in
     numerical order if all are numbers, else sorted. White space around a label and the Unicode
-    composition of its accents make no class. Files are read and checked once and kept as an Arrow
-    file in ``cache_dir``; a file that changed is read again.
+    composition of its accents make no class. Rows with the same text, up to white space at its
+    ends, are on one side wherever rows are held out. Files are read and checked once and kept as an
+    Arrow file in ``cache_dir``; a file that changed is read again.
 
     Args:
         train_file: File of the training rows. Give it or ``dataset_id``.
@@ -154,6 +159,9 @@ class TextFilesDataModule(TextDataModule):
                 f"All rows of {source_id} have the label {shown(names[int(counts.argmax())])}:"
                 " there must be two classes at least, or there is nothing to learn."
             )
+        keys = None if self.by_rows else self.row_keys(train)
+        if keys is not None:  # a class has as many rows to divide as it has texts
+            counts = np.bincount(labels[first_of_equal(keys.texts)[0]], minlength=len(names))
         splits = {"train": train}
         fractions = {} if "test" in tables else {"test_fraction": self.test_fraction}
         if "val" not in tables and self.val_fraction > 0:
@@ -161,11 +169,24 @@ class TextFilesDataModule(TextDataModule):
         _check_fractions(source_id, names, counts, fractions)
         if "test" in tables:
             splits["test"] = tables["test"].rows
-        else:
+        elif keys is None:
             splits = hold_out_test(train, labels, self.test_fraction, self.split_seed)
+        else:
+            sides = text_split(keys.texts, labels, self.test_fraction, self.split_seed)
+            splits = {name: train.select(side) for name, side in zip(_DRAWN, sides, strict=True)}
+            for name, side in zip(_DRAWN, sides, strict=True):
+                self.row_keys(splits[name], keys[side])
         if "val" in tables:
             splits["validation"] = tables["val"].rows
         return Source(splits, id=source_id, revision=revision)
+
+    def hold_out(self, source: Source) -> tuple[Numbers, Numbers]:
+        """As of other data, but all rows of a text are on one side; see the base class."""
+        if self.by_rows:
+            return super().hold_out(source)
+        train = source.splits["train"]
+        labels, texts = column_numbers(train, "label"), self.row_keys(train).texts
+        return text_split(texts, labels, self.val_fraction, self.split_seed)
 
     def _file_tables(self) -> tuple[dict[str, Table], str, str]:
         """Tables of the files, the name of the data and a digest of all files."""
@@ -189,7 +210,7 @@ class TextFilesDataModule(TextDataModule):
 
     def _hub_tables(self, dataset_id: str) -> tuple[dict[str, Table], str, str | None]:
         """Tables of the Hub dataset's splits, its name and its commit."""
-        loaded, wanted = self.own.on_hub(dataset_id)
+        loaded, wanted = self.own.on_hub(dataset_id, self.revision)
         tables: dict[str, Table] = {}
         names: list[str] | None = None
         for split, hub_name in wanted.items():

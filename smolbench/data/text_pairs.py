@@ -142,7 +142,7 @@ class TextPairsDataModule(SummarizationDataModule):
 
     def _of_hub(self, dataset_id: str) -> Source:
         """Rows of the Hub dataset's splits; those without a text or summary are counted."""
-        loaded, wanted = self.own.on_hub(dataset_id)
+        loaded, wanted = self.own.on_hub(dataset_id, self.revision)
         splits = {_OFFICIAL[split]: loaded.splits[name] for split, name in wanted.items()}
         named = Source(splits, loaded.id, loaded.revision, loaded.facts)
         return renamed_pairs(named, self.own.text_column, self.own.other_column)

@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 
+from smolbench import identity
 from smolbench.data.token_cache import TokenTable
-from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.models.backbone import Backbone, Facts, layer_outputs, shares_prefix
 from smolbench.models.frozen_cache import (
@@ -232,7 +232,8 @@ class FrozenFeatures:
         """Name of the cache's entry for a table's features at one place."""
         layer, pooling = place
         ways = self.ways(device)
-        return digest(
+        return identity.key(
+            "cache",
             {
                 "features": 3,
                 "tokens": table.key,
@@ -246,7 +247,7 @@ class FrozenFeatures:
                 "pooling": pooling,
                 "anchor": self.anchor if pooling == "anchor" else None,
                 "pass_tokens": self._tokens_at_once(device),
-            }
+            },
         )
 
     def start_pass(

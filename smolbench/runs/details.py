@@ -30,6 +30,7 @@ _FACTS = (
     ("validation examples", "data/n_val"),
     ("test examples", "data/n_test"),
     ("training texts that repeat another", "data/duplicates"),
+    ("training texts with several labels", "data/two_labels"),
     ("test texts seen in training", "data/overlap"),
     ("teacher", "teacher/run"),
     ("scored checkpoint", "checkpoint"),

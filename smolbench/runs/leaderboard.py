@@ -1,7 +1,8 @@
 """Leaderboards: runs beside each other where they can be compared, and only there.
 
-Runs share a board if they were scored on the same texts (``data/test_digest``), by the same metric
-and convention. Within a board, runs that differ in nothing but their seed are one row. A run that
+Runs share a board if they were scored on the same texts (``data/test_digest``) and labels, by the
+same metric and convention. Within a board, runs that differ in nothing but their seed are one row:
+settings, rows and weights are the same. A run that
 is not finished, is an untrained baseline, or repeats a seed stays visible with a mark, has a row of
 its own, and is not ranked.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+from smolbench.identity import compare, key, made_of
 from smolbench.runs.board import (
     COSTS,
     MONEY,
@@ -56,6 +58,7 @@ class _Test(NamedTuple):
     convention: str | None
     digest: str
     n: int | None
+    rows: str | None
 
 
 class _Builder:
@@ -67,6 +70,7 @@ class _Builder:
     def dataset(self, name: str, records: Sequence[RunRecord]) -> DatasetReport:
         boards: dict[_Test, list[RunRecord]] = defaultdict(list)
         unscored: list[Row] = []
+        labelled = _test_rows(records)
         for record in records:
             digest = record.text("data/test_digest")
             if record.metric is None:
@@ -75,9 +79,9 @@ class _Builder:
                 unscored.append(self.row([record], "test set not known"))
             else:
                 n = record.number("test/n")
-                test = _Test(
-                    record.metric, record.convention, digest, None if n is None else int(n)
-                )
+                rows = record.text("data/test_rows") or labelled.get(digest)
+                n = None if n is None else int(n)
+                test = _Test(record.metric, record.convention, digest, n, rows)
                 boards[test].append(record)
         made = [self.board(name, test, found) for test, found in boards.items()]
         # the whole test set before a part of it
@@ -145,9 +149,10 @@ class _Builder:
         if newest.text("method") == PROMPT and (rule := newest.text("convention")) is not None:
             notes.append(f"rule: {rule}")
         if any(record.results.get("teacher/same_rows") is False for record in records):
-            notes.append("its teacher may have seen the test set")
+            notes.append("its teacher may have seen rows that it is scored on")
         if any(self.trained(record).text("parent_run") for record in records):
             notes.append("the run that trained it is not in this report")
+        notes += self._told(records)
         lines = list(dict.fromkeys(line for record in records for line in record.warnings))
         notes += [line.rstrip(".") for line in lines[:WARNINGS]]
         if len(lines) > WARNINGS:
@@ -164,6 +169,17 @@ class _Builder:
             costs=self.costs(records),
             records=tuple(records),
         )
+
+    def _told(self, records: Sequence[RunRecord]) -> list[str]:
+        """How runs of one row differ, where they may but it is to be known: versions, for one."""
+        first, *others = [made_of(self.trained(record).results) for record in records]
+        told = {field for one in others for field in compare("average", first, one).told}
+        return [
+            f"{field.removeprefix('packages/')} is "
+            f"{' and '.join(dict.fromkeys(str(one.get(field)) for one in (first, *others)))} among "
+            "its runs"
+            for field in sorted(told)
+        ]
 
     def costs(self, records: Sequence[RunRecord]) -> dict[str, float]:
         found = {}
@@ -207,15 +223,27 @@ class _Builder:
         digest = record.text("series_digest")
         if digest is None or trained.number("seed") is None or trained.text("parent_run"):
             return (str(record.path),)
-        machine = ("device", "name", "threads", "world_size")
+        tested = {"data/test_rows": None, "precision": None, "convention": None}
+        made = made_of({**trained.results, **{name: record.results.get(name) for name in tested}})
         return (
             digest,
             record.recipe,
             record.state,
             Path(record.text("checkpoint") or "best.ckpt").name,
-            record.text("precision"),
-            *(str(record.results.get(f"hardware/{name}")) for name in machine),
+            key("average", made),
         )
+
+
+def _test_rows(records: Sequence[RunRecord]) -> dict[str | None, str]:
+    """By the digest of test texts that of texts and labels, where there is but one.
+
+    Runs of earlier versions do not say on which labels they were scored.
+    """
+    found: dict[str | None, set[str]] = defaultdict(set)
+    for record in records:
+        if (rows := record.text("data/test_rows")) is not None:
+            found[record.text("data/test_digest")].add(rows)
+    return {digest: rows.pop() for digest, rows in found.items() if len(rows) == 1}
 
 
 def _reproduced(figures: Sequence[Published], row: Row) -> list[Published]:

@@ -1,6 +1,6 @@
 """Run folders: ``runs/<recipe>/<start time>/``, one folder per run.
 
-Inside: ``config.yaml``, ``environment.json``, ``metrics.csv``, ``results.json``,
+Inside: ``config.yaml``, ``environment.json``, ``rows.npz``, ``metrics.csv``, ``results.json``,
 ``predictions.parquet`` and ``checkpoints/{best,last}.ckpt``.
 """
 

@@ -24,6 +24,7 @@ from smolbench.data import (
 )
 from smolbench.data.batching import IGNORE_LABEL
 from smolbench.data.columns import column_values
+from smolbench.data.run_rows import OfRun
 from smolbench.data.sources import COMMIT, cached_only
 from smolbench.data.token_cache import TokenTable, encode_to_cache
 from smolbench.errors import SmolbenchError
@@ -37,7 +38,7 @@ from smolbench.tasks.classification import ClassificationTask
 from smolbench.tasks.multiple_choice import MultipleChoiceTask
 from smolbench.tasks.summarize import SummarizationTask
 from smolbench.tasks.task import BaseTask
-from smolbench.tasks.trained import TrainedRun
+from smolbench.tasks.trained import TrainedRun, kept_by
 
 log = logging.getLogger("smolbench")
 
@@ -97,6 +98,7 @@ def _data_of(trained: TrainedRun) -> BaseDataModule:
     if "revision" in options and COMMIT.fullmatch(str(commit)):
         options["revision"] = commit
     made: BaseDataModule = found(**options)
+    made.of_run(OfRun(kept_by(trained.run, trained.checkpoint), trained.results))
     return made
 
 

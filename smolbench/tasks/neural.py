@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from smolbench import identity
 from smolbench.data import TextDataModule
 from smolbench.data.batching import Rows, TokenRows, pad_rows
 from smolbench.data.columns import column_digest, column_values
 from smolbench.data.token_cache import TokenTable
-from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.models.cnn import TextCNN
 from smolbench.models.embedding import put_vectors, random_embedding
@@ -186,7 +186,7 @@ class NeuralBaselineTask(ClassificationTask):
             "min_count": self.min_count,
             "texts": column_digest(texts, "text"),
         }
-        path = data.cache_dir / "vocabularies" / f"{digest(key)}.json"
+        path = data.cache_dir / "vocabularies" / f"{identity.key('cache', key)}.json"
         return remembered(
             path,
             lambda: Vocabulary.of_texts(words, self.vocabulary_size, self.min_count, split),

@@ -25,6 +25,7 @@ from smolbench.data.token_cache import TokenTable
 from smolbench.digest import is_digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
+from smolbench.identity import compare
 from smolbench.models.adaptation import parameter_count
 from smolbench.models.export.check import Trial
 from smolbench.models.export.exported import Exported
@@ -32,6 +33,7 @@ from smolbench.models.kernels.paths import Paths
 from smolbench.models.pass_part import PassRehearsal
 from smolbench.models.reach import Reach
 from smolbench.notices import warn
+from smolbench.protocols import KeepsRows, offered
 from smolbench.ranks import TrainerRanks
 from smolbench.tasks.accumulation import planned_steps, weight_of_batch
 from smolbench.tasks.batch_size import largest_batch
@@ -41,6 +43,8 @@ Warmup = int | float
 """Optimiser steps, or (a float) their share of all planned ones."""
 CHECKPOINT_KEY = "smolbench"
 _PATHS = "paths"
+ROWS = "rows"
+"""Where a checkpoint has the digest of its run's rows."""
 _KNOWN_BY = {"backbone": "revision", "teacher": "teacher_digest"}
 """Names in a signature, and what tells by a digest whom they are of."""
 ALONE = (
@@ -489,6 +493,9 @@ class BaseTask(LightningModule, ABC):
         checkpoint[CHECKPOINT_KEY] = {"task": type(self).__name__, "signature": self.signature()}
         if self.paths is not None:
             checkpoint[CHECKPOINT_KEY][_PATHS] = self.paths.facts()
+        keeps = offered(self.any_data, KeepsRows)
+        if keeps is not None and (rows := keeps.kept_rows()) is not None:
+            checkpoint[CHECKPOINT_KEY][ROWS] = rows.digest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a state that does not belong to these settings.
@@ -601,7 +608,8 @@ def verify_signature(
             differences are listed.
     """
     saved = saved_signature(checkpoint, task)
-    differing = {key for key in {*saved, *signature} if saved.get(key) != signature.get(key)}
+    before, now = ({f"signature.{k}": v for k, v in one.items()} for one in (saved, signature))
+    differing = {name.partition(".")[2] for name in compare("score", before, now).refused}
     for name, content in _KNOWN_BY.items():
         # a folder that was moved, or named by another path: what it holds is the same
         if content not in differing and is_digest(saved.get(content)):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from smolbench import identity
 from smolbench.data.classification import TextDataModule
 from smolbench.data.token_cache import TokenTable
 from smolbench.digest import digest
@@ -149,7 +150,8 @@ def teacher_logits(
     reading.check_tokens(table)
     labels = data.split("train").labels
     assert labels is not None, "the training split has labels"
-    key = digest(
+    key = identity.key(
+        "cache",
         {
             "teacher_logits": 3,
             "teacher": teacher.identity,
@@ -160,7 +162,7 @@ def teacher_logits(
             "labels": zlib.crc32(labels.tobytes()),  # the built-in teacher is fitted to them
             "bfloat16": native_bfloat16(device),
             "pass_tokens": tokens_at_once(device),
-        }
+        },
     )
 
     def start() -> ComputeBlock:

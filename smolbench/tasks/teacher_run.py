@@ -7,22 +7,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from smolbench.callbacks.checkpoint import read_checkpoint
 from smolbench.data.datamodule import BaseDataModule
 from smolbench.digest import digest, file_digest
 from smolbench.errors import SmolbenchError
+from smolbench.identity import compare, said
 from smolbench.runs.run_dir import Run
 from smolbench.runs.settings import read_settings
 from smolbench.tasks.task import BaseTask
 from smolbench.tasks.trained import (
+    kept_by,
     pinned_options,
     say_own_code,
     signature_of,
     task_class_of,
 )
-
-_SPLIT_OPTIONS = ("revision", "split_seed", "val_fraction", "test_fraction", "downsample", "clean")
-"""Data options that decide which rows are trained on; limits only leave some of them out."""
 
 
 class TaughtRun:
@@ -94,28 +95,39 @@ class TaughtRun:
             SmolbenchError: If it was trained on another dataset.
         """
         facts = data.facts()
-        here, there = facts.get("data/id"), self.results.get("data/id")
-        if here != there:
+        options: Mapping[str, Any] = (self.settings.get("data") or {}).get("init_args") or {}
+        shared = [name for name in options if hasattr(data, name)]
+        before = {f"data.{name}": options[name] for name in shared}
+        now = {f"data.{name}": getattr(data, name) for name in shared}
+        for name in ("data/id", "data/revision"):
+            before[name], now[name] = self.results.get(name), facts.get(name)
+        found = compare("teach", before, now)
+        if "data/id" in found.refused:
+            there, here = found.refused["data/id"]
             raise SmolbenchError(
                 f"The teacher {self.name} was trained on {there}, but this run learns from {here}: "
                 "train a teacher on the same data."
             )
-        options: Mapping[str, Any] = (self.settings.get("data") or {}).get("init_args") or {}
-        differing = [
-            f"data.{name} was {options[name]}, is {getattr(data, name)}"
-            for name in _SPLIT_OPTIONS
-            if name in options and options[name] != getattr(data, name, options[name])
-        ]
-        revision = self.results.get("data/revision")
-        if revision != facts.get("data/revision"):
-            differing.append(f"the data's revision was {revision}, is {facts['data/revision']}")
-        self._same_rows = not differing
-        if not differing:
+        own, theirs = data.kept_rows(), kept_by(self.run, self.checkpoint)
+        if own is not None and theirs is not None:
+            # its own validation rows have chosen its checkpoint, as they will choose the student's
+            pairs = (
+                ("test", own.test[own.drawn], theirs.seen, own.seen),
+                ("validation", own.val, theirs.train, own.train),
+            )
+            seen = []
+            for name, scored, theirs_seen, own_seen in pairs:
+                n = np.isin(scored.rows, theirs_seen.rows) & ~np.isin(scored.rows, own_seen.rows)
+                if n.any():
+                    seen.append(f"{n.sum():,} of {len(n):,} {name} rows")
+            self._same_rows = not seen
+            told = f"{' and '.join(seen)} are among those it was trained on"
+        else:
+            self._same_rows = not found.told
+            told = f"it was trained on another choice of rows: {said(found.told)}"
+        if self._same_rows:
             return None
-        return (
-            "The teacher may have learned from rows that this run is scored on, because it "
-            f"was trained on another choice of rows: {'; '.join(differing)}."
-        )
+        return f"The teacher may have learned from rows that this run is scored on, because {told}."
 
     def task(self) -> Any:  # noqa: ANN401 - one of the tasks that can teach
         """The task without weights; the pretrained ones are of the commit it was trained on."""

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from smolbench.callbacks.checkpoint import read_checkpoint
+from smolbench.data.kept_rows import FILE_NAME, KeptRows, read_kept_rows
 from smolbench.digest import is_digest
 from smolbench.errors import SmolbenchError
 from smolbench.models.backbone import TINY, TINY_T5
 from smolbench.runs.run_dir import Run
 from smolbench.runs.settings import Settings, read_settings
 from smolbench.tasks.classification import ClassificationTask
-from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask
+from smolbench.tasks.task import CHECKPOINT_KEY, ROWS, BaseTask
 
 log = logging.getLogger("smolbench")
 BUILT_IN = (TINY, TINY_T5)
@@ -127,6 +128,28 @@ def signature_of(state: Mapping[str, Any], checkpoint: Path) -> Mapping[str, Any
         raise SmolbenchError(f"{checkpoint} was not written by smolbench.")
     signature: Mapping[str, Any] = origin.get("signature", {})
     return signature
+
+
+def kept_by(run: Run, checkpoint: Path | None) -> KeptRows | None:
+    """The rows of a run; ``None`` if it is of a version that did not keep them.
+
+    Args:
+        run: The run.
+        checkpoint: Its checkpoint, which knows them by their digest.
+
+    Raises:
+        SmolbenchError: If they are missing, damaged, or not those of the checkpoint.
+    """
+    kept = read_kept_rows(run.path)
+    origin = {} if checkpoint is None else read_checkpoint(checkpoint).get(CHECKPOINT_KEY)
+    digest = origin.get(ROWS) if isinstance(origin, dict) else None
+    if digest is not None and (kept is None or kept.digest != digest):
+        what = "is missing" if kept is None else "is not that of its checkpoint"
+        raise SmolbenchError(
+            f"{run.path / FILE_NAME}, which says what the run was trained on, {what}: put it back, "
+            "or train anew."
+        )
+    return kept
 
 
 def pinned_options(

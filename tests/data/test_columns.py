@@ -4,15 +4,11 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value, concatenate_datasets
 
-from smolbench.data import columns
 from smolbench.data.columns import (
     column_digest,
     column_numbers,
     column_values,
-    count_duplicates,
-    count_overlap,
     first_bad_row,
-    repeated_texts,
 )
 
 
@@ -106,40 +102,3 @@ def test_rows_that_are_not_chosen_may_be_bad():
     dataset = labelled([0, -1, 1, None])
     assert first_bad_row(dataset.select([0, 2]), 2) is None
     assert first_bad_row(dataset.select([2, 3]), 2) == (1, "text 3", None)
-
-
-# -- duplicates -----------------------------------------------------------------------------------
-
-
-def test_duplicates_and_overlap_compare_stripped_texts():
-    assert count_duplicates(["a", "b ", "\nb", "b", "A"]) == 2
-    assert count_duplicates([]) == 0
-    assert count_overlap(["a", "b "], [" a", "a", "c", "b"]) == 3
-
-
-def test_repeated_texts_are_counted_once_per_content(tmp_path, monkeypatch, caplog):
-    train, test = texts("a", "b ", "b"), texts(" a", "c")
-    assert repeated_texts(train, test, "text", tmp_path / "new") == (1, 1)
-    other = repeated_texts(train, texts("c"), "text", tmp_path / "new")
-    assert other == (1, 0)
-    counted = []
-    hashes = columns._hashes
-    monkeypatch.setattr(columns, "_hashes", lambda values: counted.append(1) or hashes(values))
-    assert repeated_texts(train, test, "text", tmp_path / "new") == (1, 1)
-    assert not counted
-    # what is not readable is counted again, and mended
-    for damaged in ("", "[]", "{}", '{"duplicates": null, "overlap": 1}'):
-        for file in (tmp_path / "new").iterdir():
-            file.write_text(damaged)
-        assert repeated_texts(train, test, "text", tmp_path / "new") == (1, 1)
-        assert len(counted) == 2, damaged
-        assert repeated_texts(train, test, "text", tmp_path / "new") == (1, 1)
-        assert len(counted) == 2
-        counted.clear()
-    assert "made anew" in caplog.text
-
-
-def test_counts_that_cannot_be_kept_are_still_counts(tmp_path, caplog):
-    (tmp_path / "file").write_text("")
-    assert repeated_texts(texts("a", "a"), texts("a"), "text", tmp_path / "file") == (1, 1)
-    assert "counts again" in caplog.text

@@ -196,14 +196,15 @@ def test_facts_say_on_what_it_was():
     for name in ("train", "val", "test"):
         dm.split(name)
     facts = dm.facts()
-    digest = facts.pop("data/test_digest")
-    assert isinstance(digest, str)
+    for name in ("data/test_digest", "data/test_rows"):
+        assert isinstance(facts.pop(name), str)
     assert facts == {
         "data/id": "toy",
         "data/revision": None,
         "data/split_seed": 3,
         "data/duplicates": 1,
         "data/overlap": 2,
+        "data/two_labels": 0,
         "data/limit_train": None,
         "data/limit_val": None,
         "data/limit_test": 2,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import types
 
 import datasets
@@ -21,6 +22,7 @@ from huggingface_hub.errors import (
 from smolbench.data import sources
 from smolbench.data.sources import load_hub, select, stratified_split
 from smolbench.errors import SmolbenchError
+from smolbench.notices import gathered
 
 OLD, NEW, OTHER = "a" * 40, "b" * 40, "c" * 40
 TOY = "org/toy"
@@ -153,6 +155,25 @@ def test_without_the_hub_the_cache_is_used_and_said(hub, caplog, revision, failu
 
     assert source.revision == OLD
     assert OLD in caplog.text
+
+
+def test_without_the_hub_a_branch_is_where_it_was_last_seen(hub, caplog):
+    """Whatever was loaded since, in a folder that is newer."""
+    hub.load, hub.info = [["one"]], [NEW]
+    assert load(hub).revision == NEW
+    prepare(hub.cache_dir, OLD, ["old"])
+    os.utime(next(hub.cache_dir.glob(f"*/*/*/{OLD}")), (2e9, 2e9))
+    hub.info = [ConnectionError("refused")]
+    for revision in (None, "main"):
+        assert load(hub, revision=revision).revision == NEW
+    assert gathered([], "fit") == []
+    hub.info = [OLD]
+    assert load(hub, revision="main").revision == OLD
+    hub.info = [ConnectionError("refused")]
+    assert load(hub).revision == OLD
+    # of another branch nobody knows where it was: the newest in the cache, with a word
+    assert load(hub, revision="a/b").revision == OLD
+    assert "at which commit a/b was last is not known" in gathered([], "fit")[0]
 
 
 def test_another_commit_is_not_taken_for_the_one_asked_for(hub):

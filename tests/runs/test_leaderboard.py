@@ -67,6 +67,9 @@ def test_seeds_of_one_configuration_are_one_row(tmp_path, runs):
         {"hardware__threads": 8},
         {"precision": "bf16-mixed"},
         {"checkpoint": "runs/a/b/checkpoints/last.ckpt"},
+        {"data__revision": "another"},
+        {"data__train_rows": "another"},
+        {"model__revision": "another"},
         {"series_digest": ...},
         {"seed": ...},
     ],
@@ -75,6 +78,27 @@ def test_what_is_not_the_same_configuration_is_another_row(tmp_path, runs, other
     runs("one", seed=0)
     runs("two", **{"seed": 1, **other})
     assert [row.seeds for row in ours(only_board(tmp_path))] == [1, 1]
+
+
+def test_what_differs_among_the_seeds_of_a_row_is_told(tmp_path, runs):
+    for seed, (torch, prefix) in enumerate([("2.12", True), ("2.13", True), ("2.13", False)]):
+        runs(f"s{seed}", seed=seed, packages__torch=torch, paths__prefix=prefix)
+    (row,) = ours(only_board(tmp_path))
+    assert row.seeds == 3
+    assert row.notes == (
+        "torch is 2.13 and 2.12 among its runs",
+        "paths/prefix is False and True among its runs",
+    )
+
+
+def test_the_same_texts_with_other_labels_are_another_board(tmp_path, runs):
+    for name, rows in (("one", "a"), ("two", "b"), ("old", ...)):
+        runs(name, series_digest=name, data__test_rows=rows)
+    boards = [board for dataset in report(tmp_path) for board in dataset.boards]
+    assert sorted(len(ours(board)) for board in boards) == [1, 1, 1]
+    runs("two", series_digest="two", data__test_rows="a")
+    (board,) = [board for dataset in report(tmp_path) for board in dataset.boards]
+    assert len(ours(board)) == 3  # runs of earlier versions do not know their labels' digest
 
 
 def test_a_seed_counts_once(tmp_path, runs):
@@ -178,7 +202,7 @@ def test_what_was_not_scored_is_listed_with_the_reason(tmp_path, runs):
 def test_a_teacher_of_other_rows_is_noted(tmp_path, runs):
     runs("a", teacher__same_rows=False)
     (row,) = ours(only_board(tmp_path))
-    assert (row.rank, row.marks) == (1, ("its teacher may have seen the test set",))
+    assert (row.rank, row.marks) == (1, ("its teacher may have seen rows that it is scored on",))
 
 
 def test_a_cost_that_one_seed_lacks_is_not_known(tmp_path, runs):

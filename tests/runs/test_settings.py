@@ -8,7 +8,6 @@ from smolbench.errors import SmolbenchError
 from smolbench.runs.settings import (
     changed_for_scoring,
     check_same_run,
-    differences,
     flatten,
     series_digest,
 )
@@ -53,17 +52,6 @@ def test_flat_names():
     assert flat["model.lr"] == 0.1
     assert flat["seed_everything"] == 0
     assert flatten({"data": {"class_path": "X", "init_args": None}}) == {"data.class_path": "X"}
-
-
-def test_differences_name_both_values():
-    assert differences(SETTINGS, changed(model__lr=0.2)) == {"model.lr": (0.1, 0.2)}
-    assert differences(SETTINGS, SETTINGS) == {}
-
-
-def test_null_is_not_the_same_as_missing():
-    without = deepcopy(SETTINGS)
-    del without["data"]["init_args"]["limit_test"]
-    assert differences(without, SETTINGS) == {"data.limit_test": (None, None)}
 
 
 def test_the_same_settings_go_on():
