@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_loader
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
@@ -57,6 +57,7 @@ from smolbench.runs.results import read_results
 from smolbench.runs.settings import Settings, read_settings
 from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask
 from smolbench.tasks.trained import say_own_code
+from smolbench.text_options import marked, read_yaml, unmarked
 from smolbench.trainer_checks import (
     check_callbacks,
     check_options,
@@ -118,6 +119,7 @@ class SmolCLI(LightningCLI):
         self.summarised = False
         self.config_text: str | None = None
         self.identity: dict[str, Any] = {}
+        set_loader("yaml", read_yaml, (yaml.YAMLError,))
         parser_kwargs: dict[str, Any] = {call.subcommand: {"default_config_files": [str(DEFAULTS)]}}
         super().__init__(
             model_class=BaseTask,
@@ -129,7 +131,7 @@ class SmolCLI(LightningCLI):
             auto_configure_optimizers=False,
             parser_class=OptionParser,
             parser_kwargs=parser_kwargs,
-            args=call.argv,
+            args=marked(call.argv),
         )
 
     # -- the command line -------------------------------------------------------------------------
@@ -137,6 +139,7 @@ class SmolCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
         """Read the options; what cannot work is refused before anything is built of them."""
         super().parse_arguments(parser, args)
+        self.config = unmarked(self.config)
         settings = self.config[self.call.subcommand]
         settings["trainer"] = plain_values(settings["trainer"])
         check_options(settings["trainer"])

@@ -44,10 +44,11 @@ class TemplateEncoder:
         max_length: int,
         truncation_side: Literal["left", "right"] = "right",
     ) -> None:
-        if template.count(SLOT) != 1:
+        # an option of text may be null for the option parser
+        if not isinstance(template, str) or template.count(SLOT) != 1:
             raise SmolbenchError(
-                f"model.template must hold {SLOT} exactly once, where the text goes; it holds it "
-                f"{template.count(SLOT)} times: {template!r}."
+                f"model.template must hold {SLOT} exactly once, where the text goes; given is "
+                f"{template!r}."
             )
         if not tokenizer.is_fast:
             raise SmolbenchError(
