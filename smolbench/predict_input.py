@@ -15,6 +15,8 @@ from smolbench.notices import warn
 
 TEXT_COLUMN = "text"
 """The column of the texts, in a table if no other is named, and in what is written."""
+LABEL_COLUMN = "label"
+"""The column of the labels, if a table has any and no other is named."""
 _LINES = ("", ".txt")
 """Endings of files with a text per line."""
 
@@ -39,6 +41,7 @@ def read_inputs(
     text_column: str | None = None,
     encoding: str | None = None,
     quoting: str | None = None,
+    label_column: str | None = None,
 ) -> Inputs:
     """The texts to label.
 
@@ -50,6 +53,7 @@ def read_inputs(
         text_column: The table's column of the texts; ``text`` if not given.
         encoding: The file's encoding; UTF-8 if not given.
         quoting: What double quotes mean in a CSV or TSV; found out if not given.
+        label_column: The column of labels that such a table may have, as ``test`` reads it.
 
     Raises:
         SmolbenchError: If there is no text, a row has none, or the file cannot be read.
@@ -74,6 +78,7 @@ def read_inputs(
             "input",
             prefix="--",
             quoting=cast("Quoting", quoting or "auto"),
+            marked_by=label_column or LABEL_COLUMN,
         )
         return _read_table(reader)
     lines = _lines(source, path, encoding, given=bool(texts))

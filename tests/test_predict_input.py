@@ -203,6 +203,16 @@ def test_every_line_of_a_tsv_without_quotes_around_texts_is_a_text(stdin, tmp_pa
     assert len(read_inputs([], str(path), quoting="quotes").texts) == 6
 
 
+@pytest.mark.parametrize("column", ["label", "stars"])
+def test_a_tsv_with_labels_is_cut_into_the_rows_that_test_has(stdin, tmp_path, column):
+    path = tmp_path / "x.tsv"
+    path.write_text(f'text\t{column}\ngood\tneg\n"\t\nbad"\tpos\n')
+    label_column = None if column == "label" else column
+    assert read_inputs([], str(path), label_column=label_column).texts == ["good", "\t\nbad"]
+    # without a column of labels nothing says which it is
+    assert len(read_inputs([], str(path), label_column="none").texts) == 3
+
+
 def test_a_table_that_is_not_there(stdin, tmp_path):
     with pytest.raises(SmolbenchError, match="--input: there is no file"):
         read_inputs([], str(tmp_path / "x.csv"))
