@@ -7,6 +7,7 @@ is scored, a score depends on nothing but its text, and all commands say the sam
 from __future__ import annotations
 
 import contextlib
+import csv
 import importlib.util
 import io
 import json
@@ -54,6 +55,7 @@ SHORT_OF_ROWS = (
     "each part needs one row per class",
     "there must be two classes at least",
     "cannot be held out of",
+    "No word of the training texts is left to learn from",
 )
 """What a table may be refused with that is drawn too small."""
 
@@ -92,21 +94,30 @@ def written(drawn: Drawn, name: str, other: str = "label") -> str:
     return path
 
 
-def predicted(run: list[str], path: str, drawn: Drawn, *more: str) -> list[dict[str, Any]]:
+def predicted(
+    run: list[str], path: str, drawn: Drawn, *more: str, ending: str = ".jsonl"
+) -> list[dict[str, Any]]:
     """What `predict` writes of a file, a row per row of the file."""
     options = [f"--{option}" for option in drawn.options]
-    assert commanded("predict", *run, f"--input={path}", *options, "--output=said.jsonl", *more)
-    said = [json.loads(line) for line in Path("said.jsonl").read_text().split("\n") if line]
+    output = Path(f"said{ending}")
+    assert commanded("predict", *run, f"--input={path}", *options, f"--output={output}", *more)
+    if ending == ".parquet":
+        said = pq.read_table(output).to_pylist()
+    elif ending == ".csv":
+        with output.open(encoding="utf-8", newline="") as file:
+            said = list(csv.DictReader(file))
+    else:
+        said = [json.loads(line) for line in output.read_text("utf-8").split("\n") if line]
     assert [row["text"] for row in said] == drawn.texts, "a row in is a row out, in its order"
     return said
 
 
 def scores_of(said: list[dict[str, Any]], names: list[str]) -> np.ndarray:
-    scores = np.array([[row[f"score_{name}"] for name in names] for row in said])
+    scores = np.array([[float(row[f"score_{name}"]) for name in names] for row in said])
     assert np.isfinite(scores).all()
     np.testing.assert_allclose(scores.sum(1), 1, atol=1e-4)
     for row, values in zip(said, scores, strict=True):
-        assert row[f"score_{row['label']}"] >= values.max() - CLOSE
+        assert float(row[f"score_{row['label']}"]) >= values.max() - CLOSE
     return scores
 
 
@@ -162,8 +173,10 @@ def exported(kind: str, names: list[str], texts: list[str]) -> np.ndarray | None
     drawn=tables(min_rows=24, max_rows=40, told_apart=True),
     own_test=st.one_of(st.none(), tables(min_rows=3, max_rows=8)),
     order=st.randoms(use_true_random=False),
+    limit=st.sampled_from([[], [], ["limit_train=4"], ["limit_train=6", "limit_mode=head"]]),
+    ending=st.sampled_from([".csv", ".jsonl", ".parquet"]),
 )
-def test_a_run_of_any_table_is_right_or_refused(kind, drawn, own_test, order):
+def test_a_run_of_any_table_is_right_or_refused(kind, drawn, own_test, order, limit, ending):
     with folder():
         names = in_order(drawn)
         data = [
@@ -172,7 +185,7 @@ def test_a_run_of_any_table_is_right_or_refused(kind, drawn, own_test, order):
             "--data.val_fraction=0.25",
             "--data.batch_size=8",
             f"--data.cache_dir={Path.cwd() / 'cache'}",
-            *(f"--data.{option}" for option in drawn.options),
+            *(f"--data.{option}" for option in [*drawn.options, *limit]),
         ]
         asked = drawn
         if own_test is None:
@@ -195,6 +208,9 @@ def test_a_run_of_any_table_is_right_or_refused(kind, drawn, own_test, order):
         assert commanded("test", *run, "--latency.examples=0")
         found = results(Path("run"))
         used = found["data/n_train"] + found["data/n_val"]
+        if limit:
+            assert found["data/n_train"] == found["data/limit_train"]
+            used = len(drawn.rows) - (found["data/n_test"] if own_test is None else 0)
         if own_test is None:
             assert used + found["data/n_test"] == len(drawn.rows)
             kept = read_kept_rows(Path("run"))
@@ -205,7 +221,8 @@ def test_a_run_of_any_table_is_right_or_refused(kind, drawn, own_test, order):
             assert found["data/n_test"] == len(asked.rows)
             seen = {text.strip() for text in drawn.texts}
             again = sum(text.strip() in seen for text in asked.texts)
-            assert found["data/overlap"] == again
+            assert found["data/overlap"] <= again if limit else found["data/overlap"] == again
+            again = found["data/overlap"]
             assert bool(again) == any("also stands in" in said for said in found["warnings"])
         labels, scores = kept_by_test("run", names)
 
@@ -231,7 +248,7 @@ def test_a_run_of_any_table_is_right_or_refused(kind, drawn, own_test, order):
         shuffled = list(asked.rows)
         order.shuffle(shuffled)
         some = asked.with_rows(shuffled[: max(2, len(shuffled) // 2)])
-        alone = predicted(run, written(some, "some"), some, "--data.batch_size=1")
+        alone = predicted(run, written(some, "some"), some, "--data.batch_size=1", ending=ending)
         by_text = dict(zip(asked.texts, whole, strict=True))
         expected = np.stack([by_text[text] for text in some.texts])
         np.testing.assert_allclose(scores_of(alone, names), expected, atol=CLOSE)
@@ -243,6 +260,13 @@ def test_a_run_of_any_table_is_right_or_refused(kind, drawn, own_test, order):
             assert again.get(key) == pytest.approx(found.get(key), abs=1e-5, nan_ok=True), key
         if own_test is None:
             assert again["data/test_digest"] == found["data/test_digest"]
+
+        # nor on what else the file has got since
+        if own_test is None:
+            more = [("a new row", drawn.labels[0]), *shuffled, ("another", drawn.labels[1])]
+            written(drawn.with_rows(more), "rows")
+            assert commanded("test", "--run_dir=again", "--latency.examples=0")
+            assert results(Path("again"))["data/test_digest"] == found["data/test_digest"]
 
         # what is exported says the same
         if kind in ("cnn", "lstm"):
