@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -88,6 +89,8 @@ def read_inputs(
         )
     if not all(text.strip() for text in texts):
         raise SmolbenchError("One of the texts given by --text is empty: leave it out.")
+    for text in texts:
+        _refuse_unreadable(text, "--text")
     where = path.name if path is not None else "standard input"
     for number, line in enumerate(lines, start=1):
         # a line in is a line out, or what is pasted beside it would stand beside another text
@@ -95,6 +98,7 @@ def read_inputs(
             raise SmolbenchError(
                 f"{where}, line {number}: the text is empty; fill it in, or remove the line."
             )
+        _refuse_unreadable(line, f"{where}, line {number}")
     found = [*texts, *lines]
     return Inputs(found, {TEXT_COLUMN: found})
 
@@ -140,13 +144,33 @@ def _lines(
     try:
         if path is not None:
             # some editors put a mark in front, which is no part of the first text
-            read = path.read_text(encoding=encoding or "utf-8-sig")
+            with path.open(encoding=encoding or "utf-8-sig", newline="") as file:
+                read = file.read()
         elif source == "-" or (not given and not sys.stdin.isatty()):
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(newline="")
             read = sys.stdin.read()
     except (OSError, UnicodeError) as error:
         raise SmolbenchError(f"--input {source or '-'} cannot be read: {error}.") from error
-    # not splitlines(): that also cuts at rare characters within a text
-    return read.removeprefix("\ufeff").removesuffix("\n").split("\n") if read else []
+    if "\n" not in read:  # lines of an old Mac
+        read = read.replace("\r", "\n")
+    # not splitlines(): that also cuts at rare characters within a text, and whatever puts the
+    # predictions beside the lines knows newlines alone
+    lines = read.removeprefix("\ufeff").removesuffix("\n").split("\n") if read else []
+    return [line.removesuffix("\r") for line in lines]
+
+
+def _refuse_unreadable(text: str, where: str) -> None:
+    """Refuse what a table may not hold either."""
+    if "\0" in text:
+        raise SmolbenchError(f"{where}: the text holds a NUL character (byte 0); remove it.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SmolbenchError(
+            f"{where}: the text is not valid in the terminal's encoding ({error.reason}): write it"
+            " to a file, and name its encoding with --encoding."
+        ) from error
 
 
 def _read_table(reader: FileReader) -> Inputs:
