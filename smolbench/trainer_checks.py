@@ -83,9 +83,8 @@ def check_options(trainer: Mapping[str, Any]) -> None:
     precision = str(trainer.get("precision"))
     if (precision.endswith("-true") and precision != "32-true") or precision in {"64", "16"}:
         raise SmolbenchError(
-            f"trainer.precision is {precision}, which changes the format of what trains: leave it "
-            "at 32-true, or take bf16-mixed or 16-mixed; model.dtype is the format of what is "
-            "frozen."
+            f"trainer.precision is {precision}, but what trains stays in float32: leave it at "
+            "32-true, or take bf16-mixed or 16-mixed; model.dtype is the format of what is frozen."
         )
     if str(trainer.get("strategy")).startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
         raise SmolbenchError(
