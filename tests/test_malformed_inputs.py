@@ -122,6 +122,16 @@ CASES = [
     data("semicolons", "t.csv", b"text;label\na;x\n", "'text;label'", "commas"),
     data("commas in tsv", "t.tsv", b"text,label\na,x\n", "'text,label'", "tabs"),
     data("no header", "t.csv", b"I loved it,yes\nI did not,no\n", "'I loved it'", "first row"),
+    data(
+        "parquet text not UTF-8",
+        "t.parquet",
+        parquet(
+            text=pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xe0", b"b"]).buffers()),
+            label=["x", "y"],
+        ),
+        "t.parquet is not valid",
+        "UTF-8",
+    ),
     data("parquet column", "t.parquet", parquet(text=["a"], y=[1]), "'label'", "'text', 'y'"),
     option(
         "columns the same", "--data.text_column label", "text_column", "label_column", "'label'"

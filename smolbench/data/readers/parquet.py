@@ -20,6 +20,7 @@ class ParquetReader(FileReader):
         with self._opened() as file:
             first = 1
             for batch in file.iter_batches(CHUNK_ROWS, columns=columns):
+                self._refuse_invalid(batch)
                 texts, labels = (batch.column(column).to_pylist() for column in columns)
                 yield Chunk(texts, labels, range(first, first + len(texts)))
                 first += len(texts)
@@ -29,6 +30,7 @@ class ParquetReader(FileReader):
         with self._opened() as file:
             self._refuse_doubled(file.schema_arrow.names)
             table = file.read()
+            self._refuse_invalid(table)
         return dict(zip(table.column_names, table.columns, strict=True)), range(
             1, table.num_rows + 1
         )
@@ -51,6 +53,17 @@ class ParquetReader(FileReader):
             raise SmolbenchError(
                 f"{self.path} is not a whole Parquet file ({_brief(error)}): write or download it"
                 " again."
+            ) from error
+
+    def _refuse_invalid(self, rows: Any) -> None:  # noqa: ANN401 - pyarrow has no types
+        """Refuse strings that are not UTF-8, which other programs may have written."""
+        import pyarrow as pa  # lazy: import cost
+
+        try:
+            rows.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise SmolbenchError(
+                f"{self.name} is not valid ({_brief(error)}): {self.encoding_advice()}."
             ) from error
 
     def encoding_advice(self) -> str:
