@@ -62,6 +62,7 @@ from smolbench.trainer_checks import (
     check_callbacks,
     check_options,
     check_seed,
+    check_training_options,
     keep_apart,
     plain_values,
 )
@@ -143,6 +144,8 @@ class SmolCLI(LightningCLI):
         settings = self.config[self.call.subcommand]
         settings["trainer"] = plain_values(settings["trainer"])
         check_options(settings["trainer"])
+        if self.call.subcommand == "fit" and not self.call.resumes:
+            check_training_options(settings["trainer"])
         seed = settings["seed_everything"]
         if isinstance(seed, bool):
             settings["seed_everything"] = self._drawn_seed()
@@ -321,7 +324,7 @@ class SmolCLI(LightningCLI):
             always.append(RichProgressBar(leave=False, console_kwargs={"stderr": True}))
         latency = self._get(self.config_init, "latency")
         if self.call.subcommand == "fit":
-            check_callbacks(callbacks)
+            check_callbacks(callbacks, logger=bool(config["logger"]))
             keep_apart(callbacks, self.folder, log.info)
         # one's own takes the place of a run's
         given = {type(one) for one in callbacks}
@@ -334,7 +337,8 @@ class SmolCLI(LightningCLI):
             return super().instantiate_trainer(
                 default_root_dir=str(self.folder), callbacks=callbacks, **kwargs
             )
-        except ValueError as error:  # an unknown strategy or accelerator, for example
+        # an unknown strategy or accelerator, for example, or one whose package is not there
+        except (ValueError, ImportError) as error:
             raise SmolbenchError(" ".join(str(error).split())) from error
 
     def before_fit(self) -> None:
