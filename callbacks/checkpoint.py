@@ -203,6 +203,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Without anything monitored the last state is the best."""
+        trainer.check_val_every_n_epoch, trainer.val_check_batch = self._every
         if self.best_score is None:
             self._write(trainer, "best", weights_only=True)
             if trainer.is_global_zero and not self._trial:

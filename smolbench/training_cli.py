@@ -66,6 +66,7 @@ from smolbench.trainer_checks import (
     keep_apart,
     plain_values,
 )
+from smolbench.training_ends import Profiled, why_ended
 
 log = logging.getLogger("smolbench")
 _SETTINGS = ("seed_everything", "trainer", "model", "data", "checkpoint", "latency")
@@ -333,6 +334,9 @@ class SmolCLI(LightningCLI):
         if self.call.subcommand == "predict":
             # a few texts, whatever the run was trained on: each rank would see a part of them only
             kwargs |= {"devices": 1, "num_nodes": 1, "strategy": "auto", "plugins": None}
+        self.profiled = Profiled(self.folder, config["profiler"], self.call.subcommand)
+        if (profiler := self.profiled.profiler()) is not None and not config["fast_dev_run"]:
+            kwargs["profiler"] = profiler
         try:
             return super().instantiate_trainer(
                 default_root_dir=str(self.folder), callbacks=callbacks, **kwargs
@@ -385,6 +389,8 @@ class SmolCLI(LightningCLI):
     def after_fit(self) -> None:
         """Print what came out."""
         self._summarise("val")
+        if self.trainer.is_global_zero:
+            log.info("The training ended because %s.", why_ended(self.trainer))
 
     def before_validate(self) -> None:
         """Nothing is scored by mistake."""
@@ -460,6 +466,7 @@ class SmolCLI(LightningCLI):
             from smolbench.runs.summary import print_summary  # lazy: rich and the report's tables
 
             print_summary(self.writer.results, self.folder, splits=splits)
+            self.profiled.show()
             self.summarised = True
 
 

@@ -22,7 +22,7 @@ FIT += ["--trainer.enable_progress_bar=false", "--latency.examples=0", "--model.
 TUNE = ["fit", "--config=imdb_lora_smollm2-135m", *FIT[2:], "--model.max_length=24"]
 TUNE += ["--data.batch_size=20"]
 STOP = "trainer: {callbacks: [{class_path: EarlyStopping, init_args: "
-STOP += "{monitor: val/loss, min_delta: 100, patience: 1}}]}"
+STOP += "{monitor: val/loss, stopping_threshold: 100}}]}"
 WITH = {  # beside the option: what it is about
     **dict.fromkeys(("min_epochs", "min_steps"), [f"--config={STOP}"]),
     **dict.fromkeys(("max_time", "Timer"), ["--trainer.max_epochs=100000"]),
@@ -33,7 +33,8 @@ WITH = {  # beside the option: what it is about
 def lines(title: str) -> list[tuple[str, str, str]]:
     """The rows of a table: name, what becomes of it, what is tried."""
     text = TABLE.read_text(encoding="utf-8").split(f"## {title}\n")[1].split("\n## ")[0]
-    found = [[c.strip() for c in x.strip("|\n").split("|")] for x in text.splitlines() if x[:1] == "|"]
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    found = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     return [(name.strip("`"), here, tried) for name, here, tried in found[2:]]
 
 
@@ -127,7 +128,8 @@ def test_a_fine_tuning_is_not_touched_either(folder_here, plain):
             given = options(title, name, tried)
             typed += [x for x in given if not x.startswith("--config")]
             if title == "Callbacks":
-                callbacks += yaml.safe_load(Path("callback.yaml").read_text())["trainer"]["callbacks"]
+                one = yaml.safe_load(Path("callback.yaml").read_text())
+                callbacks += one["trainer"]["callbacks"]
     Path("all.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
     more = [*typed, "--trainer.max_epochs=2", "--config=all.yaml", "--run_dir=run"]
     assert main([*TUNE, *more]) == 0
