@@ -71,7 +71,7 @@ class PlateauSteps:
             if (epoch + 1) % frequency:
                 continue
             if name in self._values:
-                pl_module.lr_scheduler_step(config.scheduler, self._values[name])  # type: ignore[arg-type]
+                pl_module.lr_scheduler_step(config.scheduler, self._values[name])
             elif config.strict:
                 option = f"The monitor of {type(config.scheduler).__name__}"
                 there = sorted(trainer.callback_metrics)

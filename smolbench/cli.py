@@ -13,7 +13,7 @@ import os
 import select
 import sys
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import TextIO
 
@@ -151,13 +151,17 @@ def _without_collections(*, frozen: bool) -> Generator[None, None, None]:
             gc.enable()
 
 
+def _is_utf8(encoding: str) -> bool:
+    return encoding.lower().replace("-", "").replace("_", "") == "utf8"
+
+
 def _set_up_logging() -> None:
     """Set what must stand before the heavy imports: messages to stderr, libraries quiet."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # a terminal may lack characters of a table or text
-            stream.reconfigure(errors="replace")
+        # a terminal may lack characters of a table, which must not end a command
+        if isinstance(stream, io.TextIOWrapper) and not _is_utf8(stream.encoding):
+            with suppress(OSError):  # some files that are no terminals cannot change
+                stream.reconfigure(errors="replace")
     logger = logging.getLogger("smolbench")
     _HANDLER.setFormatter(logging.Formatter("smolbench: %(message)s"))
     _HANDLER.stream = sys.stderr  # another one than before, where it is called in process

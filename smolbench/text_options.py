@@ -81,7 +81,10 @@ def read_yaml(stream: str) -> Any:  # noqa: ANN401 - whatever is written there
         return None
     value = _construct(node)
     if isinstance(value, dict) and value and all(one is None for one in value.values()):
-        return stream  # `{text}` is a text with a slot, and `Review:` one that ends in a colon
+        # `{text}` is a text with a slot, and `Review:` one that ends in a colon
+        bare = stream.strip()
+        if bare == f"{next(iter(value))}:" or {*bare.strip("{} ").split(", ")} == {*value}:
+            return stream
     return value
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
@@ -47,8 +48,8 @@ _REFUSED: dict[type[Callback], str] = {
         "largest ones"
     ),
     SpikeDetection: (
-        "cannot load its own state, so that the run could not go on: every run has a TrainingGuard, "
-        "which ends it when the loss is not finite"
+        "cannot load its own state, so that the run could not go on: every run has a "
+        "TrainingGuard, which ends it when the loss is not finite"
     ),
     RunCheckpoint: (
         "is there already: checkpoint.monitor, checkpoint.mode and checkpoint.every_minutes set it"
@@ -96,9 +97,8 @@ def check_options(trainer: Mapping[str, Any]) -> None:
     precision = str(trainer.get("precision"))
     if (precision.endswith("-true") and precision != "32-true") or precision in {"64", "16"}:
         raise SmolbenchError(
-            f"trainer.precision is {precision}, which changes the format of what trains: leave it "
-            "at 32-true, or take bf16-mixed or 16-mixed; model.dtype is the format of what is "
-            "frozen."
+            f"trainer.precision is {precision}, but what trains stays in float32: leave it at "
+            "32-true, or take bf16-mixed or 16-mixed; model.dtype is the format of what is frozen."
         )
     if precision.startswith("transformer-engine"):
         raise SmolbenchError(

@@ -140,7 +140,7 @@ def _quieten_libraries() -> None:
 
 def _is_warned_or_verbose(record: logging.LogRecord) -> bool:
     """Whether a line that Lightning writes says more than what it does on every start."""
-    verbose = record.getMessage().startswith("Epoch ")  # of a ModelCheckpoint that was told to speak
+    verbose = record.getMessage().startswith("Epoch ")  # of a ModelCheckpoint that is to speak
     return record.levelno > logging.INFO or verbose
 
 

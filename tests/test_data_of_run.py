@@ -84,7 +84,7 @@ def test_a_run_is_tested_on_its_own_rows_wherever_they_stand(run, capsys):
     assert results(run)["data/overlap"] == 0
     (line,) = results(run)["warnings"]
     assert line.endswith("30 test rows 30 are still there and used; not used: 1 new.")
-    assert f"warning: {line}" in capsys.readouterr().out
+    assert f"warning: {line}" in capsys.readouterr().err
     write(rows)
     assert main(["test", "--run_dir=run"]) == 0
     assert results(run)["warnings"] == []
@@ -183,10 +183,10 @@ def test_what_stands_twice_is_said_at_fit_and_at_test(data, capsys):
     )
     captured = capsys.readouterr()
     assert line in captured.err
-    assert line in captured.out
+    assert line in captured.err
     assert main(["test", "--run_dir=run"]) == 0
     assert results(data / "run")["warnings"] == [line]
-    assert line in capsys.readouterr().out
+    assert line in capsys.readouterr().err
     assert [results(data / "run")[f"data/{name}"] for name in ("overlap", "duplicates")] == [19, 52]
 
 

@@ -67,6 +67,8 @@ def test_all_other_options_are_yaml():
     ]
     assert read_yaml("1e-4") == 1e-4
     assert read_yaml("") is None
+    assert read_yaml("setup: null\nteardown: null\n") == {"setup": None, "teardown": None}
+    assert [read_yaml(one) for one in ("{text}", "a:", "{a, b}")] == ["{text}", "a:", "{a, b}"]
 
 
 FEW = ["--config=imdb_probe", "--config=tiny", "--model.pooling=mean", "--model.anchor=null"]

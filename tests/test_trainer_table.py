@@ -24,8 +24,8 @@ TUNE += ["--data.batch_size=20"]
 STOP = "trainer: {callbacks: [{class_path: EarlyStopping, init_args: "
 STOP += "{monitor: val/loss, stopping_threshold: 100}}]}"
 WITH = {  # beside the option: what it is about
-    **dict.fromkeys(("min_epochs", "min_steps"), [f"--config={STOP}"]),
-    **dict.fromkeys(("max_time", "Timer"), ["--trainer.max_epochs=100000"]),
+    **{name: [f"--config={STOP}"] for name in ("min_epochs", "min_steps")},
+    **{name: ["--trainer.max_epochs=100000"] for name in ("max_time", "Timer")},
     "EarlyStopping": ["--trainer.max_epochs=3"],
 }
 

@@ -24,6 +24,8 @@ LEAST_PROBABILITY = 1e-9
 """What a probability of 0 counts as in the loss, which would be infinite: forests are certain."""
 CALIBRATION_BINS = 15
 """Equal bins of confidence, as Guo et al. (2017) use."""
+_TIES = 5
+"""Decimals of log-odds in float32 that tell rows apart."""
 MAX_CONFUSION_CLASSES = 100
 """With more classes the confusion matrix is left out: it would be longer than all other results."""
 
@@ -62,7 +64,11 @@ def validation_metrics(
 
 
 def classification_metrics(
-    logits: torch.Tensor, labels: torch.Tensor, positive: int | None = None
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    positive: int | None = None,
+    *,
+    probabilistic: bool = True,
 ) -> dict[str, float]:
     """Quality of predictions, with standard errors.
 
@@ -76,6 +82,9 @@ def classification_metrics(
         labels: True classes, shape ``(N,)``.
         positive: The class that ``precision``, ``recall``, ``specificity`` and ``f1`` without an
             ending are of; without, there are none.
+        probabilistic: Whether the scores are log-probabilities, up to what all classes of a row
+            have in common. If not, such as the margins of a support vector machine, rows are
+            ordered by the scores themselves.
 
     Returns:
         Those of :func:`validation_metrics`; ``precision``, ``recall``, ``specificity`` (recall of
@@ -128,8 +137,10 @@ def classification_metrics(
     metrics["auroc"] = metrics["auroc_stderr"] = math.nan
     if labels.bincount(minlength=classes).min() > 0:  # of a class without rows there is none
         of = [1] if classes == 2 else list(range(classes))
-        # ranks order rows as the log-odds do, within the 0 to 1 that torchmetrics expects
-        columns = _log_odds(wide)[:, of].numpy().T
+        # ranks order rows as the scores do, within the 0 to 1 that torchmetrics expects; equal
+        # probabilities of a forest differ in their logarithms' last bits, and are equal
+        ordered = _log_odds(wide).round(decimals=_TIES) if probabilistic else wide
+        columns = ordered[:, of].numpy().T
         ranks = [torch.from_numpy(np.unique(odds, return_inverse=True)[1]) for odds in columns]
         truths = [(labels == k).long() for k in of]
         pairs = list(zip(ranks, truths, strict=True))

@@ -82,8 +82,7 @@ class SummaryEncoder:
         full = [row for row, length in enumerate(encoded["text_length"]) if length == budget]
         cut = np.zeros(len(documents), dtype=bool)
         for row in full:
-            ids = self.tokenizer(documents[row], add_special_tokens=False, verbose=False)
-            cut[row] = len(ids["input_ids"]) > budget
+            cut[row] = self.documents.text_length(documents[row]) > budget
         columns: dict[str, list[Any]] = {
             "input_ids": [[*shared, *row] for row in rows],
             "cut": cut.tolist(),

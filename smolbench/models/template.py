@@ -75,6 +75,10 @@ class TemplateEncoder:
                 f"{max_length - self.text_budget} tokens: raise max_length or shorten the template."
             )
 
+    def text_length(self, text: str) -> int:
+        """Tokens that a text has where it stands in the template, before it is cut."""
+        return len(self._ids([self.space + text])[0])
+
     def encode(self, texts: Sequence[str]) -> dict[str, list[list[int]] | list[int]]:
         """Rows without their shared beginning.
 

@@ -277,15 +277,20 @@ def _published_row(figure: Published) -> Row:
 def _by_quality(row: Row) -> tuple[Any, ...]:
     """Best first, what is not ranked last, in an order that does not depend on the file system."""
     last = row.obstacle not in (None, "published") or "untrained" in row.notes
-    value = -1.0 if row.value is None else row.value
+    value = _ranked_by(row)
     paths = tuple(str(record.path) for record in row.records)
     return (last, -value, row.is_published, row.name, paths, row.source or "")
 
 
+def _ranked_by(row: Row) -> float:
+    """A row's value without the last bits, in which means over seeds of equal counts may differ."""
+    return -1.0 if row.value is None else round(row.value, 12)
+
+
 def _ranked(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Rows with their places; equal values share one."""
-    values = [row.value for row in rows if row.obstacle is None]  # best first
+    values = [_ranked_by(row) for row in rows if row.obstacle is None]  # best first
     return tuple(
-        replace(row, rank=values.index(row.value) + 1) if row.obstacle is None else row
+        replace(row, rank=values.index(_ranked_by(row)) + 1) if row.obstacle is None else row
         for row in rows
     )

@@ -235,7 +235,10 @@ class ClassificationTask(BaseTask):
     def on_test_epoch_end(self) -> None:
         """Score the whole test split and keep the predictions for their file."""
         index, logits, labels = self._gather()
-        metrics = self._meaningful(classification_metrics(logits, labels, self.positive_class))
+        found = classification_metrics(
+            logits, labels, self.positive_class, probabilistic=self.probabilistic
+        )
+        metrics = self._meaningful(found)
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
         self._record_test(index, logits, labels)
 

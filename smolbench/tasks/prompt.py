@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -207,9 +208,10 @@ class PromptTask(ClassificationTask):
             SmolbenchError: If rows could be longer than the backbone reads, the template does not
                 fit, or there are too few examples.
         """
+        own, asked = self._examples
         found = [
             self.backbone.template_encoder(
-                self._shots(seed) + self._template, self._max_length, self._truncation_side
+                f"{own}{self._shots(seed)}{asked}", self._max_length, self._truncation_side
             )
             for seed in self.shot_seeds
         ]
@@ -227,6 +229,30 @@ class PromptTask(ClassificationTask):
             encoder.tail_ids = []  # the answer follows, not the end
         return found
 
+    @cached_property
+    def _examples(self) -> tuple[str, str]:
+        """Solved examples that the template begins with, and what asks for the text behind them.
+
+        Examples that are drawn stand between the two, and look like the latter alone.
+
+        Raises:
+            SmolbenchError: If it is not clear where the template's own examples end.
+        """
+        front, _, behind = self._template.partition(SLOT)
+        if not self.num_shots or not behind.strip() or behind not in front:
+            return "", self._template
+        start = front.rindex(behind) + len(behind)
+        for word in sorted(self.words.words, key=len, reverse=True):
+            if front.startswith(answer := f"{self._separator}{word}", start):
+                begin = start + len(answer)
+                begin += len(front[begin:]) - len(front[begin:].lstrip())
+                return self._template[:begin], self._template[begin:]
+        raise SmolbenchError(
+            f"model.template has {behind.strip()!r} in front of its slot, too, but no label word "
+            "behind it, so that it is not clear where its own examples end: leave them out, or "
+            "model.num_shots."
+        )
+
     def _shots(self, seed: int) -> str:
         """Examples as they stand in front of the template, as many of each class."""
         if not self.num_shots:
@@ -240,9 +266,9 @@ class PromptTask(ClassificationTask):
 
         rows = choose_shots(split.labels, self.label_names, self.num_shots, seed, text_of)
         tokenizer, answers = self.backbone.tokenizer, self.words.words
+        shot = replace(self._shot_format, template=self._examples[1])
         return "".join(
-            self._shot_format.write(text_of(row), answers[int(split.labels[row])], tokenizer)
-            for row in rows
+            shot.write(text_of(row), answers[int(split.labels[row])], tokenizer) for row in rows
         )
 
     def encode(self, examples: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:

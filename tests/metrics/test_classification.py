@@ -173,6 +173,20 @@ def test_scores_of_one_class_against_the_others(positive):
     assert "f1" not in classification_metrics(logits, labels)
 
 
+@pytest.mark.parametrize("probabilistic", [True, False])
+def test_the_order_of_several_classes_is_that_of_their_scores(probabilistic):
+    labels = torch.arange(300) % 4
+    scores = torch.randn(300, 4) + 2 * torch.nn.functional.one_hot(labels, 4)
+    if probabilistic:  # of a forest of 20 trees: many are equal
+        shares = torch.distributions.Multinomial(20, logits=scores).sample() / 20
+        said, scores = shares, shares.clamp_min(1e-9).log()
+    else:
+        said = scores
+    found = classification_metrics(scores.float(), labels, probabilistic=probabilistic)
+    each = [sk.roc_auc_score(labels == k, said[:, k].numpy()) for k in range(4)]
+    assert found["auroc"] == pytest.approx(np.mean(each), abs=1e-6)
+
+
 def test_ties_between_classes_go_to_the_first():
     assert classification_metrics(torch.zeros(4, 3), torch.tensor([0, 0, 1, 2]))["accuracy"] == 0.5
 

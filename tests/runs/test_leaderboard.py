@@ -48,6 +48,14 @@ def test_better_comes_first_and_equals_share_a_place(tmp_path, runs):
     assert [row.spread for row in ours(board)] == [0.002] * 5
 
 
+def test_equal_counts_share_a_place_whatever_the_last_bits_of_a_mean(tmp_path, runs):
+    for seed in range(3):  # statistics.fmean of these is 0.6750000000000002
+        runs(f"s{seed}", seed=seed, test__accuracy=(0.675, 0.65, 0.7)[seed], series_digest="a")
+    runs("b", test__accuracy=0.675, series_digest="b")
+    runs("c", test__accuracy=0.6751, series_digest="c")
+    assert sorted(row.rank for row in ours(only_board(tmp_path))) == [1, 2, 2]
+
+
 def test_seeds_of_one_configuration_are_one_row(tmp_path, runs):
     for seed, value in enumerate((0.88, 0.90, 0.92)):
         runs(f"s{seed}", seed=seed, test__accuracy=value, cost__fit_s=100.0 * seed)

@@ -33,7 +33,7 @@ class Wide(LightningModule):
             strategy=None,
         )
 
-    def loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def checked_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return torch.nn.functional.dropout(self.layer(self.norm(batch["x"]))).square().mean()
 
 

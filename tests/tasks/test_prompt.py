@@ -127,6 +127,25 @@ def test_examples_are_balanced_and_depend_on_the_seed(tmp_path):
     assert [encoder.template for encoder in again.encoders] == prompts
 
 
+def test_drawn_examples_stand_beside_those_of_the_template(tmp_path):
+    own = "Review: fine\nIt is good\nReview: dull\nIt is bad\n"
+    subject = task(template=f"{own}{TEMPLATE}", num_shots=2, shot_max_length=5)
+    scored(subject, tmp_path)
+    prompt = subject.encoders[0].template
+    assert prompt.startswith(own)
+    assert prompt.count("Review: fine") == 1
+    assert prompt.count("\nIt is ") == 4, "two of its own and two that were drawn"
+    alone = task(num_shots=2, shot_max_length=5)
+    scored(alone, tmp_path)
+    assert prompt == f"{own}{alone.encoders[0].template}"
+
+
+def test_examples_that_end_nowhere_are_refused(tmp_path):
+    subject = task(template=f"Review: fine\nIt is odd\n{TEMPLATE}", num_shots=2)
+    with pytest.raises(SmolbenchError, match="where its own examples end"):
+        scored(subject, tmp_path)
+
+
 def test_several_seeds_give_a_mean_and_a_spread(tmp_path):
     options = {"num_shots": 2, "shot_max_length": 8}
     tweets = Sentiment140DataModule(source="sample", limit_test=12)  # none of them is cut
