@@ -6,12 +6,15 @@
 #   make test JOBS=1                        one test at a time
 #   make test-newest                        the tests, with the newest versions pyproject.toml allows
 #   make test-oldest                        the tests, with the oldest; on Linux gigabytes of CUDA
+#   make properties                         random tables through every command, many and always new
 #   make mutants                            mutation tests of what numbers come from (tests/mutants)
 #   make lock                               renew .ci/constraints.txt
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
 MUTANTS_ARGS ?=
+# how many times the usual cases of `make properties`, such as 0.1 or 10
+CASES ?= 1
 # processes that share the tests; each takes up to 2 GB
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); [ $$n -gt 4 ] && n=4; echo $$n)
 VENV := .venv
@@ -23,7 +26,7 @@ LOCK := .ci/constraints.txt
 INSTALL := $(PIP) install --quiet $(if $(LOCK),--constraint $(LOCK),--upgrade --upgrade-strategy eager)
 DEMO := --config imdb_probe --config tiny
 
-.PHONY: demo test test-zoo test-newest test-oldest mutants lint bench lock clean
+.PHONY: demo test test-zoo test-newest test-oldest properties mutants lint bench lock clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.installed
@@ -54,6 +57,11 @@ test-newest:
 
 test-oldest:
 	@$(MAKE) --no-print-directory test VENV=.venv-oldest LOCK=.venv-oldest/oldest.txt
+
+# an hour on two cores; `make test` tries a few of the cases, always the same
+properties: $(VENV)/.installed-dev
+	@SMOLBENCH_PROPERTIES=$(CASES) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --timeout 7200 \
+	  tests/properties $(PYTEST_ARGS)
 
 # over an hour on two cores
 mutants: $(VENV)/.installed-dev

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
 from pathlib import Path
+from typing import Any, TextIO
 
 CACHE_VARIABLE = "SMOLBENCH_CACHE"
 
@@ -22,6 +24,28 @@ def cache_root(override: str | Path | None = None) -> Path:
         return Path(chosen).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "smolbench"
+
+
+def csv_writer(file: TextIO) -> Any:  # noqa: ANN401 - the type has no public name
+    """A writer of rows that end in a newline, as ``csv.writer``.
+
+    Before Python 3.13 that quotes a line break only if it is a part of its own, so that of a text
+    with a lone carriage return it writes two rows.
+
+    Args:
+        file: Open for writing, without translation of newlines.
+    """
+    return csv.writer(_NewlineEnds(file), lineterminator="\r\n")
+
+
+class _NewlineEnds:
+    """Rows that end in a carriage return and a newline, written without the former."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, row: str) -> int:
+        return self._file.write(row.removesuffix("\r\n") + "\n")
 
 
 def rename_when_on_disk(complete: Path, path: Path) -> None:

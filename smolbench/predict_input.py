@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from smolbench.notices import warn
 
 TEXT_COLUMN = "text"
 """The column of the texts, in a table if no other is named, and in what is written."""
+LABEL_COLUMN = "label"
+"""The column of the labels, if a table has any and no other is named."""
 _LINES = ("", ".txt")
 """Endings of files with a text per line."""
 
@@ -39,6 +42,7 @@ def read_inputs(
     text_column: str | None = None,
     encoding: str | None = None,
     quoting: str | None = None,
+    label_column: str | None = None,
 ) -> Inputs:
     """The texts to label.
 
@@ -50,6 +54,7 @@ def read_inputs(
         text_column: The table's column of the texts; ``text`` if not given.
         encoding: The file's encoding; UTF-8 if not given.
         quoting: What double quotes mean in a CSV or TSV; found out if not given.
+        label_column: The column of labels that such a table may have, as ``test`` reads it.
 
     Raises:
         SmolbenchError: If there is no text, a row has none, or the file cannot be read.
@@ -74,6 +79,7 @@ def read_inputs(
             "input",
             prefix="--",
             quoting=cast("Quoting", quoting or "auto"),
+            marked_by=label_column or LABEL_COLUMN,
         )
         return _read_table(reader)
     lines = _lines(source, path, encoding, given=bool(texts))
@@ -83,6 +89,8 @@ def read_inputs(
         )
     if not all(text.strip() for text in texts):
         raise SmolbenchError("One of the texts given by --text is empty: leave it out.")
+    for text in texts:
+        _refuse_unreadable(text, "--text")
     where = path.name if path is not None else "standard input"
     for number, line in enumerate(lines, start=1):
         # a line in is a line out, or what is pasted beside it would stand beside another text
@@ -90,6 +98,7 @@ def read_inputs(
             raise SmolbenchError(
                 f"{where}, line {number}: the text is empty; fill it in, or remove the line."
             )
+        _refuse_unreadable(line, f"{where}, line {number}")
     found = [*texts, *lines]
     return Inputs(found, {TEXT_COLUMN: found})
 
@@ -135,13 +144,33 @@ def _lines(
     try:
         if path is not None:
             # some editors put a mark in front, which is no part of the first text
-            read = path.read_text(encoding=encoding or "utf-8-sig")
+            with path.open(encoding=encoding or "utf-8-sig", newline="") as file:
+                read = file.read()
         elif source == "-" or (not given and not sys.stdin.isatty()):
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(newline="")
             read = sys.stdin.read()
     except (OSError, UnicodeError) as error:
         raise SmolbenchError(f"--input {source or '-'} cannot be read: {error}.") from error
-    # not splitlines(): that also cuts at rare characters within a text
-    return read.removeprefix("\ufeff").removesuffix("\n").split("\n") if read else []
+    if "\n" not in read:  # lines of an old Mac
+        read = read.replace("\r", "\n")
+    # not splitlines(): that also cuts at rare characters within a text, and whatever puts the
+    # predictions beside the lines knows newlines alone
+    lines = read.removeprefix("\ufeff").removesuffix("\n").split("\n") if read else []
+    return [line.removesuffix("\r") for line in lines]
+
+
+def _refuse_unreadable(text: str, where: str) -> None:
+    """Refuse what a table may not hold either."""
+    if "\0" in text:
+        raise SmolbenchError(f"{where}: the text holds a NUL character (byte 0); remove it.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SmolbenchError(
+            f"{where}: the text is not valid in the terminal's encoding ({error.reason}): write it"
+            " to a file, and name its encoding with --encoding."
+        ) from error
 
 
 def _read_table(reader: FileReader) -> Inputs:

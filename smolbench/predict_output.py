@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 
 from smolbench.errors import SmolbenchError
-from smolbench.files import rename_when_on_disk
+from smolbench.files import csv_writer, rename_when_on_disk
 from smolbench.predict_input import Inputs
 
 _FORMATS = (".parquet", ".csv", ".jsonl")
@@ -151,8 +150,12 @@ def write_predictions(
         else:
             _print_lines(inputs, said, before)
         return
-    results = before.columns(BEFORE) if before is not None else {}
-    results |= said.columns()
+    results = said.columns()
+    if before is not None:
+        ending = BEFORE
+        while results.keys() & before.columns(ending).keys():  # a class may be called x_before
+            ending += "_"
+        results = before.columns(ending) | results
     kept = {}
     for name, values in inputs.columns.items():
         while name in results or name in kept:
@@ -182,7 +185,7 @@ def _write_table(columns: Mapping[str, Any], path: Path, kind: str) -> None:
     rows = zip(*(_plain(values) for values in columns.values()), strict=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         if kind == ".csv":
-            writer = csv.writer(file, lineterminator="\n")
+            writer = csv_writer(file)
             writer.writerow(columns)
             writer.writerows([_cell(value) for value in row] for row in rows)
             return

@@ -13,6 +13,7 @@ from smolbench.errors import SmolbenchError
 from smolbench.invocation import Invocation
 from smolbench.predict_input import read_inputs
 from smolbench.predict_output import Said, check_output, write_predictions
+from smolbench.runs.settings import flatten, read_settings
 from smolbench.tasks.task import CHECKPOINT_KEY
 from smolbench.training_cli import PREDICTED, TWO_KINDS, SmolCLI
 
@@ -24,7 +25,14 @@ def predict(call: Invocation, stop: GracefulStop, watch: BatchWatch) -> None:
         SmolbenchError: If the texts cannot be read, the predictions not be written, or the two
             models do not say the same kind of thing.
     """
-    inputs = read_inputs(call.texts, call.input, call.text_column, call.encoding, call.quoting)
+    inputs = read_inputs(
+        call.texts,
+        call.input,
+        call.text_column,
+        call.encoding,
+        call.quoting,
+        label_column=_label_column(call),
+    )
     check_output(call.output, inputs)
     calls = [call] if call.before is None else [call.before, call]
     known = [labels for one in calls if (labels := _saved_labels(one)) is not None]
@@ -54,6 +62,13 @@ def predict(call: Invocation, stop: GracefulStop, watch: BatchWatch) -> None:
     if before is not None and type(before) is not type(said[id(call)]):
         raise SmolbenchError(TWO_KINDS)
     write_predictions(inputs, said[id(call)], call.output, before)
+
+
+def _label_column(call: Invocation) -> str | None:
+    """Name of the column in which the run's own files have their labels."""
+    if call.run is None or not call.run.config.is_file():
+        return None
+    return flatten(read_settings(call.run.config)).get("data.label_column")
 
 
 def _saved_kind(call: Invocation) -> str | None:

@@ -80,6 +80,34 @@ def test_a_line_ends_at_a_newline_only(stdin, tmp_path):
     assert read_texts([], str(tmp_path / "texts.txt")) == [text, "next"]
 
 
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [
+        (b"a\rb\nc\n", ["a\rb", "c"]),
+        (b"a\r\nb\r\n", ["a", "b"]),
+        (b"a\rb\r\nc", ["a\rb", "c"]),
+        (b"a\rb\r", ["a", "b"]),
+    ],
+)
+def test_a_carriage_return_within_a_line_is_a_part_of_its_text(
+    stdin, tmp_path, monkeypatch, content, texts
+):
+    (tmp_path / "texts.txt").write_bytes(content)
+    assert read_texts([], str(tmp_path / "texts.txt")) == texts
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+    assert read_texts([], "-") == texts
+
+
+def test_a_text_that_cannot_be_encoded_or_holds_nul_is_refused(stdin, tmp_path):
+    with pytest.raises(SmolbenchError, match=r"--text: the text is not valid .*--encoding"):
+        read_texts(["fine", "\udcff"], None)
+    with pytest.raises(SmolbenchError, match="--text: the text holds a NUL"):
+        read_texts(["a\0b"], None)
+    (tmp_path / "texts.txt").write_bytes(b"a\nb\0c\n")
+    with pytest.raises(SmolbenchError, match=r"texts.txt, line 2: the text holds a NUL"):
+        read_texts([], str(tmp_path / "texts.txt"))
+
+
 def test_a_byte_order_mark_is_no_text(stdin, tmp_path):
     (tmp_path / "texts.txt").write_bytes(b"\xef\xbb\xbfgood\n")
     assert read_texts([], str(tmp_path / "texts.txt")) == ["good"]
@@ -201,6 +229,16 @@ def test_every_line_of_a_tsv_without_quotes_around_texts_is_a_text(stdin, tmp_pa
     assert read_inputs([], str(path)).texts == texts
     assert read_inputs([], str(path), quoting="none").texts == texts
     assert len(read_inputs([], str(path), quoting="quotes").texts) == 6
+
+
+@pytest.mark.parametrize("column", ["label", "stars"])
+def test_a_tsv_with_labels_is_cut_into_the_rows_that_test_has(stdin, tmp_path, column):
+    path = tmp_path / "x.tsv"
+    path.write_text(f'text\t{column}\ngood\tneg\n"\t\nbad"\tpos\n')
+    label_column = None if column == "label" else column
+    assert read_inputs([], str(path), label_column=label_column).texts == ["good", "\t\nbad"]
+    # without a column of labels nothing says which it is
+    assert len(read_inputs([], str(path), label_column="none").texts) == 3
 
 
 def test_a_table_that_is_not_there(stdin, tmp_path):

@@ -171,6 +171,30 @@ def test_files_with_a_model_before(tmp_path, ending):
     assert [row["label"] for row in found] == LABELS
 
 
+def test_a_class_that_is_called_as_another_one_before_keeps_its_scores(tmp_path):
+    names = ["x", "x_before"]
+    before, said = (Labelled(names, torch.tensor([[p, 1 - p]])) for p in (0.25, 0.75))
+    write_predictions(Inputs(["a"], {"text": ["a"]}), said, tmp_path / "l.jsonl", before)
+    (row,) = read_back(tmp_path / "l.jsonl")
+    assert (row["score_x_before_"], row["score_x_before_before_"]) == (0.25, 0.75)
+    assert (row["score_x"], row["score_x_before"]) == (0.75, 0.25)
+    assert (row["label_before_"], row["label"]) == ("x_before", "x")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("mark", ["\r", "\n", "\r\n", "\x85", "\u2028", "\x0b", "\x1c"])
+def test_a_text_with_any_line_break_is_one_row(tmp_path, ending, mark):
+    texts = [f"a{mark}b", mark + "c", "d" + mark]
+    said = Labelled(NAMES, torch.full((3, 2), 0.5))
+    write_predictions(Inputs(texts, {"text": texts}), said, tmp_path / f"l{ending}")
+    if ending == ".jsonl":
+        lines = (tmp_path / "l.jsonl").read_bytes().decode().removesuffix("\n").split("\n")
+        found = [json.loads(line) for line in lines]
+    else:
+        found = read_back(tmp_path / f"l{ending}")
+    assert [row["text"] for row in found] == texts
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_columns_of_the_input_are_kept_and_never_overwritten(tmp_path, ending):
     path = tmp_path / f"labels{ending}"

@@ -273,8 +273,9 @@ def grouped_split(
         ((train, validation),) = splitter.split(groups, groups=groups)
     except ValueError as error:
         raise SmolbenchError(
-            f"A validation share of {fraction} cannot be split off {len(np.unique(groups))} groups"
-            f" of rows: {error} Choose another share or more rows."
+            f"A share of {fraction} cannot be held out of {len(groups)} rows of"
+            f" {len(np.unique(groups))} texts or sources, each of which stays whole, because none"
+            " would be left to train on: choose another share, or add rows."
         ) from error
     return np.sort(train), np.sort(validation)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from smolbench.files import write_atomically
+from smolbench.files import csv_writer, write_atomically
 from smolbench.runs.board import DatasetReport
 from smolbench.runs.cells import Table, comparison_table, leaderboard_table, unscored_table
 from smolbench.runs.details import Details, details_of
@@ -68,7 +67,7 @@ def write_tables(
 
 def _csv(table: Table) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv_writer(text)
     writer.writerow(heading.label for heading in table.headings)
     for line in table.lines:
         writer.writerow(cell.shown if cell.value is None else cell.value for cell in line)

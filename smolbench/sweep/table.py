@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import statistics
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from smolbench.files import write_atomically
+from smolbench.files import csv_writer, write_atomically
 from smolbench.runs.cells import Cell, Heading, Table, cost_text, without_empty
 from smolbench.runs.markdown import escape, table_text
 from smolbench.runs.record import RunRecord
@@ -256,7 +255,7 @@ def _cell_of(text: str) -> Cell:
 
 def _csv(folder: Path, space: Space, results: Sequence[Result], columns: Sequence[Column]) -> str:
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv_writer(text)
     keys = list(space.keys)
     writer.writerow(["trial", *keys, *(c.key for c in columns), "status", "run", "error"])
     for result in results:

@@ -183,6 +183,14 @@ def test_a_text_with_several_summaries_stays_together(tmp_path):
     assert sum(len(pairs(made, split)) for split in ("train", "val", "test")) == 40
 
 
+def test_documents_that_are_all_the_same_cannot_be_divided(tmp_path):
+    path = write_csv(tmp_path / "t.csv", [("the same", f"summary {n}") for n in range(8)])
+    own = data(tmp_path, train_file=str(path), test_file=str(path))
+    with pytest.raises(SmolbenchError, match=r"A share of 0.1 .* 8 rows of 1 texts") as caught:
+        own.hold_out(own.load_hub())
+    assert "n_samples" not in str(caught.value)
+
+
 def test_a_missing_column_and_too_few_rows(tmp_path):
     file = write_csv(tmp_path / "a.csv", PAIRS, header="text,headline")
     with pytest.raises(SmolbenchError, match=r"no column 'summary'.*--data\.summary_column"):

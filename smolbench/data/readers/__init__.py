@@ -41,6 +41,7 @@ def file_reader(
     prefix: str = "--data.",
     label_option: str = "label_column",
     quoting: Quoting = "auto",
+    marked_by: str | None = None,
 ) -> FileReader:
     """The reader for a file, by its ending.
 
@@ -54,6 +55,7 @@ def file_reader(
         label_option: The option that named the column of the labels, for messages.
         quoting: What double quotes mean in CSV and TSV: ``auto`` finds out, ``quotes`` are around
             texts, ``none`` are a part of them.
+        marked_by: Name of a column of labels that need not be there, by which it is found out, too.
 
     Raises:
         SmolbenchError: If there is no such file, or its ending is not known.
@@ -76,4 +78,4 @@ def file_reader(
         kind = ParquetReader
     elif name.removesuffix(".gz").endswith(".jsonl"):
         kind = JsonLinesReader
-    return kind(path, text_column, label_column, encoding, prefix, label_option, quoting)
+    return kind(path, text_column, label_column, encoding, prefix, label_option, quoting, marked_by)

@@ -30,6 +30,8 @@ class FileReader:
         label_option: The option that names the column of the labels, or of what else belongs to
             each text.
         quoting: What double quotes mean in CSV and TSV.
+        marked_by: Name of a column of labels that need not be there nor be read; how the file is
+            quoted is told by it where ``label_column`` does not.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class FileReader:
     prefix: str = "--data."
     label_option: str = "label_column"
     quoting: Quoting = "auto"
+    marked_by: str | None = None
 
     @property
     def name(self) -> str:

@@ -149,6 +149,9 @@ class CsvReader(TextReader):
             if not any('"' in line for line in file):
                 return None
         mark = self._delimiter
+        # predict reads no labels, but the file must be cut into the rows that fit and test have
+        of_labels = self.label_column if self.label_option == "label_column" else None
+        marks = of_labels or self.marked_by
         lines: list[str] = []  # of the row that is being read
         with self._opened() as file:
             rows = self._parsed(_noted(file, lines), bare=False)
@@ -167,8 +170,8 @@ class CsvReader(TextReader):
                     if not names:
                         names, width = [name.strip() for name in row], len(row)
                         header_quoted = any('"' in line for line in filled)
-                        if self.label_option == "label_column" and self.label_column in names:
-                            place = names.index(self.label_column)
+                        if marks in names:
+                            place = names.index(marks)
                         plain = len(filled) == 1 and filled[0].count(mark) == width - 1
                         continue
                     quoted = quoted and len(row) == width
