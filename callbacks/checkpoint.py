@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -18,12 +19,15 @@ from smolbench.callbacks.averaged_weights import AveragedWeights
 from smolbench.callbacks.folder import run_folder
 from smolbench.callbacks.graceful_stop import GracefulStop, RunInterrupted
 from smolbench.callbacks.metric_names import not_logged
+from smolbench.callbacks.plateau_steps import PlateauSteps
 from smolbench.callbacks.streamed_io import StreamedCheckpointIO
 from smolbench.callbacks.values import counted, plain
 from smolbench.errors import SmolbenchError
 from smolbench.files import rename_when_on_disk
 from smolbench.metrics.directions import mode_of
 from smolbench.protocols import Monitored, Validates, offered
+
+log = logging.getLogger("smolbench")
 
 
 class RunCheckpoint(Checkpoint):
@@ -37,6 +41,10 @@ class RunCheckpoint(Checkpoint):
     Of states with equal scores, as they are common on few rows, the one with the lower validation
     loss is the best (``val/loss``, or what the LightningModule names as its ``tie_breaker``), and
     of these the later one.
+
+    A training that ends off a validation (by ``max_steps`` or ``max_time``, or in an epoch that
+    ``check_val_every_n_epoch`` leaves out) is validated once more, so that its last state may be
+    the best.
 
     A checkpoint is never written before a validation at the same step: Lightning would skip that
     validation after resuming. Nor between the micro-batches of one optimiser step: their gradients
@@ -71,6 +79,10 @@ class RunCheckpoint(Checkpoint):
         self._tie_breaker = "val/loss"
         self._fits = False
         self._trial = False
+        self._plateaus = PlateauSteps()
+        self._validated_step = -1
+        self._every: tuple[int | None, int | float | None] = (1, None)
+        self._clock_to_start = False
         self.best_score: float | None = None
         self.best_metrics: dict[str, float | int] = {}
         self.write_s: dict[str, list[float]] = {}
@@ -110,6 +122,22 @@ class RunCheckpoint(Checkpoint):
         """Start the clock."""
         self._saved_at = time.monotonic()
         self._saved_step = self._step_before = trainer.global_step
+        self._plateaus.take_over(trainer, pl_module)
+        self._every = trainer.check_val_every_n_epoch, trainer.val_check_batch
+        if trainer.is_last_batch and self._validated_step == trainer.global_step:
+            # Lightning 2.6 goes on within an epoch that is over, unless it takes it for one that
+            # has just been validated
+            trainer.check_val_every_n_epoch = trainer.val_check_batch = 1
+            if self._every[1] is None:  # validations by the clock
+                trainer._last_val_time = -math.inf  # type: ignore[attr-defined]
+                self._clock_to_start = True
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate as often as it was asked for."""
+        trainer.check_val_every_n_epoch, trainer.val_check_batch = self._every
+        if self._clock_to_start:
+            trainer._last_val_time = time.monotonic()  # type: ignore[attr-defined]
+            self._clock_to_start = False
 
     def on_train_batch_end(
         self,
@@ -122,11 +150,16 @@ class RunCheckpoint(Checkpoint):
         """Save when the time is up or a stop is requested, if this is a safe moment."""
         self._between_steps = trainer.global_step != self._step_before
         self._step_before = trainer.global_step
+        if self._between_steps and _is_last_step(trainer):
+            # how Lightning is told that this state is to be validated, whichever epoch it is
+            trainer.should_stop = True
+            trainer.check_val_every_n_epoch = 1
         if not self._between_steps or self._validation_may_follow(trainer, batch_idx):
             return
         # Without a validation an epoch ends here: Lightning 2.6 resumes a checkpoint of
         # `on_train_epoch_end` with an empty epoch too many if `max_steps` is set. So does an epoch
         # that is broken off (by `max_time`): what is saved after it counts it as complete.
+        self._plateaus.end_epoch(trainer, pl_module)
         self._due |= trainer.is_last_batch or _ends_early(trainer)
         overdue = self._due or time.monotonic() - self._saved_at > self.every_minutes * 60
         if trainer.strategy.broadcast(overdue) if trainer.world_size > 1 else overdue:
@@ -137,6 +170,9 @@ class RunCheckpoint(Checkpoint):
         """Keep the state if it is the best so far, then as the last one."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        self._validated_step = trainer.global_step
+        self._plateaus.remember(trainer)
+        self._plateaus.end_epoch(trainer, pl_module)
         metrics = {k: counted(k, plain(v)) for k, v in trainer.callback_metrics.items()}
         score = metrics.get(self.monitor) if self.monitor is not None else None
         if score is None and self._monitor_given:
@@ -161,22 +197,36 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save an epoch that no validation ended."""
+        self._plateaus.end_epoch(trainer, pl_module)
         self._save_last(trainer)
         self._stop_if_requested(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Without anything monitored the last state is the best."""
+        trainer.check_val_every_n_epoch, trainer.val_check_batch = self._every
         if self.best_score is None:
             self._write(trainer, "best", weights_only=True)
+            if trainer.is_global_zero and not self._trial:
+                log.info("No validation says which state is the best: the last one is kept.")
+        elif self._validated_step != trainer.global_step and trainer.is_global_zero:
+            log.info("The last state was not validated, and cannot be the best one.")
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs, as plain values."""
-        return {"best_score": self.best_score, "best_metrics": dict(self.best_metrics)}
+        return {
+            "best_score": self.best_score,
+            "best_metrics": dict(self.best_metrics),
+            "validated_step": self._validated_step,
+            "plateaus": self._plateaus.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with an earlier attempt's best; a test of another checkpoint has no part in it."""
         if not self._fits:
             return
+        self._validated_step = int(state_dict.get("validated_step", -1))
+        if "plateaus" in state_dict:  # of an earlier version there is none
+            self._plateaus.load_state_dict(state_dict["plateaus"])
         self.best_metrics = dict(state_dict["best_metrics"])
         # of what is monitored now, should an earlier version have monitored something else
         self.best_score = self.best_metrics.get(str(self.monitor), state_dict["best_score"])
@@ -265,6 +315,17 @@ class RunCheckpoint(Checkpoint):
 
 def _ends_early(trainer: Trainer) -> bool:
     return trainer.should_stop and trainer.fit_loop._can_stop_early
+
+
+def _is_last_step(trainer: Trainer) -> bool:
+    """Whether the training ends after this optimiser step, as far as is known."""
+    epochs = trainer.max_epochs
+    last_epoch = epochs not in (None, -1) and trainer.current_epoch + 1 >= epochs
+    return (
+        (trainer.is_last_batch and last_epoch)
+        or -1 < trainer.max_steps <= trainer.global_step
+        or _ends_early(trainer)
+    )
 
 
 def _sweep(folder: Path) -> None:

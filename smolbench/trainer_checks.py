@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
     BatchSizeFinder,
+    DeviceStatsMonitor,
     LearningRateFinder,
+    LearningRateMonitor,
     ModelCheckpoint,
     ModelPruning,
+    SpikeDetection,
     StochasticWeightAveraging,
+    ThroughputMonitor,
+    Timer,
     WeightAveraging,
 )
 
@@ -38,10 +47,15 @@ _REFUSED: dict[type[Callback], str] = {
         "would train with other batches than the run records: data.batch_size auto finds the "
         "largest ones"
     ),
+    SpikeDetection: (
+        "cannot load its own state, so that the run could not go on: every run has a "
+        "TrainingGuard, which ends it when the loss is not finite"
+    ),
     RunCheckpoint: (
         "is there already: checkpoint.monitor, checkpoint.mode and checkpoint.every_minutes set it"
     ),
 }
+_TO_A_LOGGER = (DeviceStatsMonitor, LearningRateMonitor, ThroughputMonitor)
 _AT_LEAST: dict[str, float] = {
     "accumulate_grad_batches": 1,
     "check_val_every_n_epoch": 1,
@@ -86,6 +100,11 @@ def check_options(trainer: Mapping[str, Any]) -> None:
             f"trainer.precision is {precision}, but what trains stays in float32: leave it at "
             "32-true, or take bf16-mixed or 16-mixed; model.dtype is the format of what is frozen."
         )
+    if precision.startswith("transformer-engine"):
+        raise SmolbenchError(
+            f"trainer.precision is {precision}, which replaces layers of the network, so that no "
+            "checkpoint would fit it without: take bf16-mixed."
+        )
     if str(trainer.get("strategy")).startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
         raise SmolbenchError(
             f"trainer.strategy is {trainer['strategy']}, whose processes cannot hand their results "
@@ -101,6 +120,48 @@ def check_options(trainer: Mapping[str, Any]) -> None:
             )
 
 
+def check_training_options(trainer: Mapping[str, Any]) -> None:
+    """Refuse to begin a training that lacks what a run needs, or whose options have no effect.
+
+    Raises:
+        SmolbenchError: Naming the option, and what to give instead.
+    """
+    _check_max_time(trainer.get("max_time"))
+    if trainer.get("barebones"):
+        raise SmolbenchError(
+            "trainer.barebones leaves out what a run is made of (its checkpoints, metrics and "
+            "validation): leave it out; `smolbench fit --estimate` measures what a run takes."
+        )
+    if trainer.get("enable_checkpointing") is False:
+        raise SmolbenchError(
+            "trainer.enable_checkpointing is false, but a run is tested and gone on with by its "
+            "checkpoints, which hold only what trains: leave it out."
+        )
+    if trainer.get("model_registry") is not None:
+        raise SmolbenchError(
+            f"trainer.model_registry is {trainer['model_registry']}, but nothing is uploaded "
+            "there: leave it out; `smolbench export` writes the model as a folder for others."
+        )
+    if trainer.get("gradient_clip_algorithm") is not None and not trainer.get("gradient_clip_val"):
+        raise SmolbenchError(
+            f"trainer.gradient_clip_algorithm is {trainer['gradient_clip_algorithm']}, but nothing "
+            "is clipped without trainer.gradient_clip_val: give both."
+        )
+    for unit in ("epochs", "steps"):
+        least, most = trainer.get(f"min_{unit}"), trainer.get(f"max_{unit}")
+        if least is not None and most not in (None, _ENDLESS) and least > most:
+            raise SmolbenchError(
+                f"trainer.min_{unit} is {least}, above trainer.max_{unit}, which is {most}."
+            )
+    nodes = trainer.get("num_nodes") or 1
+    launched = any(one.detect() for one in (TorchElasticEnvironment, SLURMEnvironment))
+    if nodes > 1 and not launched and not os.environ.get("MASTER_ADDR"):
+        raise SmolbenchError(
+            f"trainer.num_nodes is {nodes}, but nothing says where the other nodes are: start the "
+            "command on each by torchrun or srun, or set MASTER_ADDR and NODE_RANK there."
+        )
+
+
 def check_seed(seed: float) -> None:
     """Refuse a seed that NumPy does not take.
 
@@ -113,11 +174,12 @@ def check_seed(seed: float) -> None:
         )
 
 
-def check_callbacks(callbacks: Sequence[Callback]) -> None:
+def check_callbacks(callbacks: Sequence[Callback], *, logger: bool) -> None:
     """Refuse callbacks of a training that cannot work.
 
     Args:
         callbacks: Those that were asked for.
+        logger: Whether there is one.
 
     Raises:
         SmolbenchError: Naming the callback, and what does what it is for.
@@ -126,6 +188,16 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
         for refused, reason in _REFUSED.items():
             if isinstance(one, refused):
                 raise SmolbenchError(f"trainer.callbacks {type(one).__name__} {reason}.")
+        if isinstance(one, _TO_A_LOGGER) and not logger:
+            raise SmolbenchError(
+                f"trainer.callbacks {type(one).__name__} writes to a logger only, and there is "
+                "none: give one by trainer.logger, such as true."
+            )
+        remaining = one.time_remaining() if isinstance(one, Timer) else None
+        if remaining is not None and remaining <= 0:
+            raise SmolbenchError(
+                "trainer.callbacks Timer has no time to train in: give a duration above 0."
+            )
 
 
 def keep_apart(callbacks: Iterable[Callback], folder: Path, say: Callable[[str], None]) -> None:
@@ -164,6 +236,25 @@ def plain_values(config: Any) -> Any:  # noqa: ANN401 - whatever a configuration
     if isinstance(config, list):
         return [plain_values(value) for value in config]
     return config.value if isinstance(config, Enum) else config
+
+
+def _check_max_time(given: object) -> None:
+    """Refuse a training that may take no time, or a time that cannot be read.
+
+    Raises:
+        SmolbenchError: Saying how a time is given.
+    """
+    if given is None:
+        return
+    try:
+        remaining = Timer(given).time_remaining()  # type: ignore[arg-type] # whatever was typed
+    except (MisconfigurationException, TypeError):
+        remaining = 0.0
+    if not remaining or remaining <= 0:
+        raise SmolbenchError(
+            f"trainer.max_time is {given}: give days, hours, minutes and seconds above 0, such as "
+            "00:02:30:00."
+        )
 
 
 def _class_path(given: object) -> object:

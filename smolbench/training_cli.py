@@ -62,9 +62,11 @@ from smolbench.trainer_checks import (
     check_callbacks,
     check_options,
     check_seed,
+    check_training_options,
     keep_apart,
     plain_values,
 )
+from smolbench.training_ends import Profiled, why_ended
 
 log = logging.getLogger("smolbench")
 _SETTINGS = ("seed_everything", "trainer", "model", "data", "checkpoint", "latency")
@@ -143,6 +145,8 @@ class SmolCLI(LightningCLI):
         settings = self.config[self.call.subcommand]
         settings["trainer"] = plain_values(settings["trainer"])
         check_options(settings["trainer"])
+        if self.call.subcommand == "fit" and not self.call.resumes:
+            check_training_options(settings["trainer"])
         seed = settings["seed_everything"]
         if isinstance(seed, bool):
             settings["seed_everything"] = self._drawn_seed()
@@ -321,7 +325,7 @@ class SmolCLI(LightningCLI):
             always.append(RichProgressBar(leave=False, console_kwargs={"stderr": True}))
         latency = self._get(self.config_init, "latency")
         if self.call.subcommand == "fit":
-            check_callbacks(callbacks)
+            check_callbacks(callbacks, logger=bool(config["logger"]))
             keep_apart(callbacks, self.folder, log.info)
         # one's own takes the place of a run's
         given = {type(one) for one in callbacks}
@@ -330,11 +334,15 @@ class SmolCLI(LightningCLI):
         if self.call.subcommand == "predict":
             # a few texts, whatever the run was trained on: each rank would see a part of them only
             kwargs |= {"devices": 1, "num_nodes": 1, "strategy": "auto", "plugins": None}
+        self.profiled = Profiled(self.folder, config["profiler"], self.call.subcommand)
+        if (profiler := self.profiled.profiler()) is not None and not config["fast_dev_run"]:
+            kwargs["profiler"] = profiler
         try:
             return super().instantiate_trainer(
                 default_root_dir=str(self.folder), callbacks=callbacks, **kwargs
             )
-        except ValueError as error:  # an unknown strategy or accelerator, for example
+        # an unknown strategy or accelerator, for example, or one whose package is not there
+        except (ValueError, ImportError) as error:
             raise SmolbenchError(" ".join(str(error).split())) from error
 
     def before_fit(self) -> None:
@@ -381,6 +389,8 @@ class SmolCLI(LightningCLI):
     def after_fit(self) -> None:
         """Print what came out."""
         self._summarise("val")
+        if self.trainer.is_global_zero:
+            log.info("The training ended because %s.", why_ended(self.trainer))
 
     def before_validate(self) -> None:
         """Nothing is scored by mistake."""
@@ -456,6 +466,7 @@ class SmolCLI(LightningCLI):
             from smolbench.runs.summary import print_summary  # lazy: rich and the report's tables
 
             print_summary(self.writer.results, self.folder, splits=splits)
+            self.profiled.show()
             self.summarised = True
 
 

@@ -120,6 +120,12 @@ def _quieten_libraries() -> None:
     # the devices found, the seed, tips for other products; warnings still come through
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # but what was asked for by `verbose` or as a profile is said
+    for name in ("callbacks.early_stopping", "profilers"):
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
+    everyone = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    everyone.setLevel(logging.INFO)
+    everyone.addFilter(_is_warned_or_verbose)
     # on some processors it asks for a package that fetches other kernels from the Hub at import
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     for harmless in (
@@ -130,6 +136,12 @@ def _quieten_libraries() -> None:
         warnings.filterwarnings("ignore", message=harmless)
     # recipe names in sys.argv have become paths in the arguments handed on
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+
+
+def _is_warned_or_verbose(record: logging.LogRecord) -> bool:
+    """Whether a line that Lightning writes says more than what it does on every start."""
+    verbose = record.getMessage().startswith("Epoch ")  # of a ModelCheckpoint that is to speak
+    return record.levelno > logging.INFO or verbose
 
 
 def _leave_job() -> None:

@@ -9,8 +9,10 @@ import pytest
 import torch
 import yaml
 
+from smolbench.callbacks import MetricsCSV
 from smolbench.cli import main
 from smolbench.models import backbone, frozen_cache, scoring_trials
+from smolbench.tasks import ProbeTask
 from tests.helpers.command import results
 from tests.helpers.kill import Killed, die
 
@@ -136,6 +138,99 @@ def test_averaged_weights_are_what_is_validated_kept_and_resumed(folder_here, re
     assert not all(torch.equal(last["state_dict"][name], raw[name]) for name in names)
     assert main(["validate", "--run_dir=whole"]) == 0
     assert results(folder_here / "whole")["val/loss"] == pytest.approx(kept, abs=1e-6)
+
+
+class FallingProbe(ProbeTask):
+    """Its learning rate falls after every epoch."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=0.5, patience=0, threshold=10.0
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": plateau, "monitor": "val/loss", "frequency": 1},
+        }
+
+
+@pytest.mark.parametrize("interval", ["1.0", "0.4"])
+def test_a_rate_that_falls_with_a_validation_is_resumed(folder_here, interval):
+    """With the second interval an epoch ends behind its last validation."""
+    fit = [*RUN, "--model=tests.test_resume.FallingProbe", "--data.limit_train=100"]
+    fit += [f"--trainer.val_check_interval={interval}", "--trainer.accumulate_grad_batches=1"]
+    fit += ["--data.batch_size=20", "--trainer.max_epochs=4"]
+    assert main([*fit, "--run_dir=whole"]) == 0
+    rates = [g["lr"] for g in state(Path("whole"))["optimizer_states"][0]["param_groups"]]
+    assert rates == [pytest.approx(1e-3 * 0.5**4)]
+    kills = [("on_train_batch_end", 6, 1e-6), ("on_train_epoch_start", 3, 1e-6)]
+    kills += [("on_validation_end", 3, 10), ("on_train_epoch_end", 2, 10)]
+    for hook, n, minutes in kills:
+        run = [*fit, f"--run_dir={hook}", f"--checkpoint.every_minutes={minutes}"]
+        die(run, hook, n)
+        assert main([*run, "--ckpt_path=last"]) == 0
+        assert_equal(folder_here / "whole", folder_here / hook)
+        ends = [state(Path(name))["optimizer_states"][0] for name in ("whole", hook)]
+        assert ends[0]["param_groups"] == ends[1]["param_groups"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trainer.check_val_every_n_epoch=2", "--trainer.max_epochs=3"],
+        ["--trainer.max_steps=5", "--trainer.check_val_every_n_epoch=2"],
+        ["--trainer.max_steps=3"],
+        ["--trainer.callbacks+=Timer", "--trainer.callbacks.duration=00:00:00:01"],
+    ],
+)
+def test_the_last_state_is_validated_and_may_win(folder_here, options):
+    fit = [*RUN, "--trainer.val_check_interval=1.0", "--data.limit_train=100"]
+    fit += ["--data.batch_size=20", "--trainer.accumulate_grad_batches=1"]
+    fit += ["--model.warmup_steps=0", "--model.schedule=constant", "--checkpoint.monitor=val/loss"]
+    fit += ["--trainer.max_epochs=2000", *options]
+    assert main(fit) == 0
+    last = state(Path("run"))["global_step"]
+    assert [row["step"] for row in rows(Path("run")) if row["val/loss"]][-1] == str(last)
+    # goes on where it stands: an epoch is neither left out nor begun anew
+    if "--trainer.max_epochs=3" in options:
+        assert results(Path("run"))["best/step"] == last, "it gets better with every step"
+        assert main([*fit, "--trainer.max_epochs=5", "--ckpt_path=last"]) == 0
+        assert main([*fit, "--trainer.max_epochs=5", "--run_dir=whole"]) == 0
+        assert state(Path("run"))["global_step"] == state(Path("whole"))["global_step"]
+        for name, value in state(Path("whole"))["state_dict"].items():
+            assert torch.equal(value, state(Path("run"))["state_dict"][name]), name
+
+
+def test_a_training_that_was_stopped_goes_on_within_its_epoch(folder_here, monkeypatch):
+    """By ``max_time``, for example, in an epoch that has no validation of its own."""
+    fit = [*RUN, "--trainer.val_check_interval=1.0", "--trainer.check_val_every_n_epoch=2"]
+    fit += ["--data.limit_train=100", "--data.batch_size=20", "--model.schedule=constant"]
+    fit += ["--trainer.accumulate_grad_batches=1"]
+    assert main([*fit, "--run_dir=whole"]) == 0
+    for step in (3, 5, 13):
+        run = [*fit, f"--run_dir={step}"]
+        with monkeypatch.context() as patch:
+            patch.setattr(MetricsCSV, "on_train_batch_start", stop_behind(step), raising=False)
+            assert main(run) == 0
+        assert rows(Path(str(step)))[-1]["step"] == str(step)
+        assert rows(Path(str(step)))[-1]["val/loss"]
+        assert main([*run, "--ckpt_path=last"]) == 0
+        assert state(Path(str(step)))["global_step"] == 15
+        for name, value in state(Path("whole"))["state_dict"].items():
+            assert torch.equal(value, state(Path(str(step)))["state_dict"][name]), name
+
+
+def stop_behind(step):
+    def on_train_batch_start(self, trainer, *args):
+        trainer.should_stop |= trainer.global_step + 1 >= step
+
+    return on_train_batch_start
+
+
+def test_without_a_validation_the_last_state_is_kept_and_a_line_says_so(folder_here, caplog):
+    with caplog.at_level("INFO", logger="smolbench"):
+        assert main([*RUN, "--trainer.val_check_interval=1.0", "--data.val_fraction=0"]) == 0
+    assert "No validation says which state is the best" in caplog.text
 
 
 @pytest.mark.parametrize("network", ["cnn", "lstm"])

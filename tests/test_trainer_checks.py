@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -133,3 +134,46 @@ def test_a_schedule_is_that_of_all_epochs_where_the_accumulation_changes(folder_
     # 11 batches: two epochs of 11 steps and two of 3, and the rate falls along one line to 0
     steps = sorted({round(rate / rates[0] * 28) for rate in rates}, reverse=True)
     assert steps == list(range(28, 0, -1))
+
+
+@pytest.mark.parametrize("profiler", ["simple", "advanced", "pytorch"])
+def test_a_profile_is_shown_and_lies_in_the_run_folder(folder_here, capsys, profiler):
+    assert main([*FIT, f"--trainer.profiler={profiler}"]) == 0
+    report = (folder_here / "run" / "fit-profile.txt").read_text()
+    assert "Profiler Report" in report
+    assert report.strip() in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ([], "trainer.max_epochs 1 was reached"),
+        (["--trainer.max_steps=2"], "trainer.max_steps 2 was reached"),
+        (["--trainer.max_epochs=9999", "--trainer.max_time=00:00:00:01"], "its time was up"),
+        (["--trainer.max_epochs=9", "--config=stop.yaml"], "EarlyStopping asked for it: Monitored"),
+    ],
+)
+def test_the_last_line_says_why_the_training_ended(folder_here, caplog, options, reason):
+    watch = {"monitor": "val/loss", "min_delta": 100, "patience": 1, "verbose": True}
+    keep = {"class_path": "ModelCheckpoint", "init_args": {"verbose": True}}
+    keep["init_args"] |= {"monitor": "val/loss"}
+    stop = {"class_path": "EarlyStopping", "init_args": watch}
+    Path("stop.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [stop, keep]}}))
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    names = ["lightning.pytorch", "lightning.fabric", "smolbench"]
+    for name in names:
+        logging.getLogger(name).addHandler(handler)
+    level = logging.getLogger("smolbench").level
+    logging.getLogger("smolbench").setLevel(logging.INFO)
+    try:
+        assert main([*FIT, *options]) == 0
+    finally:
+        logging.getLogger("smolbench").setLevel(level)
+        for name in names:
+            logging.getLogger(name).removeHandler(handler)
+    assert said[-1].startswith(f"The training ended because {reason}")
+    spoken = [line for line in said if "Monitored metric val/loss" in line or "top 1" in line]
+    assert len(spoken) >= 2 if "--config=stop.yaml" in options else not spoken
+    assert not [line for line in said if "GPU available" in line or "`Trainer.fit` stopped" in line]

@@ -121,7 +121,7 @@ def test_never_before_a_validation_at_the_same_step(tmp_path, clock):
     callback = Order(every_minutes=0.5)
     fit = trainer(tmp_path, Minutes(clock), callback, val_check_interval=2)
     fit.fit(PlainModule(), loader(5), loader(1))
-    assert callback.steps("validated") == [2, 4]
+    assert callback.steps("validated") == [2, 4, 5], "and the last state"
     assert callback.steps("last") == [1, 2, 3, 4, 5]
     for step in (2, 4):
         assert callback.written.index(("validated", step)) < callback.written.index(("last", step))
@@ -133,7 +133,7 @@ def test_validation_counted_over_epochs(tmp_path, clock):
     options = {"val_check_interval": 3, "check_val_every_n_epoch": None, "max_epochs": 2}
     fit = trainer(tmp_path, Minutes(clock), callback, **options)
     fit.fit(PlainModule(), loader(4), loader(1))
-    assert callback.steps("validated") == [3, 6]
+    assert callback.steps("validated") == [3, 6, 8], "and the last state"
     assert callback.steps("last") == [1, 2, 3, 4, 5, 6, 7, 8]
     for step in (3, 6):
         assert callback.written.index(("validated", step)) < callback.written.index(("last", step))
