@@ -61,13 +61,13 @@ class Published:
         return abs(n - self.n_test) <= _SAME_SIZE * self.n_test
 
     def reproduced_by(self, record: RunRecord) -> bool:
-        """Whether a run repeats the experiment: its recipe and model, on all training rows.
+        """Whether a run repeats the experiment: its recipe, model and method, on all training rows.
 
         And by its convention, where it has one.
         """
         return (
-            (self.recipe, self.state, self.model)
-            == (record.recipe, record.state, record.text("model/id"))
+            (self.recipe, self.state, self.model, self.method)
+            == (record.recipe, record.state, record.text("model/id"), record.text("method"))
             and self.convention in (None, record.text("convention"))
             and record.results.get("data/limit_train") is None
         )
