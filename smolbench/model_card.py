@@ -30,7 +30,8 @@ _MACHINE = (
     ("hardware", "hardware/name"),
     ("threads", "hardware/threads"),
     ("processes", "hardware/world_size"),
-    ("precision", "precision"),
+    ("computed in", "model/dtype"),
+    ("precision of what trains", "precision"),
     ("git revision", "git_revision"),
     ("digest of the settings", "config_digest"),
 )
