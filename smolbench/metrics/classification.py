@@ -24,8 +24,6 @@ LEAST_PROBABILITY = 1e-9
 """What a probability of 0 counts as in the loss, which would be infinite: forests are certain."""
 CALIBRATION_BINS = 15
 """Equal bins of confidence, as Guo et al. (2017) use."""
-_TIES = 5
-"""Decimals of log-odds in float32 that tell rows apart."""
 MAX_CONFUSION_CLASSES = 100
 """With more classes the confusion matrix is left out: it would be longer than all other results."""
 
@@ -69,6 +67,7 @@ def classification_metrics(
     positive: int | None = None,
     *,
     probabilistic: bool = True,
+    decimals: int | None = None,
 ) -> dict[str, float]:
     """Quality of predictions, with standard errors.
 
@@ -85,6 +84,8 @@ def classification_metrics(
         probabilistic: Whether the scores are log-probabilities, up to what all classes of a row
             have in common. If not, such as the margins of a support vector machine, rows are
             ordered by the scores themselves.
+        decimals: Of the log-odds that order rows, where equal probabilities have come through
+            logarithms in float32 and are not quite equal any more.
 
     Returns:
         Those of :func:`validation_metrics`; ``precision``, ``recall``, ``specificity`` (recall of
@@ -137,9 +138,10 @@ def classification_metrics(
     metrics["auroc"] = metrics["auroc_stderr"] = math.nan
     if labels.bincount(minlength=classes).min() > 0:  # of a class without rows there is none
         of = [1] if classes == 2 else list(range(classes))
-        # ranks order rows as the scores do, within the 0 to 1 that torchmetrics expects; equal
-        # probabilities of a forest differ in their logarithms' last bits, and are equal
-        ordered = _log_odds(wide).round(decimals=_TIES) if probabilistic else wide
+        # ranks order rows as the scores do, within the 0 to 1 that torchmetrics expects
+        ordered = _log_odds(wide) if probabilistic else wide
+        if decimals is not None:
+            ordered = ordered.round(decimals=decimals)
         columns = ordered[:, of].numpy().T
         ranks = [torch.from_numpy(np.unique(odds, return_inverse=True)[1]) for odds in columns]
         truths = [(labels == k).long() for k in of]

@@ -70,6 +70,8 @@ class ClassicalTask(ClassificationTask):
         SmolbenchError: If the settings contradict each other.
     """
 
+    score_decimals = 5  # many texts of a forest have equal probabilities, in float64
+
     def __init__(
         self,
         *,

@@ -45,6 +45,8 @@ class ClassificationTask(BaseTask):
     kind: ClassVar[str] = "classification"
     probabilistic: bool = True
     """Whether scores are log-probabilities, up to what all classes of a row have in common."""
+    score_decimals: int | None = None
+    """Decimals of log-odds that tell rows apart; ``None`` for all."""
 
     def __init__(self, *, num_classes: int | None = None, **options: Any) -> None:  # noqa: ANN401
         super().__init__(**options)
@@ -236,7 +238,11 @@ class ClassificationTask(BaseTask):
         """Score the whole test split and keep the predictions for their file."""
         index, logits, labels = self._gather()
         found = classification_metrics(
-            logits, labels, self.positive_class, probabilistic=self.probabilistic
+            logits,
+            labels,
+            self.positive_class,
+            probabilistic=self.probabilistic,
+            decimals=self.score_decimals,
         )
         metrics = self._meaningful(found)
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
