@@ -45,9 +45,9 @@ class OptionParser(LightningArgumentParser):
             given = unknown[1].partition("=")[0]
             names = {name for one in self._parsers for name in _OPTION.findall(one.format_help())}
             near = [name for name in sorted(names) if name.startswith(given)]
-            near = near or get_close_matches(given, names, n=1)
-            hint = f"; did you mean {' or '.join(near[:3])}?" if near else "."
-            raise SmolbenchError(f"There is no option {given}{hint}") from ex
+            near = near or get_close_matches(given, names, n=1, cutoff=0.75)
+            hint = f" (did you mean {' or '.join(near[:3])}?)" if near else ""
+            raise SmolbenchError(f"There is no option {given}{hint}.") from ex
         for path in _CLASS.findall(message):
             if inspect.isabstract(found := _named(path)):
                 missing = ", ".join(sorted(found.__abstractmethods__))

@@ -250,13 +250,17 @@ def test_the_lowest_loss_is_kept_without_a_mode():
             ["--checkpoint.monitor=val_mine", "--checkpoint.mode=max"],
             "checkpoint.monitor is 'val_mine'",
         ),
-        (["--model.plateau=val_mine"], "The monitor of ReduceLROnPlateau is 'val_mine'"),
     ],
 )
 def test_what_an_own_task_does_not_log_is_said_after_the_first_validation(refused, options, said):
     last = refused(*OWN, *options)
     assert f"{said}, but OwnProbe logs train/loss, train/lr, val/accuracy," in last
     assert "did you mean 'val/mine'?" in last
+
+
+def test_a_plateau_that_watches_no_validation_is_refused(refused):
+    last = refused(*OWN, "--model.plateau=val_mine")
+    assert "ReduceLROnPlateau of OwnProbe has the monitor 'val_mine'" in last
 
 
 def test_a_metric_of_later_epochs_is_said_like_an_unknown_one(refused):
