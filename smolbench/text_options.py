@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator, Sequence
+from enum import Enum
 from typing import Any
 
 import yaml
@@ -88,16 +89,18 @@ def read_yaml(stream: str) -> Any:  # noqa: ANN401 - whatever is written there
     return value
 
 
-def unmarked(config: Any) -> Any:  # noqa: ANN401 - whatever a configuration holds
-    """A configuration without the marks of :func:`marked`."""
+def as_given(config: Any) -> Any:  # noqa: ANN401 - whatever a configuration holds
+    """A configuration without the marks of :func:`marked`, enumerations as their values."""
     if isinstance(config, Namespace):
         for key, value in vars(config).items():
-            config[key] = unmarked(value)
+            config[key] = as_given(value)
         return config
     if isinstance(config, dict):
-        return {key: unmarked(value) for key, value in config.items()}
+        return {key: as_given(value) for key, value in config.items()}
     if isinstance(config, list):
-        return [unmarked(value) for value in config]
+        return [as_given(value) for value in config]
+    if isinstance(config, Enum):  # a default of Lightning's, which could not be written
+        return config.value
     return config.removeprefix(_MARK) if isinstance(config, str) else config
 
 

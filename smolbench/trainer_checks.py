@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -223,19 +222,6 @@ def keep_apart(callbacks: Iterable[Callback], folder: Path, say: Callable[[str],
                 f"{type(one).__name__}.dirpath is {one.dirpath}, where the run keeps the "
                 "checkpoints that it goes on from: give another folder."
             )
-
-
-def plain_values(config: Any) -> Any:  # noqa: ANN401 - whatever a configuration holds
-    """A configuration with the values of enumerations for themselves, as they can be written."""
-    if isinstance(config, Namespace):
-        for key, value in vars(config).items():
-            config[key] = plain_values(value)
-        return config
-    if isinstance(config, dict):
-        return {key: plain_values(value) for key, value in config.items()}
-    if isinstance(config, list):
-        return [plain_values(value) for value in config]
-    return config.value if isinstance(config, Enum) else config
 
 
 def _check_max_time(given: object) -> None:

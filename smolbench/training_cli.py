@@ -57,14 +57,13 @@ from smolbench.runs.results import read_results
 from smolbench.runs.settings import Settings, read_settings
 from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask
 from smolbench.tasks.trained import say_own_code
-from smolbench.text_options import marked, read_yaml, unmarked
+from smolbench.text_options import as_given, marked, read_yaml
 from smolbench.trainer_checks import (
     check_callbacks,
     check_options,
     check_seed,
     check_training_options,
     keep_apart,
-    plain_values,
 )
 from smolbench.training_ends import Profiled, why_ended
 
@@ -141,9 +140,8 @@ class SmolCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
         """Read the options; what cannot work is refused before anything is built of them."""
         super().parse_arguments(parser, args)
-        self.config = unmarked(self.config)
+        self.config = as_given(self.config)
         settings = self.config[self.call.subcommand]
-        settings["trainer"] = plain_values(settings["trainer"])
         check_options(settings["trainer"])
         if self.call.subcommand == "fit" and not self.call.resumes:
             check_training_options(settings["trainer"])

@@ -10,7 +10,7 @@ import yaml
 import smolbench.data
 import smolbench.tasks  # noqa: F401 - their options are looked at
 from smolbench.cli import main
-from smolbench.text_options import marked, read_yaml, text_options, unmarked
+from smolbench.text_options import as_given, marked, read_yaml, text_options
 
 SPECIAL = [
     "no", "yes", "on", "off", "y", "n", "true", "False", "1", "0", "-1.5", "1e-4", "0x1f", "1_000",
@@ -23,7 +23,7 @@ NULL = ["null", "~", ""]
 def typed(name: str, value: str, section: str = "model") -> object:
     """What the option parser reads of an option."""
     (argument,) = marked([f"--{section}.{name}={value}"])
-    return unmarked(read_yaml(argument.partition("=")[2]))
+    return as_given(read_yaml(argument.partition("=")[2]))
 
 
 @pytest.mark.parametrize("value", SPECIAL)

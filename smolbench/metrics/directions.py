@@ -10,7 +10,7 @@ Mode = Literal["min", "max"]
 """Whether a metric should fall or rise."""
 
 _FALL = ("loss", "ece", "brier", "perplexity")
-_RISE = ("acc", "accuracy", "f1", "precision", "recall", "specificity", "auroc", "rouge")
+_RISE = ("acc", "accuracy", "f1", "precision", "recall", "specificity", "auroc")
 
 
 def direction(metric: str) -> Mode | None:
@@ -24,9 +24,8 @@ def direction(metric: str) -> Mode | None:
         return None
     if any(name == known or name.endswith(f"_{known}") for known in _FALL):
         return "min"
-    if any(name == known or name.startswith((f"{known}_", "rouge")) for known in _RISE):
-        return "max"
-    return None
+    rises = any(name == known or name.startswith(f"{known}_") for known in _RISE)
+    return "max" if rises or name.startswith("rouge") else None
 
 
 def mode_of(option: str, metric: str, mode: str | None) -> Mode:
