@@ -18,10 +18,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from smolbench.callbacks.averaged_weights import AveragedWeights
 from smolbench.callbacks.folder import run_folder
 from smolbench.callbacks.graceful_stop import GracefulStop, RunInterrupted
+from smolbench.callbacks.logged import as_result, logged
 from smolbench.callbacks.metric_names import not_logged
 from smolbench.callbacks.plateau_steps import PlateauSteps
 from smolbench.callbacks.streamed_io import StreamedCheckpointIO
-from smolbench.callbacks.values import counted, plain
+from smolbench.callbacks.values import plain
 from smolbench.errors import SmolbenchError
 from smolbench.files import rename_when_on_disk
 from smolbench.metrics.directions import mode_of
@@ -173,16 +174,17 @@ class RunCheckpoint(Checkpoint):
         self._validated_step = trainer.global_step
         self._plateaus.remember(trainer)
         self._plateaus.end_epoch(trainer, pl_module)
-        metrics = {k: counted(k, plain(v)) for k, v in trainer.callback_metrics.items()}
-        score = metrics.get(self.monitor) if self.monitor is not None else None
+        there = trainer.callback_metrics
+        score = plain(there[self.monitor]) if self.monitor in there else None
         if score is None and self._monitor_given:
-            self._check_monitor(pl_module, sorted(metrics))
+            self._check_monitor(pl_module, sorted(there))
+        metrics = {as_result(k, "val"): v for k, v in logged(trainer, pl_module, "val").items()}
         if score is not None and self._is_better(score, metrics):
             self.best_score = score
             self.best_metrics = {
                 "best/epoch": trainer.current_epoch,
                 "best/step": trainer.global_step,
-                **{k: v for k, v in metrics.items() if k.startswith("val/")},
+                **metrics,
             }
             with ExitStack() as validated:
                 for one in trainer.callbacks:  # type: ignore[attr-defined]
@@ -229,7 +231,8 @@ class RunCheckpoint(Checkpoint):
             self._plateaus.load_state_dict(state_dict["plateaus"])
         self.best_metrics = dict(state_dict["best_metrics"])
         # of what is monitored now, should an earlier version have monitored something else
-        self.best_score = self.best_metrics.get(str(self.monitor), state_dict["best_score"])
+        monitored = as_result(str(self.monitor), "val")
+        self.best_score = self.best_metrics.get(monitored, state_dict["best_score"])
 
     def facts(self) -> dict[str, Any]:
         """The best validation's metrics, and what a checkpoint takes on disk."""
@@ -276,7 +279,8 @@ class RunCheckpoint(Checkpoint):
             return True
         if score == self.best_score:
             # a checkpoint carries the best state's metrics, so that a resumed run knows its loss
-            before, now = (m.get(self._tie_breaker, math.nan) for m in (self.best_metrics, metrics))
+            loss = as_result(self._tie_breaker, "val")
+            before, now = (m.get(loss, math.nan) for m in (self.best_metrics, metrics))
             return now <= before or math.isnan(before)
         return score > self.best_score if self.mode == "max" else score < self.best_score
 

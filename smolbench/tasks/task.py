@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -37,6 +37,7 @@ from smolbench.protocols import KeepsRows, offered
 from smolbench.ranks import TrainerRanks
 from smolbench.tasks.accumulation import planned_steps, weight_of_batch
 from smolbench.tasks.batch_size import largest_batch
+from smolbench.tasks.logged import LogsByStage
 
 Schedule = Literal["constant", "linear", "cosine"]
 Warmup = int | float
@@ -55,7 +56,7 @@ ALONE = (
 _ENDLESS = "but the training has no planned end: give trainer.max_epochs or max_steps"
 
 
-class BaseTask(LightningModule, ABC):
+class BaseTask(LogsByStage, ABC):
     """What every task shares.
 
     A task says how an example becomes token ids (:meth:`encode`, :meth:`encoder_key`), builds what
