@@ -20,9 +20,10 @@ from torch.optim import Optimizer
 
 from smolbench.callbacks.checkpoint import read_checkpoint
 from smolbench.data.batching import Rows
+from smolbench.data.columns import column_digest
 from smolbench.data.datamodule import BaseDataModule, require_values
 from smolbench.data.token_cache import TokenTable
-from smolbench.digest import is_digest
+from smolbench.digest import is_digest, text_digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
 from smolbench.identity import compare
@@ -121,6 +122,7 @@ class BaseTask(LogsByStage, ABC):
         self._gathered: list[tuple[torch.Tensor, ...]] = []
         self._built = False
         self._matrices: frozenset[str] | None = None
+        self._drawn_from: str | None = None
 
     @abstractmethod
     def encode(self, examples: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
@@ -269,6 +271,36 @@ class BaseTask(LogsByStage, ABC):
                 f"{has}: give one to the Trainer, as datamodule=."
             )
         return found
+
+    drawn: str = ""
+    """What is drawn from the rows of a training, if anything is."""
+    drawn_for: ClassVar[tuple[str, ...]] = ()
+    """Stages in which that must be of the DataModule at hand."""
+
+    def _draw(self) -> None:
+        """Note that something is drawn from the training rows."""
+        self._drawn_from = self._training_rows()
+
+    def _training_rows(self) -> str:
+        split = self.data.split("train")
+        labels = "" if split.labels is None else split.labels.tobytes().hex()
+        texts = (column_digest(split.examples, name) for name in self.data.content)
+        return text_digest((*texts, labels))
+
+    def setup(self, stage: str) -> None:
+        """Refuse data of other training rows than those that something was drawn from.
+
+        Raises:
+            SmolbenchError: Saying what it is.
+        """
+        super().setup(stage)
+        if self._drawn_from is None or stage not in self.drawn_for:
+            return
+        if isinstance(self.any_data, BaseDataModule) and self._training_rows() != self._drawn_from:
+            raise SmolbenchError(
+                f"This {type(self).__name__} has {self.drawn} of other training rows than this "
+                f"{type(self.any_data).__name__}'s: make a new one for other data."
+            )
 
     @property
     def cache_dir(self) -> Path:
