@@ -442,9 +442,16 @@ class SmolCLI(LightningCLI):
         if self.kinds and self.model.kind not in self.kinds:
             raise SmolbenchError(TWO_KINDS)
         self._require_checkpoint()
+        predict_on = getattr(self.datamodule, "predict_on", None)
+        if predict_on is None:
+            raise SmolbenchError(
+                "`smolbench predict` hands texts to a DataModule of smolbench, and "
+                f"{type(self.datamodule).__name__} is none: name one, such as --data "
+                "TextFilesDataModule, or predict by a Trainer of your own."
+            )
         if self.labels is not None:
             self.model.label_names = self.labels
-        self.datamodule.predict_on(self.texts)
+        predict_on(self.texts)
 
     def predict(self, **kwargs: Any) -> None:  # noqa: ANN401 - as Lightning types it
         """Label or summarize the texts."""
@@ -507,12 +514,13 @@ def _objection(trainer: Namespace) -> str | None:
             parser.add_argument("--one", type=kind)
             try:
                 parser.instantiate_classes(Namespace(one=one))  # type: ignore[no-untyped-call]
-            except Exception as error:  # whatever a class raises
-                cause = _cause(error, ImportError, MisconfigurationException)
-                if cause is not None:
-                    name = one["class_path"].rpartition(".")[2]
-                    said = str(cause).strip() or type(cause).__name__
-                    return f"trainer.{option} {name}: {said.splitlines()[0]}"
+            except Exception as raised:  # whatever a class raises
+                error: BaseException = raised
+                while (cause := error.__cause__ or error.__context__) is not None:
+                    error = cause
+                name = one["class_path"].rpartition(".")[2]
+                said = str(error).strip() or type(error).__name__
+                return f"trainer.{option} {name}: {said.splitlines()[0]}"
     return None
 
 

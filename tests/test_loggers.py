@@ -52,6 +52,7 @@ def test_tensorboard_reads_it(folder_here):
     ("options", "said"),
     [
         (["--trainer.logger=WandbLogger"], "no-such-wandb"),
+        ([TRACKER, "--trainer.logger.fails=building"], "trainer.logger Tracker: no server"),
         (TENSORBOARD, "Neither `tensorboard` nor"),
         (
             ["--trainer.logger=[{class_path: TensorBoardLogger, init_args: {save_dir: logs}}]"],

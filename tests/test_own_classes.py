@@ -291,3 +291,11 @@ def test_an_error_that_is_not_about_a_metric_stays(monkeypatch):
     monkeypatch.setattr(torch.optim.AdamW, "step", fail)
     with pytest.raises(RuntimeError, match="of another kind"):
         main(["fit", *FEW, ONE_EPOCH, *OWN, *STOP, "val_mine"])
+
+
+def test_texts_are_predicted_by_a_datamodule_of_smolbench(folder_here, capsys):
+    assert main(["fit", *FEW, ONE_EPOCH, "--run_dir=run"]) == 0
+    own = "--data=lightning.pytorch.demos.boring_classes.BoringDataModule"
+    assert main(["predict", "--run_dir=run", "--text=A gem.", own]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "hands texts to a DataModule of smolbench, and BoringDataModule is none" in last

@@ -46,6 +46,8 @@ class Tracker(Logger):
     ) -> None:
         super().__init__()
         self.fails = fails
+        if fails == "building":
+            raise ConnectionError("no server")
         self._run_id = run_id or f"run-{len(self.runs)}"
         drawn = run_name or f"bold-{random.random()}"
         new = {"name": drawn, "points": [], "settings": {}, "ends": []}
