@@ -273,12 +273,15 @@ def work_trainer(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
         tokenizer.pad_token = tokenizer.eos_token
     encoder = TemplateEncoder(tokenizer, options["template"], job["max_length"])
     rows = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
-    encoded = encoder.encode(rows["text"])
+    shared = len(encoder.shared_ids)
     examples = [
-        {"input_ids": encoder.shared_ids + ids, "text_length": length, "labels": label}
-        for ids, length, label in zip(
-            encoded["input_ids"], encoded["text_length"], rows["label"], strict=True
-        )
+        {
+            "input_ids": encoder.shared_ids + row.ids,
+            "text_start": shared + row.start,
+            "text_length": row.length,
+            "labels": label,
+        }
+        for row, label in zip(encoder.rows(rows["text"]), rows["label"], strict=True)
     ]
     anchor = encoder.anchor_offset(options["anchor"])
 
@@ -303,6 +306,7 @@ def work_trainer(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
             self,
             input_ids: torch.Tensor,
             attention_mask: torch.Tensor,
+            text_start: torch.Tensor,
             text_length: torch.Tensor,
             labels: torch.Tensor,
         ) -> dict[str, torch.Tensor]:
@@ -315,7 +319,7 @@ def work_trainer(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
                     states,
                     options["pooling"],
                     lengths,
-                    len(encoder.shared_ids),
+                    text_start,
                     text_length,
                     anchor,
                 )

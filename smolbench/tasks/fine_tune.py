@@ -175,14 +175,17 @@ class FineTuneTask(ClassificationTask):
 
     @cached_property
     def encoder(self) -> TemplateEncoder:
-        """The template with the backbone's tokenizer.
+        """The template with the backbone's tokenizer; part by part, as an export's can do it.
 
         Raises:
             SmolbenchError: If rows could be longer than the backbone reads, or the template does
                 not fit.
         """
         return self.backbone.template_encoder(
-            self._template, self._max_length, self._truncation_side
+            self._template,
+            self._max_length,
+            self._truncation_side,
+            joined=self.method == "head",  # whose export has a script of its own
         )
 
     def encode(self, examples: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:

@@ -259,6 +259,7 @@ class SummarizationTask(WritingTask):
             self.max_length,
             self.max_summary_length,
             causal=self.causal,
+            joined=self.method == "none",  # an export's tokenizer can only do the parts
         )
 
     def encode(self, examples: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
