@@ -78,7 +78,9 @@ class FineTuneTask(ClassificationTask):
         revision: Branch, tag or commit of the backbone.
         trust_remote_code: Whether Python code among the backbone's files may run, with all that
             you may do on this machine: read it first. A model that needs it is refused without.
-        template: What the network reads: a text with the slot ``{text}``.
+        template: What the network reads: a text with the slot ``{text}``. What stands around it is
+            tokenised by itself, as a tokenizer that is saved with the model can do it (with the
+            method ``head`` all as one text).
         max_length: Longest row in tokens, template included.
         truncation_side: Which end of a long text is cut off.
         dtype: What the network computes in; ``auto`` is bfloat16 where it is native. With

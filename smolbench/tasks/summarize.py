@@ -87,7 +87,8 @@ class SummarizationTask(WritingTask):
         revision: Branch, tag or commit of the backbone.
         trust_remote_code: Whether Python code among the backbone's files may run, with all that
             you may do on this machine: read it first. A model that needs it is refused without.
-        template: What the model reads, a text with the slot ``{text}``; ``summarize: {text}`` for
+        template: What the model reads, a text with the slot ``{text}``, tokenised with it as one text
+            if nothing trains, else by itself, as an export's tokenizer does; ``summarize: {text}`` for
             T5, the bare document for other encoder-decoder models and ``Summarize: {text}
             Summary:`` for causal models if not given.
         max_length: Most tokens of a document with its template; longer documents lose their end,
@@ -102,7 +103,8 @@ class SummarizationTask(WritingTask):
         target_modules: Ends of the names of the linear layers that get an adapter; peft's choice
             for the architecture if not given: query and value projections.
         quantize: Which linear layers ``qlora`` holds in 4 bits: ``all`` (if not given) or only the
-            ``adapted`` ones.
+            ``adapted`` ones. Never the head, nor T5's ``wo`` (a third to a half of its feed-forward
+            blocks), which transformers leaves out.
         label_smoothing: Share of each target that is spread evenly over the vocabulary, in
             training; the validation loss is without it.
         gradient_checkpointing: Compute the layers' activations again in the backward pass instead

@@ -17,7 +17,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from tests.helpers.tiny import BOS, EOS, SPECIALS, TEXTS
+from tests.helpers.tiny import BOS, EOS, SPECIALS, TEXTS, VOCABULARY
 
 ENDS: dict[str, tuple[list[int], list[int]]] = {
     "none": ([], []),
@@ -26,7 +26,6 @@ ENDS: dict[str, tuple[list[int], list[int]]] = {
     "both": ([BOS], [EOS]),
 }
 """Ids that a tokenizer puts before and after a row."""
-VOCABULARY = 600
 _BLANK = "\u2581"
 _BYTES = [f"<0x{n:02X}>" for n in range(256)]
 _LETTERS = sorted({*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,!?:;\"'() "})
@@ -54,14 +53,15 @@ def _trained(tokenizer: Tokenizer, kind: type = trainers.BpeTrainer, **options: 
 
 def _sentencepiece(model: str, normalizer: Any, pre_tokenizer: Any) -> Tokenizer:
     """Words behind blanks are learned; how a text is taken apart is said afterwards."""
-    if model == "unigram":
-        tokenizer = Tokenizer(models.Unigram())
-        kind, options = trainers.UnigramTrainer, {"unk_token": "<unk>"}
-    else:
-        tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-        kind, options = trainers.BpeTrainer, {"special_tokens": [*SPECIALS, *_BYTES]}
+    own = [*SPECIALS, *_BYTES] if model == "bpe" else SPECIALS
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    _trained(tokenizer, kind, **options, initial_alphabet=[_BLANK, *_LETTERS])
+    _trained(tokenizer, special_tokens=own, initial_alphabet=[_BLANK, *_LETTERS])
+    if model == "unigram":  # its trainer draws, so the pieces are those of the other
+        pieces = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+        scored = [(piece, -5.0 - 0.01 * rank) for piece, rank in pieces]
+        tokenizer = Tokenizer(models.Unigram(scored, unk_id=SPECIALS.index("<unk>")))
+        tokenizer.add_special_tokens(SPECIALS)
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(_BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]

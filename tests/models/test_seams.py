@@ -15,7 +15,7 @@ from smolbench.models.label_words import LabelWords
 from smolbench.models.seams import bare_tokenizer, ids_behind, special_tokens
 from smolbench.models.summary_rows import SummaryEncoder
 from smolbench.models.template import TemplateEncoder
-from tests.helpers.tiny import TEXTS
+from tests.helpers.tiny import TEXTS, VOCABULARY
 from tests.helpers.tokenizers import ENDS, KINDS, made_tokenizer
 
 TEMPLATES = [
@@ -32,7 +32,7 @@ SIGNS = [" ", "  ", "\n", ".", "..", '"', "(", ")", "\t", ":", "\r\n", "\u00a0",
 ODD = ["\u00e9", "e\u0301", "\u0338", "\u4e2d\u6587", "\U0001f600", "zq"]
 PARTS = st.sampled_from([*TEXTS[:3], "It was", "good", *SIGNS, *ODD])
 DRAWN = st.lists(PARTS, max_size=8).map("".join)
-given_texts = settings(derandomize=True, deadline=None, max_examples=25, database=None)
+given_texts = settings(derandomize=True, deadline=None, max_examples=20, database=None)
 
 
 def whole(tokenizer, text):
@@ -116,7 +116,7 @@ def test_the_key_says_whether_a_row_is_left_open():
 @pytest.mark.parametrize("ends", ["none", "both"])
 def test_parts_are_what_a_saved_tokenizer_says(kind, ends, tmp_path):
     tokenizer = made_tokenizer(kind, ends)
-    config = LlamaConfig(pad_token_id=1, vocab_size=600)
+    config = LlamaConfig(pad_token_id=1, vocab_size=VOCABULARY)
     for number, template in enumerate(TEMPLATES):
         encoder = TemplateEncoder(tokenizer, template, 40, joined=False)
         folder = tmp_path / str(number)
