@@ -45,7 +45,8 @@ class PromptTask(ClassificationTask):
         trust_remote_code: Whether Python code among the backbone's files may run, with all that
             you may do on this machine: read it first. A model that needs it is refused without.
         template: What the model reads: a text with the slot ``{text}``, behind which the answer is
-            to follow; all of it is tokenised as one text. Examples written by hand stand in front of it.
+            to follow; all of it is tokenised as one text. Examples written by hand stand in front
+            of it.
         label_words: What the model answers for each class, by the class's name; the names
             themselves if not given.
         separator: What stands between the template and the answer.

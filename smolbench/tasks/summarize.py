@@ -87,10 +87,11 @@ class SummarizationTask(WritingTask):
         revision: Branch, tag or commit of the backbone.
         trust_remote_code: Whether Python code among the backbone's files may run, with all that
             you may do on this machine: read it first. A model that needs it is refused without.
-        template: What the model reads, a text with the slot ``{text}``, tokenised with it as one text
-            if nothing trains, else by itself, as an export's tokenizer does; ``summarize: {text}`` for
+        template: What the model reads, a text with the slot ``{text}``; ``summarize: {text}`` for
             T5, the bare document for other encoder-decoder models and ``Summarize: {text}
-            Summary:`` for causal models if not given.
+            Summary:`` for causal models if not given. With the method ``none`` all is tokenised as
+            one text, else what stands around the document by itself, as a tokenizer that is saved
+            with the model can do it.
         max_length: Most tokens of a document with its template; longer documents lose their end,
             never the template, and are counted. 512 if not given, or what a causal model's window
             leaves.

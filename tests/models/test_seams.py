@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 
+from smolbench.data import HellaSwagDataModule
 from smolbench.errors import SmolbenchError
+from smolbench.models.conventions import ChoiceEncoder, word
 from smolbench.models.export.tokenizer import load_tokenizer, write_tokenizer
 from smolbench.models.label_words import LabelWords
 from smolbench.models.seams import bare_tokenizer, ids_behind, special_tokens
@@ -143,3 +145,36 @@ def test_a_text_behind_another_has_no_blank_of_its_own(kind):
             assert ids_behind(tokenizer, [text], "It was:") == [together[len(front) :]]
     bare = bare_tokenizer(tokenizer)
     assert (bare is None) == ("blank" not in kind or kind == "bpe, no blank")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe, blank first", "unigram, words", "wordpiece"])
+@pytest.mark.parametrize("ends", ENDS)
+def test_endings_are_those_of_lm_eval(kind, ends):
+    """By its own class; a special token that would end a context is left out by `add_bos_token`."""
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    tokenizer = made_tokenizer(kind, ends)
+    # lm_eval adds both or none; what it adds at the end stands inside, so `both` is read as `bos`
+    theirs = huggingface.HFLM.__new__(huggingface.HFLM)
+    theirs.tokenizer = made_tokenizer(kind, "bos" if ends == "both" else ends)
+    theirs.add_bos_token = False if ends == "eos" else None
+    theirs.backend = "causal"
+    theirs.custom_prefix_token_id = None
+    asked = HellaSwagDataModule(source="sample", limit_test=3).split("test").examples[:]
+    encoded = ChoiceEncoder(tokenizer, "lm_eval", 500).encode(asked)
+    for row, (ids, sizes) in enumerate(
+        zip(encoded["input_ids"], encoded["ending_tokens"], strict=True)
+    ):
+        question = word("lm_eval", {name: values[row] for name, values in asked.items()})
+        pairs = [theirs._encode_pair(question.context, ending) for ending in question.endings]
+        assert ids == [*pairs[0][0], *(token for _, ending in pairs for token in ending)]
+        assert sizes == [len(ending) for _, ending in pairs]
+
+
+def test_an_empty_context_is_one_special_token():
+    row = {"activity_label": "", "ctx_a": "", "ctx_b": "", "ctx": "", "endings": ["It was.", "So"]}
+    columns = {name: [value] for name, value in row.items()}
+    for ends, first in (("none", 0), ("bos", 0), ("eos", 0)):
+        tokenizer = made_tokenizer("bytes", ends)
+        encoded = ChoiceEncoder(tokenizer, "llm_c", 500).encode(columns)
+        endings = [whole(tokenizer, " It was."), whole(tokenizer, " So")]
+        assert encoded["input_ids"] == [[first, *endings[0], *endings[1]]]

@@ -1,4 +1,4 @@
-"""Architectures times tokenizers times tasks: what is read, scored and written is transformers' own.
+"""Architectures, tokenizers, tasks: what is read, scored and written is transformers' own.
 
 Beside each text of a task stands a second calculation: the tokenizer's ids of the whole prompt as
 one text, and plain transformers on them, in float32, one text at a time.
