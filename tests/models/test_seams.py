@@ -95,13 +95,13 @@ def test_no_end_stands_where_something_follows(kind, ends):
     encoder = TemplateEncoder(tokenizer, "Review: {text} This was", 512, goes_on=True)
     words = LabelWords(tokenizer, ["good", "bad"], " ", " This was")
     summaries = SummaryEncoder(tokenizer, "Review: {text} This was", 512, 64, causal=True)
-    for text, word in itertools.product(TEXTS, ["good", "bad"]):
-        answered = head + whole(tokenizer, f"Review: {text} This was {word}")
+    for text, answer in itertools.product(TEXTS, ["good", "bad"]):
+        answered = head + whole(tokenizer, f"Review: {text} This was {answer}")
         row = [*encoder.shared_ids, *encoder.encode([text])["input_ids"][0]]
-        (pair,) = (summaries.encode({"document": [text], "summary": [word]}),)
+        pair = summaries.encode({"document": [text], "summary": [answer]})
         assert pair["input_ids"] == [row]
         if kind != "bytes, no words":  # there the answer changes the prompt
-            assert [*row, *words.ids[words.words.index(word)]] == answered
+            assert [*row, *words.ids[words.words.index(answer)]] == answered
             assert [*row, *pair["labels"][0][:-1]] == answered
             assert pair["labels"][0][-1] == tokenizer.eos_token_id
 
