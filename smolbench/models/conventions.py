@@ -156,7 +156,8 @@ class ChoiceEncoder:
             wholes += [blanks + ending for ending in question.endings]
             counts.append(len(question.endings))
         # lm_eval conditions on one special token where there is no context
-        context_ids = [ids or [self._start_of_text()] for ids in self._ids(contexts)]
+        own_ids = self._ids(contexts)
+        context_ids = [ids or [self._start_of_text()] for ids in own_ids]
         if self.convention == "llm_c":
             found = self._ids(wholes, add_special_tokens=False)
         else:
@@ -164,9 +165,7 @@ class ChoiceEncoder:
             whole_ids = self._ids(
                 [contexts[number] + ending for number, ending in zip(of, wholes, strict=True)]
             )
-            found = [
-                ids[len(context_ids[number]) :] for number, ids in zip(of, whole_ids, strict=True)
-            ]
+            found = [ids[len(own_ids[number]) :] for number, ids in zip(of, whole_ids, strict=True)]
         rest = iter(found)
         return context_ids, [[next(rest) for _ in range(count)] for count in counts]
 
