@@ -77,7 +77,8 @@ def test_an_ending_behind_an_empty_context_is_scored_whole(kind):
     assert word("lm_eval", row).context == ""
     encoded = ChoiceEncoder(tokenizer, "lm_eval", 500).encode({k: [v] for k, v in row.items()})
     text = "".join(f" {ending}" for ending in row["endings"])
-    assert tokenizer.decode(encoded["input_ids"][0]) == f"</s>{text}"
+    start = "</s>" if kind == "opt" else tokenizer.bos_token
+    assert tokenizer.decode(encoded["input_ids"][0]) == start + text
 
 
 def test_solved_examples_stand_in_front():
