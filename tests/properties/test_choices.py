@@ -67,26 +67,26 @@ def scored(task, rows, solved, batch_size, cache):
     }
 
 
-@examples(short=3, long=120, slow=True)
+@examples(short=2, long=120, slow=True)
 @given(
     rows=st.lists(questions(), min_size=2, max_size=7),
     solved=st.lists(questions(), min_size=2, max_size=2),
     order=st.randoms(use_true_random=False),
     convention=st.sampled_from(["lm_eval", "smollm2", "llm_c"]),
     num_fewshot=st.integers(0, 2),
-    shared_context=st.booleans(),
     max_length=st.sampled_from([96, 192, None]),
 )
 def test_an_ending_is_scored_behind_its_own_context_alone(rows, solved, order, **options):
     with tempfile.TemporaryDirectory() as cache, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Lightning, about workers
-
-        def asked(rows, batch_size, **other):
-            task = MultipleChoiceTask(backbone="tiny", dtype="float32", **{**options, **other})
-            return scored(task, rows, solved, batch_size, cache)
-
+        tasks = {
+            shared: MultipleChoiceTask(
+                backbone="tiny", dtype="float32", shared_context=shared, **options
+            )
+            for shared in (True, False)
+        }
         try:
-            metrics, found = asked(rows, 8)
+            metrics, found = scored(tasks[True], rows, solved, 8, cache)
         except SmolbenchError as error:
             if "where at least one and at most" not in str(error):  # of no or too many tokens
                 raise
@@ -97,8 +97,8 @@ def test_an_ending_is_scored_behind_its_own_context_alone(rows, solved, order, *
         assert abs(metrics["test/acc"] - right.mean()) < 1e-6
         places = list(range(len(rows)))
         order.shuffle(places)
-        turned = asked([rows[n] for n in places], 3, shared_context=not options["shared_context"])
-        alone = [asked([row], 1) for row in rows]
+        turned = scored(tasks[False], [rows[n] for n in places], solved, 3, cache)
+        alone = [scored(tasks[True], [row], solved, 1, cache) for row in rows]
         cut = sum(one["test/n_truncated"] for one, _ in alone)
         assert metrics["test/n_truncated"] == turned[0]["test/n_truncated"] == cut
         for name, close in SUMS.items():
