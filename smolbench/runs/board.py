@@ -44,8 +44,17 @@ COSTS = (
     Cost("test_samples_per_s", "test samples/s", _key("cost/test_samples_per_s"), True),
     Cost("latency_ms", "latency p50, ms", _key("cost/test_latency_ms_p50")),
 )
-OF_TRAINING = {"training_s", "checkpoint_mib", "train_tokens_per_s", "cache_tokens_per_s"}
+OF_TRAINING = {
+    "training_s",
+    "checkpoint_mib",
+    "train_tokens_per_s",
+    "cache_tokens_per_s",
+    "n_train",
+    "trainable_params",
+}
 """Costs that a test in a folder of its own takes from the run that was trained."""
+PEAKS = {"peak_rss_mib", "peak_allocated_mib", "peak_reserved_mib"}
+"""Costs that are the higher one of the training's and the test's."""
 MONEY = "money"
 
 

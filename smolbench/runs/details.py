@@ -18,6 +18,7 @@ _FACTS = (
     ("started", "started_at"),
     ("attempts", "attempts"),
     ("seed", "seed"),
+    ("its training ended because", "training/ended"),
     ("task", "task"),
     ("method", "method"),
     ("convention", "convention"),

@@ -92,6 +92,11 @@ class RunRecord:
         return "trained" if trained else "untrained"
 
     @property
+    def out_of_time(self) -> bool:
+        """Whether its training was cut because its time was up."""
+        return self.results.get("training/out_of_time") is True
+
+    @property
     def metric(self) -> str | None:
         """Name of the metric that runs of its kind are ranked by; ``None`` before a test."""
         named = self.text("headline")

@@ -250,14 +250,47 @@ def test_a_test_apart_of_an_unfinished_training_is_marked(tmp_path, runs):
     assert (row.rank, row.obstacle) == (None, "training not finished: interrupted")
 
 
-def test_one_model_scored_twice_is_no_second_seed(tmp_path, runs):
-    trained = runs("trained", seed=0, started_at="2026-01-01")
-    best = f"{trained}/checkpoints/best.ckpt"
-    runs("apart", seed=5, attempts=..., parent_run=str(trained), checkpoint=best,
-         started_at="2026-01-02")  # fmt: skip
-    apart, again = ours(only_board(tmp_path))
-    assert (apart.seeds, apart.rank) == (1, 1)
-    assert again.obstacle == "a newer run has this seed"
+def test_a_training_competes_once_and_its_other_tests_stand_below_it(tmp_path, runs):
+    trained = runs("trained", seed=0, started_at="2026-01-01", cost__peak_rss_mib_fit=1400.0)
+    runs("worse", series_digest="b", test__accuracy=0.7)
+    again = {"attempts": ..., "parent_run": str(trained), "started_at": "2026-01-02",
+             "cost__fit_s": ..., "cost__cache_s": ..., "data__n_train": ...}  # fmt: skip
+    folder = f"{trained}/checkpoints"
+    runs("again", seed=5, checkpoint=f"{folder}/best.ckpt", series_digest="c", **again,
+         cost__peak_rss_mib=600.0, test__accuracy=0.99)  # fmt: skip
+    runs("last", checkpoint=f"{folder}/last.ckpt", **again, cost__peak_rss_mib=1600.0)
+    rows = ours(only_board(tmp_path))
+    assert names(rows) == [["trained"], ["again"], ["last"], ["worse"]]
+    assert [row.rank for row in rows] == [1, None, None, 2]
+    assert {row.obstacle for row in rows[1:3]} == {"another test of imdb_probe/trained"}
+    assert "tested under other settings than its training's" in rows[1].notes
+    assert "scored last.ckpt" in rows[2].notes
+    # of training and test the higher one, beside the time of the training
+    assert [row.costs["peak_rss_mib"] for row in rows[:3]] == [1500.0, 1400.0, 1600.0]
+    assert {row.costs["training_s"] for row in rows[:3]} == {900.0}
+    assert {row.costs["n_train"] for row in rows[:3]} == {25_000}
+
+
+def test_of_several_tests_apart_that_of_the_best_checkpoint_competes(tmp_path, runs):
+    trained = runs("trained", test__accuracy=..., test__n=..., started_at="2026-01-01")
+    for day, (name, digest) in enumerate(
+        (("best", "fedcba9876543210"), ("best", "c"), ("last", "fedcba9876543210"))
+    ):
+        runs(f"{name}{day}", attempts=..., parent_run=str(trained), series_digest=digest,
+             checkpoint=f"{trained}/checkpoints/{name}.ckpt",
+             started_at=f"2026-01-0{day + 2}")  # fmt: skip
+    rows = ours(only_board(tmp_path))
+    assert names(rows) == [["best0"], ["best1"], ["last2"]]
+    assert [row.rank for row in rows] == [1, None, None]
+
+
+def test_what_time_has_cut_is_marked_and_no_seed_of_a_whole_training(tmp_path, runs):
+    runs("whole", seed=0)
+    runs("cut", seed=1, training__out_of_time=True)
+    rows = {row.records[0].path.name: row for row in ours(only_board(tmp_path))}
+    assert [row.seeds for row in rows.values()] == [1, 1]
+    assert rows["cut"].notes == ("its training was cut: its time was up",)
+    assert rows["whole"].notes == ()
 
 
 def test_a_test_whose_training_is_elsewhere_says_so(tmp_path, runs):
@@ -267,6 +300,7 @@ def test_a_test_whose_training_is_elsewhere_says_so(tmp_path, runs):
     rows = ours(only_board(tmp_path))
     assert [row.seeds for row in rows] == [1, 1]
     assert {row.notes for row in rows} == {("the run that trained it is not in this report",)}
+    assert all("peak_rss_mib" not in row.costs for row in rows), "the test's alone"
 
 
 # -- published figures ----------------------------------------------------------------------------
