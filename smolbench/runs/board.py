@@ -68,6 +68,8 @@ class Row:
         method: How it was adapted.
         value: The metric: of several seeds their mean; ``None`` where nothing was scored.
         spread: Standard error over the examples of one run, standard deviation of several seeds.
+        over_draws: Standard deviation over a prompt's draws of examples, of its newest run;
+            ``None`` where there are not several.
         seeds: Seeds behind the value; 0 for a published figure.
         obstacle: Why it is not ranked; ``None`` if it is.
         notes: What else has to be known of it.
@@ -93,6 +95,7 @@ class Row:
     rank: int | None = None
     difference: float | None = None
     p_value: float | None = None
+    over_draws: float | None = None
 
     @property
     def is_published(self) -> bool:

@@ -10,24 +10,32 @@ from smolbench.runs.record import RunRecord
 
 _LEGEND = (
     "± is the standard error over the examples, with several seeds the standard deviation over the "
-    "seeds. Costs of several seeds are means. Rows without a rank are not compared with the others "
-    "and say why."
+    "seeds; over draws, the standard deviation over the draws of a prompt's examples. Costs of "
+    "several seeds are means. Rows without a rank are not compared with the others and say why."
 )
 _LEGEND_OF_P = (
-    "p is that of McNemar's exact test against the best row, on the same texts, of summaries that "
-    "of a paired bootstrap, adjusted for the number of rows (Holm); of several seeds the newest "
-    "run is tested."
+    "p is that of McNemar's exact test against the best row, on the same texts, of summaries "
+    "and of several draws that of a paired bootstrap, adjusted for the number of rows (Holm); of "
+    "several seeds the newest run is tested."
 )
 _PRICE = Cost(MONEY, "training price", lambda record: None)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is shown in a cell, the number that it stands for, and the run that it names."""
+    """What is shown in a cell.
+
+    Attributes:
+        shown: The text.
+        value: The number that it stands for.
+        run: The run that it names.
+        errors: Other numbers in it, by their names; as CSV they have columns of their own.
+    """
 
     shown: str
     value: float | None = None
     run: RunRecord | None = None
+    errors: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ def leaderboard_table(board: Board) -> Table:
         lines.append(
             [
                 Cell("" if row.rank is None else str(row.rank), row.rank),
-                Cell(quality(row), row.value),
+                _quality_cell(row),
                 _name_cell(row),
                 Cell(row.model),
                 Cell(row.method),
@@ -129,7 +137,7 @@ def unscored_table(rows: Sequence[Row]) -> Table:
             _name_cell(row),
             Cell(row.model),
             Cell(row.method),
-            Cell(quality(row), row.value),
+            _quality_cell(row),
             Cell(marks(row)),
         ]
         for row in rows
@@ -147,6 +155,15 @@ def without_empty(headings: Sequence[Heading], lines: Sequence[Sequence[Cell]]) 
 
 def _name_cell(row: Row) -> Cell:
     return Cell(run_name(row), run=None if row.is_published else row.records[0])
+
+
+def _quality_cell(row: Row) -> Cell:
+    errors = {
+        "± over seeds" if row.seeds > 1 else "± over examples": row.spread,
+        "± over draws": row.over_draws,
+    }
+    known = tuple((name, error) for name, error in errors.items() if error is not None)
+    return Cell(quality(row), row.value, errors=known)
 
 
 def _p_text(p_value: float | None) -> str:
@@ -185,7 +202,8 @@ def quality(row: Row) -> str:
     if row.value is None:
         return ""
     spread = "" if row.spread is None else f" ± {row.spread:.4f}"
-    return f"{row.value:.4f}{spread}"
+    draws = "" if row.over_draws is None else f" (over draws ± {row.over_draws:.4f})"
+    return f"{row.value:.4f}{spread}{draws}"
 
 
 def cost_text(key: str, value: float | None) -> str:

@@ -224,6 +224,7 @@ class _Builder:
             notes=tuple(notes),
             costs=self.costs(records),
             records=tuple(records),
+            over_draws=newest.number(f"test/{metric}_std"),
         )
 
     def _told(self, records: Sequence[RunRecord]) -> list[str]:

@@ -68,9 +68,22 @@ def write_tables(
 def _csv(table: Table) -> str:
     text = io.StringIO()
     writer = csv_writer(text)
-    writer.writerow(heading.label for heading in table.headings)
+    errors = [
+        list(dict.fromkeys(name for line in table.lines for name, _ in line[column].errors))
+        for column in range(len(table.headings))
+    ]
+    writer.writerow(
+        name
+        for heading, names in zip(table.headings, errors, strict=True)
+        for name in (heading.label, *names)
+    )
     for line in table.lines:
-        writer.writerow(cell.shown if cell.value is None else cell.value for cell in line)
+        values: list[str | float] = []
+        for cell, names in zip(line, errors, strict=True):
+            known = dict(cell.errors)
+            values.append(cell.shown if cell.value is None else cell.value)
+            values += [known.get(name, "") for name in names]
+        writer.writerow(values)
     return text.getvalue()
 
 
