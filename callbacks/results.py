@@ -149,6 +149,7 @@ class ResultsWriter(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the finished training, and why it ended."""
         self.results["training/ended"] = why = why_ended(trainer)
+        self.results["training/max_epochs"] = trainer.max_epochs if trainer.max_steps < 0 else None
         self.results.pop("training/out_of_time", None)
         if why == OUT_OF_TIME:
             self.results["training/out_of_time"] = True

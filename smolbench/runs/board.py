@@ -110,11 +110,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A published figure beside the row that reproduces it."""
+    """A published figure beside the row that reproduces it, or differs in what is named."""
 
     figure: Published
     row: Row
     ours: float
+    differs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,8 @@ class Board:
         n: Its size.
         limit: The ``limit_test`` that cut it, if one did.
         rows: Runs and published figures.
-        comparisons: Every published figure, of any metric, that a row reproduces.
+        comparisons: Every published figure, of any metric, that a row reproduces, and those of the
+            board's metric that a row of the same recipe stands beside.
     """
 
     metric: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from smolbench.runs.board import COSTS, MONEY, Board, Cost, DatasetReport, Row
+from smolbench.runs.board import COSTS, MONEY, Board, Comparison, Cost, DatasetReport, Row
 from smolbench.runs.record import RunRecord
 
 _LEGEND = (
@@ -95,19 +95,33 @@ def leaderboard_table(board: Board) -> Table:
     return without_empty(headings, lines)
 
 
-def comparison_table(board: Board) -> Table:
-    """A line for each published figure and the row that reproduces it."""
+REPRODUCED = "Published figures that these runs reproduce"
+BESIDE = "Published figures beside which these runs stand, and what differs"
+
+
+def comparison_tables(board: Board) -> dict[str, Table]:
+    """Tables of published figures by their titles; none that is empty."""
+    found = {
+        REPRODUCED: [one for one in board.comparisons if not one.differs],
+        BESIDE: [one for one in board.comparisons if one.differs],
+    }
+    return {title: comparison_table(lines) for title, lines in found.items() if lines}
+
+
+def comparison_table(comparisons: Sequence[Comparison]) -> Table:
+    """A line for each published figure and the row that it is compared with."""
     headings = [
         Heading("run", is_text=True),
         Heading("metric", is_text=True),
         Heading("published"),
         Heading("here"),
         Heading("difference"),
+        Heading("differs", is_text=True),
         Heading("source", is_text=True),
         Heading("notes", is_text=True),
     ]
     lines = []
-    for found in board.comparisons:
+    for found in comparisons:
         figure, gap = found.figure, found.ours - found.figure.value
         lines.append(
             [
@@ -116,6 +130,7 @@ def comparison_table(board: Board) -> Table:
                 Cell(f"{figure.value:.4f}", figure.value),
                 Cell(f"{found.ours:.4f}", found.ours),
                 Cell(f"{gap:+.4f}", gap),
+                Cell("; ".join(found.differs)),
                 Cell(figure.source),
                 Cell(figure.note),
             ]

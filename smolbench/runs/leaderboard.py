@@ -98,12 +98,15 @@ class _Builder:
         comparisons = []
         competing, others = self.competing(records)
         for row in self.rows(competing):
-            matches = _reproduced(figures, row)
-            ours = {f.metric: _mean(row.records, f"test/{f.metric}") for f in matches}
-            for figure in matches:
-                if (found := ours[figure.metric]) is not None:
-                    comparisons.append(Comparison(figure, row, found))
-            main = next((f for f in matches if f.metric == metric), None)
+            found = self.compared(figures, row)
+            repeats = {f.metric for f, differs in found if not differs}
+            for figure, differs in found:
+                ours = _mean(row.records, f"test/{figure.metric}")
+                # a run that repeats one figure need not stand beside those of other models
+                beside = figure.metric == metric and metric not in repeats
+                if ours is not None and (beside or not differs):
+                    comparisons.append(Comparison(figure, row, ours, differs))
+            main = next((f for f, differs in found if f.metric == metric and not differs), None)
             if main is not None and row.value is not None:
                 row = replace(row, difference=row.value - main.value)
             rows.append(row)
@@ -184,6 +187,19 @@ class _Builder:
             counted = list(seeds.values())
             rows.append(self.row(counted, "untrained" if counted[0].state == "untrained" else None))
         return rows
+
+    def compared(
+        self, figures: Sequence[Published], row: Row
+    ) -> list[tuple[Published, tuple[str, ...]]]:
+        """Published figures of a row's recipe, and in what its runs differ from each."""
+        found = []
+        for figure in figures if row.obstacle in (None, "untrained") else ():
+            each = [figure.beside(record, self.trained(record)) for record in row.records]
+            known = [differs for differs in each if differs is not None]
+            if len(known) == len(each):
+                said = dict.fromkeys(one for differs in known for one in differs)
+                found.append((figure, tuple(said)))
+        return found
 
     def row(self, records: Sequence[RunRecord], obstacle: str | None) -> Row:
         newest = records[0]
@@ -307,12 +323,6 @@ def _test_rows(records: Sequence[RunRecord]) -> dict[str | None, str]:
         if (rows := record.text("data/test_rows")) is not None:
             found[record.text("data/test_digest")].add(rows)
     return {digest: rows.pop() for digest, rows in found.items() if len(rows) == 1}
-
-
-def _reproduced(figures: Sequence[Published], row: Row) -> list[Published]:
-    if row.obstacle not in (None, "untrained"):
-        return []
-    return [f for f in figures if all(f.reproduced_by(record) for record in row.records)]
 
 
 def _mean(records: Sequence[RunRecord], key: str) -> float | None:

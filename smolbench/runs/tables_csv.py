@@ -9,7 +9,14 @@ from pathlib import Path
 
 from smolbench.files import csv_writer, write_atomically
 from smolbench.runs.board import DatasetReport
-from smolbench.runs.cells import Table, comparison_table, leaderboard_table, unscored_table
+from smolbench.runs.cells import (
+    BESIDE,
+    REPRODUCED,
+    Table,
+    comparison_tables,
+    leaderboard_table,
+    unscored_table,
+)
 from smolbench.runs.details import Details, details_of
 from smolbench.runs.record import RunRecord
 
@@ -39,7 +46,12 @@ def write_tables(
         name = plain_name(dataset.dataset)
         for number, board in enumerate(dataset.boards, start=1):
             tables.append((f"{name}-{number}-leaderboard", leaderboard_table(board)))
-            tables.append((f"{name}-{number}-published", comparison_table(board)))
+            published = comparison_tables(board)
+            tables += [
+                (f"{name}-{number}-{kind}", published[title])
+                for title, kind in ((REPRODUCED, "published"), (BESIDE, "beside"))
+                if title in published
+            ]
         tables.append((f"{name}-unscored", unscored_table(dataset.unscored)))
         rows = [*(row for board in dataset.boards for row in board.rows), *dataset.unscored]
         for record in (record for row in rows for record in row.records):

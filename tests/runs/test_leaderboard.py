@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from smolbench.runs.cells import comparison_tables
 from smolbench.runs.leaderboard import build_report
 from smolbench.runs.record import find_folders, read_records
 from tests.helpers.written_runs import MULTIPLE_CHOICE, SUMMARIES, write_run
@@ -152,7 +153,8 @@ def test_other_conventions_are_another_board(tmp_path, runs):
 
 def test_summaries_are_compared_by_how_they_were_written(tmp_path, runs):
     runs("full", SUMMARIES)
-    runs("card", SUMMARIES, convention="card", recipe="samsum_card_flan-t5-base")
+    runs("card", SUMMARIES, convention="card", recipe="samsum_card_flan-t5-base",
+         training__max_epochs=5)  # fmt: skip
     runs("unicode", SUMMARIES, convention="full, unicode tokenizer")
     (boards,) = [dataset.boards for dataset in report(tmp_path)]
     found = {board.convention: board for board in boards}
@@ -332,7 +334,8 @@ def test_every_published_metric_is_compared(tmp_path, runs):
 
 def test_untrained_is_compared_with_untrained(tmp_path, runs):
     gpt2 = {"recipe": "imdb_gpt2", "method": "full", "model__id": "openai-community/gpt2"}
-    runs("trained", **gpt2, test__accuracy=0.94)
+    whole = {"data__n_train": 22_500, "training__max_epochs": 15}
+    runs("trained", **gpt2, **whole, test__accuracy=0.94)
     runs("not", **gpt2, attempts=..., test__accuracy=0.51)
     differences = {row.obstacle: row.difference for row in ours(only_board(tmp_path))}
     assert differences == {None: pytest.approx(-0.0046), "untrained": pytest.approx(0.0099)}
@@ -342,8 +345,6 @@ def test_untrained_is_compared_with_untrained(tmp_path, runs):
     "other",
     [
         {"recipe": "imdb_probe+tiny"},
-        {"model__id": "openai-community/gpt2"},
-        {"data__limit_train": 500},
         {"test__n": 2_000},
         {"data__id": "sample/imdb"},
         {"status": "interrupted"},
@@ -354,6 +355,42 @@ def test_another_experiment_is_not_compared(tmp_path, runs, other):
     board = only_board(tmp_path)
     assert [row.difference for row in ours(board)] == [None]
     assert board.comparisons == ()
+
+
+@pytest.mark.parametrize(
+    ("other", "differs"),
+    [
+        ({"model__id": "openai-community/gpt2"}, "model openai-community/gpt2"),
+        ({"method": "lora"}, "method lora"),
+        ({"data__n_train": 250}, "training examples 250, not 25,000"),
+        ({"data__n_train": 25_010}, None),
+        ({"data__n_train": ...}, "training examples unknown, not 25,000"),
+        ({"training__max_epochs": 1}, "epochs 1, not 10"),
+        ({"training__max_epochs": ...}, "epochs unknown, not 10"),
+        ({"training__out_of_time": True}, "its training was cut"),
+    ],
+)
+def test_what_is_not_quite_the_experiment_stands_beside_it(tmp_path, runs, other, differs):
+    runs("a", **other)
+    board = only_board(tmp_path)
+    (row,) = ours(board)
+    assert (row.difference is None) == (differs is not None)
+    (comparison,) = board.comparisons
+    assert comparison.differs == (() if differs is None else (differs,))
+    (title,) = comparison_tables(board)
+    assert ("reproduce" in title) == (differs is None)
+
+
+def test_epochs_of_an_earlier_version_stand_in_its_settings(tmp_path, runs):
+    folder = runs("a", training__max_epochs=...)
+    (folder / "config.yaml").write_text("trainer: {max_epochs: 10, max_steps: -1}")
+    assert only_board(tmp_path).comparisons[0].differs == ()
+
+
+def test_a_run_of_one_model_does_not_stand_beside_the_figures_of_others(tmp_path, runs):
+    runs("a", MULTIPLE_CHOICE, convention="smollm2")
+    (comparison,) = only_board(tmp_path).comparisons
+    assert comparison.figure.model == comparison.row.model
 
 
 def test_a_card_is_compared_by_its_convention_only(tmp_path, runs):
