@@ -49,7 +49,7 @@ from smolbench.invocation import Invocation
 from smolbench.model_places import name_places
 from smolbench.monitors import check_monitors, unknown_metric
 from smolbench.notices import warn
-from smolbench.option_parser import OptionParser
+from smolbench.option_parser import OptionParser, tell_counts_from_shares
 from smolbench.predict_output import Labelled, Said, Summarized
 from smolbench.progress import draw_library_bars
 from smolbench.recipes import DEFAULTS
@@ -122,6 +122,7 @@ class SmolCLI(LightningCLI):
         self.config_text: str | None = None
         self.identity: dict[str, Any] = {}
         set_loader("yaml", read_yaml, (yaml.YAMLError,))
+        tell_counts_from_shares()
         parser_kwargs: dict[str, Any] = {call.subcommand: {"default_config_files": [str(DEFAULTS)]}}
         super().__init__(
             model_class=BaseTask,

@@ -119,7 +119,8 @@ def as_scikit_learn(metrics, task, logits):
         assert "test/auroc" not in metrics
     elif len(set(truth)) == 3:
         # probabilities of float32, as they are kept, tie where the scores do not
-        p = logits.double().softmax(dim=1).numpy()
+        (drawn,) = logits if isinstance(logits, list) else [logits]  # by one prompt
+        p = drawn.double().softmax(dim=1).numpy()
         expected["test/auroc"] = np.mean([roc_auc_score(truth == n, p[:, n]) for n in range(3)])
     else:
         assert math.isnan(metrics["test/auroc"])
