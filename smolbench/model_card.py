@@ -136,6 +136,8 @@ def _limits(record: RunRecord, exported: Exported) -> list[str]:
         said.append(f"ROUGE sees no word in {wordless:,.0f} of the references it was scored on.")
     if (part := _part(record, "train")) is not None:
         said.append(f"It was trained on a part of the dataset: {part:,.0f} examples.")
+    if record.out_of_time:
+        said.append("Its training was cut: its time was up before it was at its end.")
     if record.metric is not None and (part := _part(record, "test")) is not None:
         said.append(f"It was scored on a part of the test set: {part:,.0f} examples.")
     if exported.base is not None:

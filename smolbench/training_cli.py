@@ -38,6 +38,7 @@ from smolbench.callbacks import (
     TrainingGuard,
 )
 from smolbench.callbacks.checkpoint import read_checkpoint
+from smolbench.callbacks.ending import why_ended
 from smolbench.callbacks.results import packages_here
 from smolbench.data import BaseDataModule
 from smolbench.data.whole_splits import refuse_batch_limits
@@ -65,7 +66,7 @@ from smolbench.trainer_checks import (
     check_training_options,
     keep_apart,
 )
-from smolbench.training_ends import Profiled, why_ended
+from smolbench.training_ends import Profiled
 
 log = logging.getLogger("smolbench")
 _SETTINGS = ("seed_everything", "trainer", "model", "data", "checkpoint", "latency")

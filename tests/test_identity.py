@@ -13,6 +13,7 @@ RECORD = {
     "seed_everything": 0,
     "trainer.max_epochs": 3,
     "trainer.max_time": None,
+    "training/out_of_time": True,
     "trainer.logger.class_path": "CSVLogger",
     "trainer.precision": None,
     "trainer.limit_test_batches": None,
@@ -57,9 +58,9 @@ EXPECTED = {
     ),
     "score": (
         "data.split_seed data.test_fraction model/revision signature.labels",
-        "seed_everything trainer.precision trainer.limit_test_batches model.class_path model.lr "
-        "data.class_path data.train_file data.limit_train data.limit_test data/id data/revision "
-        "data/test_rows data/test_digest packages/torch",
+        "seed_everything trainer.precision model.class_path model.lr data.class_path "
+        "data.train_file data.limit_train data.limit_test data/id data/revision data/test_rows "
+        "data/test_digest packages/torch",
     ),
     "teach": (
         "data/id",
@@ -67,8 +68,9 @@ EXPECTED = {
     ),
     "cache": ("model/revision signature.labels paths/prefix packages/torch", ""),
     "average": (
-        "trainer.max_epochs trainer.precision trainer.limit_test_batches model.class_path "
-        "model.lr data.class_path data.train_file data.limit_train data.limit_test "
+        "trainer.max_epochs trainer.max_time training/out_of_time trainer.precision "
+        "trainer.limit_test_batches model.class_path model.lr data.class_path data.train_file "
+        "data.limit_train data.limit_test "
         "data.split_seed data.test_fraction checkpoint.monitor data/id data/revision "
         "data/train_rows data/val_rows data/test_rows data/test_digest model/revision "
         "signature.labels hardware/name precision strategy metric convention",

@@ -163,6 +163,16 @@ class Backbone:
                 config.num_labels = self.adapter.classes
         return config
 
+    @property
+    def stated_config(self) -> dict[str, Any]:
+        """What the configuration's file says, which :attr:`config` may not keep."""
+        with readable_errors(self.name, self._asked_revision):
+            stated: dict[str, Any]
+            stated, _ = type(self.config).get_config_dict(
+                self.location, revision=self._asked_revision
+            )
+        return stated
+
     @cached_property
     def revision(self) -> str:
         """Exactly which weights: the commit on the Hub, or a digest of the folder's files.

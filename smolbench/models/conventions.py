@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
-from smolbench.models.seams import bare_tokenizer, ids_behind, plain_ids, special_tokens
+from smolbench.models.seams import ids_behind, plain_ids, special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -181,10 +181,8 @@ class ChoiceEncoder:
                 f"The tokenizer of {self.tokenizer.name_or_path} has no fast version, which is "
                 "needed: use another backbone, or convert the tokenizer to tokenizer.json."
             )
-        # ids of other tokenizers are as they always were
-        version = "choices-2" if self._tail or bare_tokenizer(self.tokenizer) else "choices-1"
         return {
-            "encoder": version,
+            "encoder": "choices-2",
             "tokenizer": digest({"json": backend.to_str()}),
             "convention": self.convention,
             "max_length": self.max_length,

@@ -22,7 +22,7 @@ from smolbench.models.frozen_cache import (
 )
 from smolbench.models.kernels.paths import Ways, forward_environment
 from smolbench.models.kernels.prefix import shared_prefix
-from smolbench.models.output_files import CachedOutputs
+from smolbench.models.output_files import CachedOutputs, peak_costs
 from smolbench.models.pass_part import PassRehearsal
 from smolbench.models.template import TemplateEncoder
 from smolbench.protocols import ReadAhead
@@ -197,6 +197,7 @@ class FrozenFeatures:
             blocks=blocks,
             start_compute=start,
             description=description,
+            device=device,
             ranks=ranks,
             part=None if rehearsal is None else rehearsal.begin(description, split, lengths),
         )
@@ -381,8 +382,12 @@ class FrozenFeatures:
             costs["cost/cache_tokens_per_s"] = sum(done.tokens for done in fitted) / seconds
             padded = sum(done.padded for done in fitted)
             costs["cost/padding_share"] = 1 - sum(done.planned for done in fitted) / padded
+            costs |= peak_costs([done.cached for done in fitted], "fit")
         if "test" in self._passes:
-            costs["cost/test_cache_s"] = self._passes["test"].cached.seconds
+            tested = self._passes["test"].cached
+            costs["cost/test_cache_s"] = tested.seconds
+            of_both = peak_costs([tested], "test")
+            costs |= {key: max(mib, costs.get(key, 0.0)) for key, mib in of_both.items()}
         return costs
 
     def read_ahead(self, split: str) -> ReadAhead | None:

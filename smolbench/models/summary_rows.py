@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -128,15 +128,8 @@ class SummaryEncoder:
         return cut
 
     def texts(self, ids: Sequence[int]) -> str:
-        """The text of generated tokens, in which tokens that mean a line break are one."""
-        lines: list[list[int]] = [[]]
-        for token in ids:
-            if token in self._line_breaks:
-                lines.append([])
-            else:
-                lines[-1].append(token)
-        decoded = (self.tokenizer.decode(line, skip_special_tokens=True) for line in lines)
-        return "\n".join(str(text).strip() for text in decoded).strip()
+        """The text of generated tokens; see :func:`written_text`."""
+        return written_text(self.tokenizer, ids, self._line_breaks)
 
     def broken(self, text: str) -> str:
         """A reference in which the model's words for a line break are line breaks."""
@@ -146,9 +139,7 @@ class SummaryEncoder:
 
     @cached_property
     def _line_breaks(self) -> dict[int, str]:
-        """Tokens that mean a line break to models of this tokenizer, with how they are written."""
-        known = self.tokenizer.get_vocab()
-        return {known[word]: word for word in LINE_BREAKS if word in known}
+        return line_breaks(self.tokenizer)
 
     def key(self) -> dict[str, Any]:
         """Everything that decides about the ids, for naming a cache."""
@@ -159,6 +150,32 @@ class SummaryEncoder:
             "causal": self.causal,
             "max_summary_length": self.max_summary_length,
         }
+
+
+def line_breaks(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Tokens that mean a line break to models of a tokenizer, with how they are written."""
+    known = tokenizer.get_vocab()
+    return {known[word]: word for word in LINE_BREAKS if word in known}
+
+
+def written_text(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], breaks: Container[int]
+) -> str:
+    """The text of generated tokens.
+
+    Args:
+        tokenizer: What decodes them.
+        ids: The tokens.
+        breaks: Those of which each is a line break.
+    """
+    lines: list[list[int]] = [[]]
+    for token in ids:
+        if token in breaks:
+            lines.append([])
+        else:
+            lines[-1].append(token)
+    decoded = (tokenizer.decode(line, skip_special_tokens=True) for line in lines)
+    return "\n".join(str(text).strip() for text in decoded).strip()
 
 
 class PairRows(TokenRows):

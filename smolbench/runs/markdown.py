@@ -8,7 +8,7 @@ from textwrap import fill
 from smolbench.runs.board import DatasetReport
 from smolbench.runs.cells import (
     Table,
-    comparison_table,
+    comparison_tables,
     leaderboard_table,
     legend,
     title,
@@ -23,9 +23,8 @@ def render(report: Sequence[DatasetReport]) -> str:
         parts.append(f"## {escape(dataset.dataset)}\n")
         for board in dataset.boards:
             parts += [f"### {escape(title(board))}\n", table_text(leaderboard_table(board))]
-            if board.comparisons:
-                parts.append("Published figures that these runs reproduce:\n")
-                parts.append(table_text(comparison_table(board)))
+            for name, table in comparison_tables(board).items():
+                parts += [f"{name}:\n", table_text(table)]
         if dataset.unscored:
             parts += ["### Without a score\n", table_text(unscored_table(dataset.unscored))]
     return "\n".join(parts)

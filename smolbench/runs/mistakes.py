@@ -9,7 +9,7 @@ from typing import Any
 from smolbench.errors import SmolbenchError
 from smolbench.runs.cells import Cell, Heading, Table, without_empty
 from smolbench.runs.samples import SAMPLE_LABELS, read_samples
-from smolbench.runs.significance import FILE_NAME
+from smolbench.runs.significance import FILE_NAME, OF_SHOTS
 
 _RIGHT, _WRONG = 3, 5
 _SCORE = "score_"
@@ -39,6 +39,7 @@ def sample_table(run: Path) -> Table | None:
         table: Any = pyarrow.parquet.read_table(path)
         known = set(table.column_names)
         prefix = _LOG_LIKELIHOOD if "prediction_norm" in known else _SCORE
+        draws = any(name.startswith(OF_SHOTS) for name in known)
         names = [n.removeprefix(prefix) for n in table.column_names if n.startswith(prefix)]
         answer = "prediction_norm" if prefix == _LOG_LIKELIHOOD else "prediction"
         if not names or not {"index", "label", answer} <= known:
@@ -65,7 +66,7 @@ def sample_table(run: Path) -> Table | None:
         Heading("row"),
         Heading("answer", is_text=True),
         Heading("is", is_text=True),
-        Heading("was called", is_text=True),
+        Heading("was called by the first draw" if draws else "was called", is_text=True),
         Heading("its score" if answer == "prediction" else "ahead by"),
         *(Heading(f"score of {name}") for name in shown),
     )

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from smolbench.errors import SmolbenchError
 from smolbench.runs.results import FILE_NAME, Results, read_results
+from smolbench.runs.settings import read_settings
 
 State = Literal["trained", "untrained", "as_is"]
 
@@ -90,6 +91,25 @@ class RunRecord:
             return "as_is"
         trained = self.results.get("attempts") or self.results.get("checkpoint")
         return "trained" if trained else "untrained"
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether its training was cut because its time was up."""
+        return self.results.get("training/out_of_time") is True
+
+    @property
+    def planned_epochs(self) -> int | None:
+        """Epochs that its training was to have; ``None`` if steps were counted, or not known."""
+        if "training/max_epochs" in self.results:
+            epochs = self.results["training/max_epochs"]
+        else:  # earlier versions say it in their settings alone
+            try:
+                trainer = read_settings(self.path / "config.yaml").get("trainer") or {}
+            except SmolbenchError:
+                return None
+            counted = trainer.get("max_steps") in (None, -1)
+            epochs = trainer.get("max_epochs") if counted else None
+        return epochs if isinstance(epochs, int) else None
 
     @property
     def metric(self) -> str | None:

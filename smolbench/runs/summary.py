@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from smolbench.runs.details import CLASS_COLUMNS, MAX_CLASSES
+from smolbench.runs.details import CLASS_COLUMNS, MAX_CLASSES, of_draws
 from smolbench.runs.results import Results
 from smolbench.runs.samples import labelled, read_samples
 
@@ -42,6 +42,7 @@ _QUALITY = (
     ("choice_loss", "loss per choice (nats)"),
     ("ending_loss", "loss per token (nats)"),
     ("n_unknown", "unknown"),
+    ("n_draws", "draws of examples"),
     ("n", "examples"),
     ("n_truncated", "of them truncated"),
     ("n_references_cut", "of their references"),
@@ -108,6 +109,9 @@ def quality_lines(results: Results, split: str) -> list[tuple[str, str, str]]:
                 label = f"{label} of {positive!r}"
             error = results.get(f"{split}/{key}_stderr")
             spread = f"{error:.4f}" if isinstance(error, float) else ""
+            over_draws = results.get(f"{split}/{key}_std")
+            if isinstance(over_draws, float):
+                spread += f" (over draws ± {over_draws:.4f})"
             lines.append((label, _number(value), spread))
     return lines
 
@@ -127,7 +131,8 @@ def _print_classes(console: Console, results: Results) -> None:
     names = results.get("test/labels")
     if not names or len(names) > MAX_CLASSES:
         return
-    table = Table(title="Class by class", box=None)
+    of = of_draws(results)
+    table = Table(title=f"Class by class{of and f', means {of}'}", box=None)
     table.add_column("class", style="dim")
     for _, title in CLASS_COLUMNS:
         table.add_column(title, justify="right")
@@ -139,7 +144,7 @@ def _print_classes(console: Console, results: Results) -> None:
     if (cells := results.get("test/confusion")) is None:
         return
     short = [name if len(name) <= 12 else f"{name[:11]}…" for name in names]
-    table = Table(title="What was taken for what (right on the diagonal)", box=None)
+    table = Table(title=f"What was taken for what{of} (right on the diagonal)", box=None)
     table.add_column("is \\ was called", style="dim")
     for name in short:
         table.add_column(escape(name), justify="right")

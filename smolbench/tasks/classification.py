@@ -256,6 +256,7 @@ class ClassificationTask(BaseTask):
         logits: torch.Tensor,
         labels: torch.Tensor,
         more: Mapping[str, np.ndarray] | None = None,
+        draws: torch.Tensor | None = None,
     ) -> None:
         """Keep the tables and predictions of a test.
 
@@ -264,6 +265,7 @@ class ClassificationTask(BaseTask):
             logits: Scores of the classes, shape ``(N, C)``.
             labels: True classes, shape ``(N,)``.
             more: Further columns of the predictions, each of shape ``(N,)``.
+            draws: Predictions under several prompts, shape ``(S, N)``, where tables are of all.
         """
         self._note_comparison()
         predictions, scores = logits.argmax(dim=1), logits.softmax(dim=1)
@@ -274,7 +276,8 @@ class ClassificationTask(BaseTask):
                 tied,
                 len(logits),
             )
-        tables = classification_tables(predictions, labels, self.label_names)
+        called = predictions if draws is None else draws
+        tables = classification_tables(called, labels, self.label_names)
         self._test_tables = {f"test/{name}": table for name, table in tables.items()}
         self._test_predictions = {
             "index": index.numpy(),

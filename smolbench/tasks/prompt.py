@@ -63,8 +63,8 @@ class PromptTask(ClassificationTask):
         num_shots: Examples from the training split that stand in front of the template, of each
             class as many as of any other, or one more.
         shot_seeds: Seeds of their choice. With several, metrics are means over the seeds, with
-            ``<metric>_std`` for their spread; tables class by class and what `predict` answers are
-            the first seed's.
+            ``<metric>_stderr`` of that mean over the texts, ``<metric>_std`` for the spread over
+            the seeds; so are tables class by class. What `predict` answers is the first seed's.
         shot_separator: What stands behind each of these examples; an empty line if not given.
         shot_max_length: Longest text of these examples, in tokens; 64 if not given.
         max_length: Longest row in tokens, template, examples and answer included.
@@ -413,16 +413,17 @@ class PromptTask(ClassificationTask):
         index, scores, unknown, labels = self._gather()
         metrics = self._over_seeds(scores, unknown, labels)
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
-        first, *others = (
+        first, *others = draws = [
             self._calibrated(scores[:, n], n, self.calibration) for n in range(len(self.shot_seeds))
-        )
+        ]
         more = {
             f"prediction_of_shots_{seed}": logits.argmax(dim=1).numpy()
             for seed, logits in zip(self.shot_seeds[1:], others, strict=True)
         }
         if self.rule == "top_k":
             more["unknown"] = unknown[:, 0].numpy()
-        self._record_test(index, first, labels, more)
+        called = torch.stack([logits.argmax(dim=1) for logits in draws])
+        self._record_test(index, first, labels, more, called)
 
     def _over_seeds(
         self, scores: torch.Tensor, unknown: torch.Tensor, labels: torch.Tensor
@@ -434,31 +435,29 @@ class PromptTask(ClassificationTask):
             unknown: Texts without an answer, shape ``(N, S)``.
             labels: True classes, shape ``(N,)``.
         """
-        each = [
-            self._of_seed(scores[:, n], unknown[:, n], labels, n)
-            for n in range(len(self.shot_seeds))
-        ]
-        return mean_over_seeds(each)
-
-    def _of_seed(
-        self, scores: torch.Tensor, unknown: torch.Tensor, labels: torch.Tensor, seed: int
-    ) -> dict[str, float]:
-        logits = self._calibrated(scores, seed, self.calibration)
-        metrics = self._meaningful(classification_metrics(logits, labels, self.positive_class))
+        seeds = range(len(self.shot_seeds))
+        used = [self._calibrated(scores[:, n], n, self.calibration) for n in seeds]
+        metrics = self._meaningful(classification_metrics(used, labels, self.positive_class))
+        right: dict[str, list[torch.Tensor]] = {}
         if self.rule == "top_k":
             # most texts have a score for one class only
             metrics = {k: v for k, v in metrics.items() if not k.startswith("auroc")}
-            right = (logits.argmax(dim=1) == labels) & ~unknown
-            metrics["accuracy_unknown_wrong"] = right.double().mean().item()
-            metrics["accuracy_unknown_wrong_stderr"] = mean_stderr(right.double().numpy())
-            metrics["n_unknown"] = float(unknown.sum())
-            return metrics
-        for kind in ("none", *CALIBRATIONS):
-            predicted = self._calibrated(scores, seed, kind).argmax(dim=1)
-            right = (predicted == labels).double()
-            name = "uncalibrated" if kind == "none" else kind
-            metrics[f"accuracy_{name}"] = right.mean().item()
-            metrics[f"accuracy_{name}_stderr"] = mean_stderr(right.numpy())
+            right["accuracy_unknown_wrong"] = [
+                (used[n].argmax(dim=1) == labels) & ~unknown[:, n] for n in seeds
+            ]
+            counts = unknown.sum(dim=0).tolist()
+            metrics |= mean_over_seeds([{"n_unknown": float(count)} for count in counts])
+        else:
+            for kind in ("none", *CALIBRATIONS):
+                right[f"accuracy_{'uncalibrated' if kind == 'none' else kind}"] = [
+                    self._calibrated(scores[:, n], n, kind).argmax(dim=1) == labels for n in seeds
+                ]
+        for name, draws in right.items():
+            of_rows = torch.stack(draws).double()
+            metrics |= mean_over_seeds([{name: share} for share in of_rows.mean(dim=1).tolist()])
+            metrics[f"{name}_stderr"] = mean_stderr(of_rows.mean(dim=0).numpy())
+        if len(seeds) > 1:
+            metrics["n_draws"] = float(len(seeds))
         return metrics
 
     # -- what results say -------------------------------------------------------------------------

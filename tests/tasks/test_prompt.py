@@ -175,7 +175,15 @@ def test_several_seeds_give_a_mean_and_a_spread(tmp_path):
     ]
     assert both["test/loss"] == pytest.approx(np.mean(each), rel=1e-5)
     assert both["test/loss_std"] == pytest.approx(np.std(each, ddof=1), rel=1e-4)
-    assert "prediction_of_shots_1" in subject.predictions()
+    rows = subject.predictions()
+    draws = np.stack([rows["prediction"], rows["prediction_of_shots_1"]])
+    share = (draws == rows["label"]).mean(axis=0)
+    assert both["test/accuracy"] == pytest.approx(share.mean())
+    assert both["test/accuracy_stderr"] == pytest.approx(share.std(ddof=1) / 12**0.5)
+    assert both["test/n_draws"] == 2
+    cells = np.array(subject.facts()["test/confusion"])
+    assert cells.sum() == 24
+    assert np.trace(cells) / 24 == pytest.approx(both["test/accuracy"]), "of all draws"
 
 
 def test_a_text_is_cut_and_the_template_never(tmp_path):
