@@ -82,7 +82,7 @@ KINDS = (
         "=~..=.",
     ),
     Kind(
-        "other options of the trainer and of checkpoints (`trainer.max_epochs` may rise)",
+        "other options of the trainer and of checkpoints (`max_epochs` and `max_steps` may rise)",
         ("trainer.*", "checkpoint.*"),
         "=...=.",
     ),

@@ -76,6 +76,9 @@ class NeuralBaselineTask(ClassificationTask):
         SmolbenchError: If the settings contradict each other.
     """
 
+    drawn = "the vocabulary"
+    drawn_for = ("fit",)
+
     def __init__(
         self,
         *,
@@ -174,6 +177,7 @@ class NeuralBaselineTask(ClassificationTask):
                     "smolbench DataModule or from a checkpoint, and has neither."
                 )
             self._vocabulary = self._words_of(data)
+            self._draw()
         return self._vocabulary
 
     def _words_of(self, data: TextDataModule) -> Vocabulary:
