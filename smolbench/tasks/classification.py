@@ -44,6 +44,7 @@ class ClassificationTask(BaseTask):
 
     kind: ClassVar[str] = "classification"
     probabilistic: bool = True
+    score_name: Literal["score", "margin"] = "score"
     """Whether scores are log-probabilities, up to what all classes of a row have in common."""
     score_decimals: int | None = None
     """Decimals of log-odds that tell rows apart; ``None`` for all."""
@@ -191,8 +192,12 @@ class ClassificationTask(BaseTask):
         """Class probabilities, shape ``(B, C)``, and row numbers, shape ``(B,)``."""
         return {
             "index": batch["index"].cpu(),
-            "scores": self(batch).float().softmax(dim=1).cpu(),
+            "scores": self.shown_scores(self(batch).float()).cpu(),
         }
+
+    def shown_scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """What columns named by :attr:`score_name` say of scores ``(B, C)``: probabilities."""
+        return logits.softmax(dim=1)
 
     def start_reading(self) -> Callable[[Sequence[str]], Batch]:
         """Load what turns texts into what :meth:`forward` takes, without any cache.
@@ -266,7 +271,7 @@ class ClassificationTask(BaseTask):
             draws: Predictions under several prompts, shape ``(S, N)``, where tables are of all.
         """
         self._note_comparison()
-        predictions, scores = logits.argmax(dim=1), logits.softmax(dim=1)
+        predictions, scores = logits.argmax(dim=1), self.shown_scores(logits)
         called = predictions if draws is None else draws
         tables = classification_tables(called, labels, self.label_names)
         self._test_tables = {f"test/{name}": table for name, table in tables.items()}
@@ -274,7 +279,10 @@ class ClassificationTask(BaseTask):
             "index": index.numpy(),
             "label": labels.numpy(),
             "prediction": predictions.numpy(),
-            **{f"score_{name}": scores[:, n].numpy() for n, name in enumerate(self.label_names)},
+            **{
+                f"{self.score_name}_{name}": scores[:, n].numpy()
+                for n, name in enumerate(self.label_names)
+            },
             **(more or {}),
         }
 
