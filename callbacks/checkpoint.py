@@ -24,7 +24,7 @@ from smolbench.callbacks.streamed_io import StreamedCheckpointIO
 from smolbench.callbacks.values import counted, plain
 from smolbench.errors import SmolbenchError
 from smolbench.files import rename_when_on_disk
-from smolbench.metrics.directions import mode_of
+from smolbench.metrics.table import mode_of
 from smolbench.protocols import Monitored, Validates, offered
 
 log = logging.getLogger("smolbench")

@@ -17,12 +17,13 @@ from smolbench.metrics.classification import (
     classification_tables,
     validation_metrics,
 )
+from smolbench.metrics.table import METRICS
 from smolbench.models.kernels.paths import Ways
 from smolbench.protocols import ComparesBy, NamesLabels, offered
 from smolbench.tasks.task import BaseTask, saved_signature
 
 Batch = dict[str, torch.Tensor]
-_OF_PROBABILITIES = {"loss", "brier", "ece"}
+_OF_PROBABILITIES = {name for name, metric in METRICS.items() if metric.of_probabilities}
 
 
 def _ranked_by(data: object) -> str:
