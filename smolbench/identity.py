@@ -78,12 +78,7 @@ KINDS = (
     Kind("the seed", ("seed_everything",), "=~...."),
     Kind(
         "options of the trainer that change a score",
-        (
-            "trainer.precision",
-            "trainer.fast_dev_run",
-            "trainer.limit_*_batches",
-            "trainer.overfit_batches",
-        ),
+        ("trainer.precision", "trainer.fast_dev_run"),
         "=~..=.",
     ),
     Kind(

@@ -58,9 +58,9 @@ EXPECTED = {
     ),
     "score": (
         "data.split_seed data.test_fraction model/revision signature.labels",
-        "seed_everything trainer.precision trainer.limit_test_batches model.class_path model.lr "
-        "data.class_path data.train_file data.limit_train data.limit_test data/id data/revision "
-        "data/test_rows data/test_digest packages/torch",
+        "seed_everything trainer.precision model.class_path model.lr data.class_path "
+        "data.train_file data.limit_train data.limit_test data/id data/revision data/test_rows "
+        "data/test_digest packages/torch",
     ),
     "teach": (
         "data/id",

@@ -74,8 +74,24 @@ class OfRun:
                 source.revision,
             )
 
+    def moved(self, source: Source, now: KeptRows, content: tuple[str, ...]) -> bool:
+        """Whether a training goes on whose rows only stand in another order now.
+
+        Args:
+            source: The data as it is now.
+            now: The rows that are drawn from it.
+            content: Columns that make an example what it is.
+        """
+        kept = self.kept
+        if not self.goes_on or kept is None or kept.seen.digest == now.seen.digest:
+            return False
+        if kept.n_all != now.n_all:  # rows have come or gone
+            return False
+        there = RowKeys.joined(*(RowKeys.of(s, content) for s in source.splits.values()))
+        return bool((kept.seen.places_in(there) >= 0).all())
+
     def refuse_other(self, source: Source, now: KeptRows, content: tuple[str, ...]) -> None:
-        """Refuse to train further on other rows, or on the same ones in another order.
+        """Refuse to train further on other rows.
 
         Args:
             source: The data as it is now.
@@ -239,7 +255,7 @@ def _how_they_differ(before: RowKeys, there: RowKeys) -> str:
     rows = f"{len(before):,} training and validation rows"
     missing = before.places_in(there) < 0
     if not missing.any():
-        return f"its {rows} still stand there, but in another order, among others or divided anew"
+        return f"its {rows} still stand there, but among more or fewer others than before"
     changed = int(np.isin(before.texts[missing], there.texts).sum())
     lost = int(missing.sum()) - changed
     parts = [f"{changed:,} with another label now"] if changed else []

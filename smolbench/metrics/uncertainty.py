@@ -26,6 +26,15 @@ def mean_stderr(values: Array) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
+def ties(scores: Array) -> int:
+    """How many rows have their highest score more than once.
+
+    Args:
+        scores: Shape ``(N, C)``.
+    """
+    return int(((scores == scores.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
+
+
 def mean_over_seeds(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Metrics of the same examples under several seeds: their means and, by ``<name>_std``, spread.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,7 @@ from smolbench.models.causal_lm import (
 )
 from smolbench.models.kernels.paths import Ways, run_by, ways_of
 from smolbench.models.kernels.prefix import cache_argument
-from smolbench.models.kernels.proof import Trials, pad, proven
+from smolbench.models.kernels.proof import Trials, pad, proven, same
 from smolbench.models.quantization import keep_gradients
 from smolbench.models.scoring import last_states, next_token_logits, token_log_probs
 
@@ -68,7 +68,10 @@ def load_summarizer(
             write texts.
     """
     if not backbone.config.is_encoder_decoder:
-        return load_language_model(backbone, dtype, device, **options)
+        causal = load_language_model(backbone, dtype, device, **options)
+        together = backbone.paths.decide("together", lambda: _is_blind_to_padding(causal, device))
+        run_by(causal, replace(ways_of(causal), together=together))
+        return causal
     from transformers import AutoModelForSeq2SeqLM  # lazy: import cost
 
     model, missing = backbone.from_pretrained(AutoModelForSeq2SeqLM, dtype=dtype, **options)
@@ -80,6 +83,40 @@ def load_summarizer(
     beams = backbone.paths.decide("beams", lambda: _beams_share(model, device))
     run_by(model, Ways(beams=beams))
     return model
+
+
+def _is_blind_to_padding(model: PreTrainedModel, device: torch.device) -> bool:
+    """Whether prompts are continued behind padding as without it, tried on a twin.
+
+    Recurrent networks may take padding into their state whatever a mask says.
+    """
+    from transformers import GenerationConfig  # lazy: import cost
+
+    trials = Trials(model, device)
+
+    def right() -> bool:
+        how = GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=2,
+            min_new_tokens=2,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=0,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        write: Any = trials.exact.generate
+
+        def logits(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+            ids, mask = pad(list(rows))
+            prompts = left_padded({"input_ids": ids, "attention_mask": mask}, 0)
+            return torch.stack(write(**prompts, generation_config=how).logits, dim=1)
+
+        prompts = [trials.draw(length) for length in (23, 3, 40)]
+        return same(logits(prompts), torch.cat([logits([prompt]) for prompt in prompts]))
+
+    with torch.no_grad():
+        return proven("Writing behind prompts of unlike lengths at once", right)
 
 
 def _beams_share(model: PreTrainedModel, device: torch.device) -> bool:
@@ -249,6 +286,18 @@ def generate_ids(
         Tokens with the end token, int64, shape ``(B, max_new_tokens)``, -1 behind the end.
     """
     config = _generation_config(model, decoding, ends)
+    if not model.config.is_encoder_decoder and not ways_of(model).together:
+        lengths = left_padded(batch, 0)["attention_mask"].sum(dim=1)
+        known: list[int] = sorted(set(lengths.tolist()))
+        if len(known) > 1:
+            alike = [(lengths == length).nonzero().flatten() for length in known]
+            parts = [
+                generate_ids(
+                    model, {name: column[rows] for name, column in batch.items()}, decoding, ends
+                )
+                for rows in alike
+            ]
+            return torch.cat(parts)[torch.cat(alike).argsort()]
     if model.config.is_encoder_decoder:
         if encoded is None:
             encoded = encoder_output(model, batch)

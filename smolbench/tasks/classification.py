@@ -18,7 +18,9 @@ from smolbench.metrics.classification import (
     validation_metrics,
 )
 from smolbench.metrics.table import METRICS
+from smolbench.metrics.uncertainty import ties
 from smolbench.models.kernels.paths import Ways
+from smolbench.notices import warn
 from smolbench.protocols import ComparesBy, NamesLabels, offered
 from smolbench.tasks.task import BaseTask, saved_signature
 
@@ -273,6 +275,13 @@ class ClassificationTask(BaseTask):
         """
         self._note_comparison()
         predictions, scores = logits.argmax(dim=1), self.shown_scores(logits)
+        if len(self.label_names) > 1 and (tied := ties(logits.numpy())):
+            warn(
+                "%d of %d texts have their highest score for more than one class, and count as the "
+                "one of these that stands first.",
+                tied,
+                len(logits),
+            )
         called = predictions if draws is None else draws
         tables = classification_tables(called, labels, self.label_names)
         self._test_tables = {f"test/{name}": table for name, table in tables.items()}

@@ -45,7 +45,8 @@ class PromptTask(ClassificationTask):
         trust_remote_code: Whether Python code among the backbone's files may run, with all that
             you may do on this machine: read it first. A model that needs it is refused without.
         template: What the model reads: a text with the slot ``{text}``, behind which the answer is
-            to follow. Examples written by hand stand in front of it.
+            to follow; all of it is tokenised as one text. Examples written by hand stand in front
+            of it.
         label_words: What the model answers for each class, by the class's name; the names
             themselves if not given.
         separator: What stands between the template and the answer.
@@ -211,22 +212,30 @@ class PromptTask(ClassificationTask):
         own, asked = self._examples
         found = [
             self.backbone.template_encoder(
-                f"{own}{self._shots(seed)}{asked}", self._max_length, self._truncation_side
+                f"{own}{self._shots(seed)}{asked}",
+                self._max_length,
+                self._truncation_side,
+                goes_on=True,
             )
             for seed in self.shot_seeds
         ]
         # the last token of an answer is never read, only predicted
         answer = max(map(len, self.words.ids)) - 1
-        room = min(encoder.text_budget for encoder in found) - answer
-        if room < 1:
+        room = min(encoder.room for encoder in found) - answer
+        for encoder in found:
+            encoder.room = room
+        if min(encoder.text_budget for encoder in found) < 1:
             raise SmolbenchError(
                 f"model.max_length is {self._max_length}, which leaves no room for a text beside "
                 "the template, its examples and an answer: raise max_length, or lower num_shots or "
                 "shot_max_length."
             )
-        for encoder in found:
-            encoder.text_budget = room
-            encoder.tail_ids = []  # the answer follows, not the end
+        if len({encoder.open_front for encoder in found}) > 1:
+            raise SmolbenchError(
+                "The examples of the different model.shot_seeds end in signs that this tokenizer "
+                "joins with what follows, so that their prompts have no end in common: let "
+                "model.template begin with a word, or give one seed."
+            )
         return found
 
     @cached_property
@@ -278,7 +287,12 @@ class PromptTask(ClassificationTask):
     def encoder_key(self) -> dict[str, Any]:
         """See the base class; rows depend on the examples only in how much room they leave."""
         first = self.encoders[0]
-        return {**first.key(), "template": self._template, "room": first.text_budget}
+        return {
+            **first.key(),
+            "template": self._template,
+            "front": first.open_front,
+            "room": first.room,
+        }
 
     def check_tokens(self, table: TokenTable) -> None:
         """Also those of the examples and of the answers; see the base class."""

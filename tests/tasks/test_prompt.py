@@ -7,9 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from smolbench import notices
 from smolbench.cli import main
 from smolbench.data import AGNewsDataModule, IMDbDataModule, Sentiment140DataModule
 from smolbench.errors import SmolbenchError
+from smolbench.models.prompting import Prompted
 from smolbench.tasks import PromptTask
 from tests.helpers.tiny import tiny_language_model
 from tests.helpers.training import plain_trainer
@@ -82,6 +84,23 @@ def test_the_verbalizer_equals_plain_forward_passes(tmp_path, shots):
     found = subject.predictions()
     assert found["score_neg"] == pytest.approx(scores[:, 0].numpy(), abs=1e-4)
     assert found["prediction"].tolist() == scores.argmax(dim=1).tolist()
+
+
+def test_ties_are_told(tmp_path, monkeypatch):
+    def tying(prompted, ids, lengths, answers):
+        scores = torch.zeros(len(ids), len(answers))
+        scores[::2, 1] = 1.0
+        return scores
+
+    notices.begin()
+    monkeypatch.setattr(Prompted, "continuations", tying)
+    subject = task()
+    scored(subject, tmp_path)
+    tied = int((subject.predictions()["score_neg"] == 0.5).sum())
+    assert 0 < tied < 12
+    (line,) = notices.gathered([], "test")
+    assert line.startswith(f"test: {tied} of 12 texts have their highest score for more than one")
+    assert not subject.predictions()["prediction"][subject.predictions()["score_neg"] == 0.5].any()
 
 
 def test_calibration_takes_off_what_the_words_have_without_a_text(tmp_path):
