@@ -454,7 +454,9 @@ class SmolCLI(LightningCLI):
         if self.model.kind == "summarization":
             self.said = Summarized.of(batches)
         else:
-            self.said = Labelled.of(batches, self.model.label_names)
+            self.said = Labelled.of(
+                batches, self.model.label_names, getattr(self.model, "score_name", "score")
+            )
 
     def _require_checkpoint(self) -> None:
         call = self.call

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from smolbench.metrics.table import METRICS
+
 RESAMPLES = 1000
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -41,14 +43,14 @@ def mean_over_seeds(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
     Args:
         each: Metrics by name, the same for each seed. The spread is the sample's standard
-            deviation; the number of examples has none, nor has a single seed.
+            deviation; counts of the examples have none, nor has a single seed.
     """
     metrics = {name: float(np.mean([one[name] for one in each])) for name in each[0]}
     if len(each) > 1:
         metrics |= {
             f"{name}_std": float(np.std([one[name] for one in each], ddof=1))
             for name in each[0]
-            if name != "n"
+            if name not in METRICS or METRICS[name].averaged
         }
     return metrics
 

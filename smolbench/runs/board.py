@@ -78,6 +78,7 @@ class Row:
         source: Where a published figure stands.
         rank: Place among the rows that can be ranked, from 1.
         difference: The value less the published one that it reproduces.
+        metric: What the value is of; ``None`` where nothing was scored.
         p_value: Of its distance to the best row; ``None`` if it was not tested.
     """
 
@@ -94,6 +95,7 @@ class Row:
     source: str | None = None
     rank: int | None = None
     difference: float | None = None
+    metric: str | None = None
     p_value: float | None = None
     over_draws: float | None = None
 

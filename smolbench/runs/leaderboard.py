@@ -9,6 +9,7 @@ competes once: other tests of it stand below that row, without a rank.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from smolbench.identity import compare, key, made_of
+from smolbench.metrics.table import direction
 from smolbench.runs.board import (
     COSTS,
     MONEY,
@@ -240,6 +242,7 @@ class _Builder:
             notes=tuple(notes),
             costs=self.costs(records),
             records=tuple(records),
+            metric=metric,
             over_draws=newest.number(f"test/{metric}_std"),
         )
 
@@ -344,6 +347,7 @@ def _published_row(figure: Published) -> Row:
         notes=(*notes, figure.note) if figure.note else notes,
         costs={},
         source=figure.source,
+        metric=figure.metric,
     )
 
 
@@ -356,8 +360,14 @@ def _by_quality(row: Row) -> tuple[Any, ...]:
 
 
 def _ranked_by(row: Row) -> float:
-    """A row's value without the last bits, in which means over seeds of equal counts may differ."""
-    return -1.0 if row.value is None else round(row.value, 12)
+    """A row's value, more is better.
+
+    Without the last bits, in which means over seeds of equal counts may differ.
+    """
+    if row.value is None:
+        return -math.inf
+    falls = row.metric is not None and direction(row.metric) == "min"
+    return -round(row.value, 12) if falls else round(row.value, 12)
 
 
 def _ranked(rows: Sequence[Row]) -> tuple[Row, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from textwrap import fill
 
@@ -14,6 +15,9 @@ from smolbench.runs.cells import (
     title,
     unscored_table,
 )
+
+_TAG = re.compile(r"<(?=[A-Za-z/!?])|>")
+"""What may begin or end an HTML tag: not the sign in "<0.001"."""
 
 
 def render(report: Sequence[DatasetReport]) -> str:
@@ -53,6 +57,6 @@ def table_text(table: Table) -> str:
 def escape(text: str) -> str:
     """Text as Markdown shows it in a table: on one line, nothing of it taken for markup."""
     flat = " ".join(text.split())
-    for character in "\\|<>`*[]":
+    for character in "\\|`*[]":
         flat = flat.replace(character, f"\\{character}")
-    return flat
+    return _TAG.sub(r"\\\g<0>", flat)

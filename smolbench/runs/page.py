@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smolbench.metrics.directions import direction
+from smolbench.metrics.table import direction
 from smolbench.runs.board import Board, DatasetReport, Row
 from smolbench.runs.cells import (
     comparison_tables,

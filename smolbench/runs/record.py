@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from smolbench.errors import SmolbenchError
+from smolbench.metrics.table import MAIN_METRICS
 from smolbench.runs.results import FILE_NAME, Results, read_results
 from smolbench.runs.settings import read_settings
 
 State = Literal["trained", "untrained", "as_is"]
 
-MAIN_METRICS = ("acc_norm", "accuracy", "rouge1")
-"""What runs are ranked by: multiple choice, classification, summaries. A run has one of them, and
-may name another in ``headline``: ``f1`` of its ``positive_label``, or ``f1_macro``."""
 _BY_CONVENTION = {"acc_norm", "rouge1"}
 """Metrics whose values are comparable within a convention only."""
 PROMPT = "prompt"

@@ -10,45 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from smolbench.metrics.table import METRICS
 from smolbench.runs.details import CLASS_COLUMNS, MAX_CLASSES, of_draws
 from smolbench.runs.results import Results
 from smolbench.runs.samples import labelled, read_samples
 
-_QUALITY = (
-    ("accuracy", "accuracy"),
-    ("accuracy_unknown_wrong", "accuracy, unknown as wrong"),
-    ("accuracy_uncalibrated", "accuracy without calibration"),
-    ("accuracy_contextual", "accuracy, contextual calibration"),
-    ("accuracy_pmi", "accuracy, PMI"),
-    ("precision", "precision"),
-    ("recall", "recall"),
-    ("specificity", "specificity"),
-    ("f1", "F1"),
-    ("f1_macro", "F1 (macro)"),
-    ("auroc", "AUROC"),
-    ("ece", "calibration error"),
-    ("brier", "Brier score"),
-    ("acc", "accuracy"),
-    ("acc_norm", "accuracy per length"),
-    ("acc_bytes", "accuracy per byte"),
-    ("rouge1", "ROUGE-1"),
-    ("rouge2", "ROUGE-2"),
-    ("rougeL", "ROUGE-L"),
-    ("rougeLsum", "ROUGE-Lsum"),
-    ("gen_tokens", "tokens per summary"),
-    ("truncated_share", "share of summaries cut off"),
-    ("n_without_tokens", "references without tokens"),
-    ("loss", "loss (nats)"),
-    ("choice_loss", "loss per choice (nats)"),
-    ("ending_loss", "loss per token (nats)"),
-    ("n_unknown", "unknown"),
-    ("n_draws", "draws of examples"),
-    ("n", "examples"),
-    ("n_truncated", "of them truncated"),
-    ("n_references_cut", "of their references"),
-)
-OF_A_CLASS = ("precision", "recall", "specificity", "f1")
-"""Metrics of the positive class."""
 _COSTS = (
     ("data/n_train_references_cut", "training references truncated", ""),
     ("cost/fit_s", "training", "s"),
@@ -103,9 +69,10 @@ def quality_lines(results: Results, split: str) -> list[tuple[str, str, str]]:
     lines = []
     headline, positive = results.get("headline"), results.get("positive_label")
     # what runs are compared by stands first
-    for key, label in sorted(_QUALITY, key=lambda line: line[0] != headline):
+    for key, metric in sorted(METRICS.items(), key=lambda item: item[0] != headline):
         if (value := results.get(f"{split}/{key}")) is not None:
-            if key in OF_A_CLASS and positive is not None:
+            label = f"{metric.label} (nats)" if metric.unit == "nats" else metric.label
+            if metric.of_class and positive is not None:
                 label = f"{label} of {positive!r}"
             error = results.get(f"{split}/{key}_stderr")
             spread = f"{error:.4f}" if isinstance(error, float) else ""
