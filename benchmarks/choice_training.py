@@ -60,6 +60,7 @@ def main() -> None:
         title=f"Training {options.model} to choose, in shared and in separate rows",
         setting={
             "model": options.model,
+            "weights": options.weights,
             "method": f"full, computed in {options.dtype}",
             "data": f"{options.limit} training questions of HellaSwag, one epoch",
             "batch size": f"{options.batch_size} questions",

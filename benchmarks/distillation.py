@@ -87,6 +87,7 @@ def main() -> None:
         setting={
             "teacher": f"{options.teacher} with a classification head",
             "student": options.student,
+            "weights": options.weights,
             "data": f"{options.limit} tweets of Sentiment140, {options.epochs} epochs",
             "batch size": options.batch_size,
             "tokens": f"at most {options.max_length} per row",

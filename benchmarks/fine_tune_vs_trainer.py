@@ -81,6 +81,7 @@ def main() -> None:
         setting={
             "model": f"{options.model} at {job['revision']}, computed in {job['dtype']}, trained"
             " weights in float32",
+            "weights": options.weights,
             "data": f"{options.limit} of IMDb's training reviews, one epoch",
             "tokens": f"at most {options.max_length} per row, {job['mean_length']:.0f} on average",
             "batch size": options.batch_size,

@@ -67,6 +67,7 @@ def main() -> None:
         title="Memory of a training step: predicted and measured",
         setting={
             "models": ", ".join(options.models),
+            "weights": options.weights,
             "batch": f"{options.batch_size} x {options.length} tokens",
             "computed in": next(iter(rounds.values()))[0].facts["dtype"],
             "rounds": options.rounds,

@@ -70,6 +70,7 @@ def main() -> None:
         title=f"HellaSwag with {options.model}, beside lm-evaluation-harness {job['version']}",
         setting={
             "model": f"{options.model} at {job['revision']}",
+            "weights": options.weights,
             "data": f"{options.limit} rows, a seeded sample of the {job['of']} test rows",
             "questions at once": f"{options.batch_size} (smolbench)",
             "requests at once": f"{options.peer_batch_size} (lm_eval), four to a question",
@@ -93,7 +94,7 @@ def parse() -> argparse.Namespace:
     parser = option_parser(__doc__, model="HuggingFaceTB/SmolLM2-135M")
     parser.add_argument("--limit", type=positive, default=200, help="rows")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--batch_size", type=positive, default=4, help="questions at once")
+    parser.add_argument("--batch_size", type=positive, default=8, help="questions at once")
     parser.add_argument("--peer_batch_size", type=positive, default=16, help="its requests at once")
     return parser.parse_args()
 

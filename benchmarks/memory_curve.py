@@ -50,7 +50,7 @@ SYLLABLES = ("ba", "co", "di", "fu", "ge", "ha", "ki", "lo", "mu", "ne", "po", "
 
 def main() -> None:
     """Measure and write the result."""
-    parser = option_parser(__doc__)
+    parser = option_parser(__doc__, downloads=False)
     parser.add_argument(
         "--sizes", type=positive, nargs="+", default=list(SIZES), help="numbers of rows"
     )

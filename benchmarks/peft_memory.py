@@ -73,6 +73,7 @@ def main() -> None:
         title="Memory of a training step, by method",
         setting={
             "models": ", ".join(options.models),
+            "weights": options.weights,
             "batch": f"{options.batch_size} x {options.length} tokens",
             "trained weights": "float32; LoRA r=8 on query and value projections",
             "computed in": rounds[side(*sides[0])][0].facts["dtype"],

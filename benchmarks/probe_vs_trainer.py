@@ -6,8 +6,10 @@ The peer trains the same head on the same frozen network, in the same number for
 rows, template and places of the features, with the same batch size and optimiser, and is given what
 makes it fast: no gradient through the network, no cache of keys and values, no attention mask where
 none is needed, tokens made once, batches padded to their own longest row. Its order of rows is its
-own, random. smolbench is started by its command line, with an empty cache; then once more with
-another head, so that the features are there.
+own, once random and once grouped by length. Compared are whole runs, and one pass over the rows
+with one of its epochs, which says what is gained beside passing once instead of ten times.
+smolbench is started by its command line, with an empty cache; then once more with another head, so
+that the features are there.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ FIRST_BOUND, SECOND_BOUND = 12.0, 50.0
 """How many times faster than the peer the first and the second run are to be."""
 CHECKPOINT_BOUND_MB = 5.0
 FIRST, SECOND, PEER = "smolbench, first run", "smolbench, another head", "Trainer"
+GROUPED = "Trainer, grouped by length"
 RECIPE = "imdb_probe"
 
 
@@ -68,7 +71,8 @@ def main() -> None:
         rounds = alternate(
             {
                 "smolbench": lambda number: smolbench_twice(folder / str(number), options),
-                "Trainer": lambda _: {PEER: trainer(folder, job)},
+                PEER: lambda _: {PEER: trainer(folder, job, "random")},
+                GROUPED: lambda _: {GROUPED: trainer(folder, job, "group_by_length")},
             },
             options.rounds,
         )
@@ -78,6 +82,7 @@ def main() -> None:
         title=f"{options.epochs} epochs of probing {options.model}, beside transformers' Trainer",
         setting={
             "model": f"{options.model} at {job['revision']}, {job['dtype']}",
+            "weights": options.weights,
             "data": f"{options.limit} of IMDb's training reviews, the template of {RECIPE}",
             "tokens": f"at most {options.max_length} per row, {job['mean_length']:.0f} on average,"
             f" {job['shared']} of them the same in every row",
@@ -132,10 +137,10 @@ def compared(rounds: Mapping[str, Sequence[Measured]], factor: float) -> list[Fi
     """
     seconds = {side: [one.seconds for one in all_] for side, all_ in rounds.items()}
     # only what grows with the epochs is multiplied
-    seconds[PEER] = [
-        one.seconds + (factor - 1) * one.facts["train_s"] if factor != 1 else one.seconds
-        for one in rounds[PEER]
-    ]
+    for side in (PEER, GROUPED):
+        seconds[side] = [one.seconds + (factor - 1) * one.facts["train_s"] for one in rounds[side]]
+    passes = [one.facts["cost/cache_s"] for one in rounds[FIRST]]
+    epochs = {side: [one.facts["epoch_s"] for one in rounds[side]] for side in (PEER, GROUPED)}
     memory = {side: [one.peak_rss_mib for one in all_] for side, all_ in rounds.items()}
     said = "" if factor == 1 else " (extrapolated)"
     findings = [
@@ -148,6 +153,17 @@ def compared(rounds: Mapping[str, Sequence[Measured]], factor: float) -> list[Fi
             f"total time, Trainer{said} over a second run with another head",
             ratio(seconds[PEER], seconds[SECOND]),
             SECOND_BOUND,
+        ),
+        *(
+            Finding(
+                f"total time, {GROUPED}{said}, over {name}",
+                ratio(seconds[GROUPED], own).shown(2, "x"),
+            )
+            for name, own in (("the first run", seconds[FIRST]), ("the second", seconds[SECOND]))
+        ),
+        *(
+            Finding(f"one epoch of the {side} over the one pass", ratio(one, passes).shown(2, "x"))
+            for side, one in epochs.items()
         ),
         at_most(
             "peak memory, first run of smolbench over Trainer",
@@ -204,9 +220,9 @@ def smolbench_twice(folder: Path, options: argparse.Namespace) -> dict[str, Meas
     return found
 
 
-def trainer(folder: Path, job: Mapping[str, Any]) -> Measured:
-    """The peer."""
-    (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
+def trainer(folder: Path, job: Mapping[str, Any], order: str) -> Measured:
+    """The peer, with its rows in an order that transformers knows."""
+    (folder / "job.json").write_text(json.dumps({**job, "order": order}), encoding="utf-8")
     report = folder / "trainer.json"
     command = [sys.executable, __file__, "--worker", "trainer", str(folder), str(report)]
     return measure(command, None, report)
@@ -273,12 +289,15 @@ def work_trainer(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
         tokenizer.pad_token = tokenizer.eos_token
     encoder = TemplateEncoder(tokenizer, options["template"], job["max_length"])
     rows = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
-    encoded = encoder.encode(rows["text"])
+    shared = len(encoder.shared_ids)
     examples = [
-        {"input_ids": encoder.shared_ids + ids, "text_length": length, "labels": label}
-        for ids, length, label in zip(
-            encoded["input_ids"], encoded["text_length"], rows["label"], strict=True
-        )
+        {
+            "input_ids": encoder.shared_ids + row.ids,
+            "text_start": shared + row.start,
+            "text_length": row.length,
+            "labels": label,
+        }
+        for row, label in zip(encoder.rows(rows["text"]), rows["label"], strict=True)
     ]
     anchor = encoder.anchor_offset(options["anchor"])
 
@@ -303,6 +322,7 @@ def work_trainer(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
             self,
             input_ids: torch.Tensor,
             attention_mask: torch.Tensor,
+            text_start: torch.Tensor,
             text_length: torch.Tensor,
             labels: torch.Tensor,
         ) -> dict[str, torch.Tensor]:
@@ -315,7 +335,7 @@ def work_trainer(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
                     states,
                     options["pooling"],
                     lengths,
-                    len(encoder.shared_ids),
+                    text_start,
                     text_length,
                     anchor,
                 )
@@ -326,6 +346,7 @@ def work_trainer(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
         output_dir=str(folder / "trainer"),
         num_train_epochs=job["epochs"],
         per_device_train_batch_size=job["batch_size"],
+        train_sampling_strategy=job["order"],
         learning_rate=1e-4,
         weight_decay=0.01,
         warmup_steps=options["warmup_steps"],
@@ -346,7 +367,8 @@ def work_trainer(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
     )
     started = time.monotonic()
     done = peer.train()
-    return {"train_s": time.monotonic() - started, "steps": done.global_step}
+    spent = time.monotonic() - started
+    return {"train_s": spent, "epoch_s": spent / job["epochs"], "steps": done.global_step}
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Few-shot prompting: smolbench beside whole prompts and whole logits.
+"""Few-shot prompting: smolbench beside whole prompts.
 
     python benchmarks/prompting.py
 
-The peer does what one writes first: it puts every text behind the whole prompt, batch by batch in
-the order of the data, lets the model compute the logits of all positions, and takes the last
-one's. Both read the same token ids in the same number format with the same batch size. Longer
-texts are IMDb's, behind the report's three examples; short ones AG News', behind four.
+The peer puts every text behind the whole prompt, from the longest to the shortest, pads on the left
+and lets the model compute the logits of the last positions only, which the answers need. Both read
+the same token ids in the same number format with the same batch size. Longer texts are IMDb's,
+behind the report's three examples; short ones AG News', behind four.
 """
 
 from __future__ import annotations
@@ -68,9 +68,10 @@ def main() -> None:
         findings += compared(rounds[f"{data}, {OURS}"], rounds[f"{data}, {PEER}"], data)
     path = write_results(
         "prompting",
-        title=f"Few-shot prompting of {options.model}, beside whole prompts and whole logits",
+        title=f"Few-shot prompting of {options.model}, beside whole prompts",
         setting={
             "model": f"{options.model}, {options.dtype}",
+            "weights": options.weights,
             "data": f"{options.limit} test texts each",
             "batch size": options.batch_size,
             "rounds": options.rounds,
@@ -94,7 +95,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Options of the command line."""
     parser = option_parser(__doc__, model="HuggingFaceTB/SmolLM2-135M")
-    parser.add_argument("--limit", type=positive, default=96, help="texts")
+    parser.add_argument("--limit", type=positive, default=200, help="texts")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch_size", type=positive, default=16)
     return parser.parse_args()
@@ -230,25 +231,36 @@ def work_whole_prompts(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
     prompts = json.loads((folder / f"{job['data']}.json").read_text(encoding="utf-8"))
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))
     model.eval()
-    scores: list[list[float]] = []
+    scores: list[list[float]] = [[]] * len(prompts["rows"])
+    order = sorted(range(len(scores)), key=lambda number: -len(prompts["rows"][number]))
     started = time.monotonic()
     with torch.inference_mode():
-        for start in range(0, len(prompts["rows"]), job["batch_size"]):
-            batch = prompts["rows"][start : start + job["batch_size"]]
+        for start in range(0, len(order), job["batch_size"]):
+            numbers = order[start : start + job["batch_size"]]
+            batch = [prompts["rows"][number] for number in numbers]
             found = torch.zeros(len(batch), len(prompts["answers"]))
             # all answers of one token are read off the same logits
             longer = [answer for answer in prompts["answers"] if len(answer) > 1]
             for continued in [[], *(answer[:-1] for answer in longer)]:
                 rows = [torch.tensor([*row, *continued]) for row in batch]
-                ids = pad_sequence(rows, batch_first=True)
-                mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-                logs = model(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
-                for n, row in enumerate(batch):
-                    for c, answer in enumerate(prompts["answers"]):
-                        if answer[:-1] == continued:
-                            places = torch.arange(len(row) - 1, len(row) - 1 + len(answer))
-                            found[n, c] = logs[n, places, torch.tensor(answer)].sum()
-            scores += found.softmax(dim=1).tolist()
+                left = partial(pad_sequence, batch_first=True, padding_side="left")
+                ids, mask = left(rows), left([torch.ones_like(row) for row in rows])
+                kept = len(continued) + 1
+                logs = (
+                    model(
+                        input_ids=ids,
+                        attention_mask=mask,
+                        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+                        logits_to_keep=kept,
+                    )
+                    .logits.float()
+                    .log_softmax(-1)
+                )
+                for c, answer in enumerate(prompts["answers"]):
+                    if answer[:-1] == continued:
+                        found[:, c] = logs[:, torch.arange(kept), torch.tensor(answer)].sum(dim=1)
+            for number, row in zip(numbers, found.softmax(dim=1).tolist(), strict=True):
+                scores[number] = row
     return {"score_s": time.monotonic() - started, "scores": scores}
 
 

@@ -41,7 +41,7 @@ BYTECODE_KEPT = {"PYTHONDONTWRITEBYTECODE": ""}
 
 def main() -> None:
     """Measure and write the result."""
-    parser = option_parser(__doc__, rounds=9)
+    parser = option_parser(__doc__, rounds=9, downloads=False)
     options = parser.parse_args()
     where = machine()
     for command in COMMANDS.values():  # files read once, bytecode compiled

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -203,6 +205,7 @@ class MemoryMonitor(pl.Callback):
 
     def __init__(self) -> None:
         """Measure nothing yet."""
+        _monitors.add(self)
         self._peaks_mib: dict[str, dict[str, float]] = {}
         self._methods: dict[str, str] = {}
         self._process_mib = 0.0
@@ -352,6 +355,31 @@ class MemoryMonitor(pl.Callback):
             reader.stop()
         self._readers = []
         self._open = False
+
+
+_monitors: weakref.WeakSet[MemoryMonitor] = weakref.WeakSet()
+
+
+@contextmanager
+def peaks_within(device: torch.device) -> Generator[Callable[[], dict[str, float]]]:
+    """Measure a part of a stage: peaks since the start of the block, in MiB, by kind.
+
+    What the stage has reached before is kept by its monitor.
+    """
+    for monitor in _monitors:
+        monitor._update()
+    readers = readers_for(device)
+    for reader in readers:
+        reader.start()
+
+    def peaks() -> dict[str, float]:
+        return {kind: mib for reader in readers for kind, mib in reader.peaks().items()}
+
+    try:
+        yield peaks
+    finally:
+        for reader in readers:
+            reader.stop()
 
 
 def reduce_over_ranks(

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from smolbench.callbacks.ending import OUT_OF_TIME, why_ended
 from smolbench.callbacks.folder import run_folder
 from smolbench.callbacks.graceful_stop import RunInterrupted
 from smolbench.callbacks.logged import Stage, as_result, logged
@@ -146,7 +147,12 @@ class ResultsWriter(Callback):
         write_results(self.folder, self.results)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the finished training."""
+        """Write the finished training, and why it ended."""
+        self.results["training/ended"] = why = why_ended(trainer)
+        self.results["training/max_epochs"] = trainer.max_epochs if trainer.max_steps < 0 else None
+        self.results.pop("training/out_of_time", None)
+        if why == OUT_OF_TIME:
+            self.results["training/out_of_time"] = True
         self._write(trainer, "finished")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

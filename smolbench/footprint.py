@@ -90,12 +90,16 @@ def _facts(name: str, options: argparse.Namespace) -> dict[str, Any]:
             "int4": weights.size(4),
             "nf4": weights.nf4,
         },
-        "cache_bytes_per_token": cache_bytes_per_token(backbone),
+        "cache_bytes_per_token": None,
         "batch_size": options.batch_size,
         "length": length,
         "dtype": options.dtype,
         "training": [],
     }
+    try:
+        facts["cache_bytes_per_token"] = cache_bytes_per_token(backbone)
+    except SmolbenchError as error:
+        log.warning("%s", error)
     if backbone.config.is_encoder_decoder and options.method is None:
         return facts  # FineTuneTask does not train it
     compute = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32

@@ -53,12 +53,17 @@ KINDS = (
             "data.cache_dir",
             *(f"trainer.{name}" for name in ("logger", "logger.*", "profiler", "profiler.*")),
             *(f"trainer.enable_{name}" for name in ("progress_bar", "model_summary")),
-            *(f"trainer.{name}" for name in ("default_root_dir", "max_time", "max_time.*")),
+            "trainer.default_root_dir",
             "latency.*",
             "checkpoint.every_minutes",
             "model.teacher_backbone",
         ),
         "......",
+    ),
+    Kind(
+        "how long it may train, and whether that ended it",
+        ("trainer.max_time", "trainer.max_time.*", "training/out_of_time"),
+        "....=.",
     ),
     Kind("how many test rows are scored", ("data.limit_test",), ".~..=."),
     Kind(
@@ -73,12 +78,7 @@ KINDS = (
     Kind("the seed", ("seed_everything",), "=~...."),
     Kind(
         "options of the trainer that change a score",
-        (
-            "trainer.precision",
-            "trainer.fast_dev_run",
-            "trainer.limit_*_batches",
-            "trainer.overfit_batches",
-        ),
+        ("trainer.precision", "trainer.fast_dev_run"),
         "=~..=.",
     ),
     Kind(
@@ -92,8 +92,8 @@ KINDS = (
     Kind("rows tested on", ("data/test_rows", "data/test_digest"), ".~..=="),
     Kind("the dataset's commit or the digest of its files", ("data/revision",), "=~~.=."),
     Kind(
-        "weights that the training began with, the trained state's own settings",
-        ("model/revision", "signature.*"),
+        "weights that the training began with, its teacher's, the trained state's own settings",
+        ("model/revision", "model/vectors_digest", "teacher/digest", "signature.*"),
         "==.==.",
     ),
     Kind("forward paths that computed it", ("paths/*",), "...=~."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from smolbench.models.export.exported import HERE, Exported
@@ -87,7 +88,8 @@ def model_card(name: str, exported: Exported, origin: Origin, *, on_the_hub: boo
             _table(("number", "label"), [(str(n), label) for n, label in enumerate(origin.labels)]),
         ]
     parts += ["## Scores", *_scores(origin)]
-    parts += ["## Compared with the run", _bullets(exported.check.lines())]
+    compared = [*exported.check.lines(), *_loaded_with(exported)]
+    parts += ["## Compared with the run", _bullets(compared)]
     parts += ["## Cost", _table(("", "", "unit"), cost_lines(record.results))]
     parts += ["## Data", _table(("", ""), _facts(record, _DATA))]
     parts += ["## Method", _table(("setting", "value"), _options(origin.settings))]
@@ -121,6 +123,14 @@ def _scores(origin: Origin) -> list[str]:
     ]
 
 
+def _loaded_with(exported: Exported) -> list[str]:
+    """With which version of the library that reads it what was written was loaded."""
+    library = {"sklearn": "scikit-learn", "smolbench": "transformers"}.get(
+        exported.framework, exported.framework
+    )
+    return [f"It was loaded with {library} {version(library)}: no older one was tried with it."]
+
+
 def _scored(lines: Sequence[tuple[str, str, str]]) -> str:
     return _table(("metric", "value", "±"), lines)
 
@@ -136,6 +146,8 @@ def _limits(record: RunRecord, exported: Exported) -> list[str]:
         said.append(f"ROUGE sees no word in {wordless:,.0f} of the references it was scored on.")
     if (part := _part(record, "train")) is not None:
         said.append(f"It was trained on a part of the dataset: {part:,.0f} examples.")
+    if record.out_of_time:
+        said.append("Its training was cut: its time was up before it was at its end.")
     if record.metric is not None and (part := _part(record, "test")) is not None:
         said.append(f"It was scored on a part of the test set: {part:,.0f} examples.")
     if exported.base is not None:

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, Mode
 from smolbench.callbacks import RunCheckpoint, TrainingPlateau
 from smolbench.callbacks.metric_names import not_logged
 from smolbench.errors import SmolbenchError
-from smolbench.metrics.directions import direction, mode_of
+from smolbench.metrics.table import direction, mode_of
 from smolbench.protocols import Monitored, offered
 from smolbench.tasks.task import BaseTask
 

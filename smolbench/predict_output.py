@@ -31,35 +31,43 @@ class Labelled:
 
     Attributes:
         names: Names of the ``C`` classes.
-        scores: Their probabilities, shape ``(N, C)``, in the order of the texts.
+        scores: Their probabilities or margins, shape ``(N, C)``, in the order of the texts.
+        score_name: Which of the two: what the names of their columns begin with.
     """
 
     names: Sequence[str]
     scores: torch.Tensor
+    score_name: str = "score"
 
     @classmethod
-    def of(cls, batches: Sequence[dict[str, torch.Tensor]], names: Sequence[str]) -> Labelled:
+    def of(
+        cls,
+        batches: Sequence[dict[str, torch.Tensor]],
+        names: Sequence[str],
+        score_name: str = "score",
+    ) -> Labelled:
         """Put batches in order, with row numbers ``index`` ``(B,)`` and ``scores`` ``(B, C)``."""
         index = torch.cat([batch["index"] for batch in batches])
-        return cls(names, torch.cat([batch["scores"] for batch in batches])[index.argsort()])
+        scores = torch.cat([batch["scores"] for batch in batches])[index.argsort()]
+        return cls(names, scores, score_name)
 
     @property
     def labels(self) -> list[str]:
-        """The most probable class of each text."""
+        """The class of each text that has the highest score."""
         return [self.names[number] for number in self.scores.argmax(dim=1).tolist()]
 
     @property
     def best(self) -> list[float]:
-        """Its probability."""
+        """Its score."""
         best: list[float] = self.scores.max(dim=1).values.tolist()
         return best
 
     def columns(self, ending: str = "") -> dict[str, list[Any]]:
-        """``label`` and a ``score_<class>`` for each class."""
+        """``label`` and a ``score_<class>``, or ``margin_<class>``, for each class."""
         columns: dict[str, list[Any]] = {f"label{ending}": self.labels}
         for number, name in enumerate(self.names):
             values = self.scores[:, number].tolist()
-            columns[f"score_{name}{ending}"] = [round(value, 6) for value in values]
+            columns[f"{self.score_name}_{name}{ending}"] = [round(value, 6) for value in values]
         return columns
 
     def cells(self) -> list[list[str]]:
@@ -271,17 +279,18 @@ def _add_labels(table: Any, labelled: Labelled, before: Labelled | None) -> list
     if before is not None:
         for title, side in (("before", before), ("after", labelled)):
             table.add_column(title)
-            table.add_column("score", justify="right")
+            table.add_column(side.score_name, justify="right")
             columns += [_bold(side.labels), [Text(f"{score:.4f}") for score in side.best]]
         return columns
     table.add_column("label")
     columns.append(_bold(labelled.labels))
     if len(labelled.names) > _MAX_CLASSES:
-        table.add_column("score", justify="right")
+        table.add_column(labelled.score_name, justify="right")
         columns.append([Text(f"{score:.4f}") for score in labelled.best])
         return columns
     for number, name in enumerate(labelled.names):
-        table.add_column(Text(name), justify="right")
+        margin = labelled.score_name == "margin"
+        table.add_column(Text(f"margin of {name}" if margin else name), justify="right")
         values = labelled.scores[:, number].tolist()
         columns.append([Text(f"{value:.4f}") for value in values])
     return columns

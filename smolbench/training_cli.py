@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sys
 import traceback
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ from smolbench.callbacks import (
     TrainingGuard,
 )
 from smolbench.callbacks.checkpoint import read_checkpoint
+from smolbench.callbacks.ending import why_ended
 from smolbench.callbacks.results import packages_here
 from smolbench.data import BaseDataModule
 from smolbench.data.whole_splits import refuse_batch_limits
@@ -48,7 +50,7 @@ from smolbench.invocation import Invocation
 from smolbench.model_places import name_places
 from smolbench.monitors import check_monitors, unknown_metric
 from smolbench.notices import warn
-from smolbench.option_parser import OptionParser
+from smolbench.option_parser import OptionParser, tell_counts_from_shares
 from smolbench.predict_output import Labelled, Said, Summarized
 from smolbench.progress import draw_library_bars
 from smolbench.recipes import DEFAULTS
@@ -66,7 +68,7 @@ from smolbench.trainer_checks import (
     check_training_options,
     keep_apart,
 )
-from smolbench.training_ends import Profiled, why_ended
+from smolbench.training_ends import Profiled
 
 log = logging.getLogger("smolbench")
 _SETTINGS = ("seed_everything", "trainer", "model", "data", "checkpoint", "latency")
@@ -123,6 +125,7 @@ class SmolCLI(LightningCLI):
         self.identity: dict[str, Any] = {}
         self.loggers: RunLoggers | None = None
         set_loader("yaml", read_yaml, (yaml.YAMLError,))
+        tell_counts_from_shares()
         parser_kwargs: dict[str, Any] = {call.subcommand: {"default_config_files": [str(DEFAULTS)]}}
         super().__init__(
             model_class=BaseTask,
@@ -459,7 +462,9 @@ class SmolCLI(LightningCLI):
         if self.model.kind == "summarization":
             self.said = Summarized.of(batches)
         else:
-            self.said = Labelled.of(batches, self.model.label_names)
+            self.said = Labelled.of(
+                batches, self.model.label_names, getattr(self.model, "score_name", "score")
+            )
 
     def _require_checkpoint(self) -> None:
         call = self.call
@@ -505,6 +510,7 @@ def _objection(trainer: Namespace) -> str | None:
     The option parser has tried all that `trainer.logger` and `trainer.callbacks` may be, and its
     error is of the first of these; so each is built once more, as what it is.
     """
+    outer = sys.exception()
     for option, kind in (("logger", Logger), ("callbacks", Callback)):
         given = trainer[option]
         for one in given if isinstance(given, list) else [given]:
@@ -516,7 +522,7 @@ def _objection(trainer: Namespace) -> str | None:
                 parser.instantiate_classes(Namespace(one=one))  # type: ignore[no-untyped-call]
             except Exception as raised:  # whatever a class raises
                 error: BaseException = raised
-                while (cause := error.__cause__ or error.__context__) is not None:
+                while (cause := error.__cause__ or error.__context__) not in (None, outer):
                     error = cause
                 name = one["class_path"].rpartition(".")[2]
                 said = str(error).strip() or type(error).__name__

@@ -6,6 +6,7 @@ import csv
 import json
 import random
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 
 from smolbench.cli import main
 from smolbench.data.kept_rows import FILE_NAME, read_kept_rows
-from tests.helpers.command import QUIET, results
+from tests.helpers.command import QUIET, assert_equal_runs, results
 from tests.helpers.kill import die
 
 WORDS = [f"w{number}" for number in range(200)]
@@ -119,9 +120,13 @@ def test_a_training_goes_on_with_its_own_data_only(data, capsys, killed):
     assert main([*PROBE, "--ckpt_path=last"]) == 2
     assert "is not what this run has been trained on so far" in capsys.readouterr().err
     assert results(data / "run") == before
-    write(rows)
+    # one that has kept its rows reads them in its own order
+    write(rows[::-1] if killed[0] == "on_train_batch_end" else rows)
     assert main([*PROBE, "--ckpt_path=last"]) == 0
     assert results(data / "run")["data/revision"] == before["data/revision"]
+    write(rows)
+    assert main([arg.replace("dir=run", "dir=whole") for arg in PROBE]) == 0
+    assert_equal_runs(data / "whole", data / "run")
 
 
 def test_rows_of_another_run_are_no_record(run, capsys):
@@ -197,7 +202,7 @@ def test_other_versions_of_libraries_are_told(run):
     (line,) = results(run)["warnings"]
     assert line == (
         "test: The run was trained with other versions of libraries than it is scored with: "
-        f"torch was '1.2.3', is '{torch.__version__}'."
+        f"torch was '1.2.3', is '{version('torch')}'."
     )
 
 

@@ -199,6 +199,8 @@ def test_objects_may_lack_what_is_not_the_text(stdin, tmp_path):
         ("x.csv", "text,id\na,1,2\n", ["x.csv, row 2 has 3 fields"]),
         ("x.csv", "text,id,id\na,1,2\n", ["2 columns named 'id'"]),
         ("x.csv", "text,id\na,1\n ,2\n", ["x.csv, row 3: the text is empty"]),
+        ("x.csv", "text\na\n\nb\n", ["x.csv, row 3: the text is empty"]),
+        ("x.tsv", '"text"\n"a"\n\n', ["x.tsv, row 3: the text is empty"]),
         ("x.csv", 'text\n"never closed\n', ["row 2 cannot be read", "never closed"]),
         ("x.csv", b"text\n\xfcber\n", ["row 2", "byte 0xFC", "--encoding"]),
         ("x.csv", b"text,id\na,\xfc\n", ["row 2", "byte 0xFC", "--encoding"]),

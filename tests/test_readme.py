@@ -1,4 +1,4 @@
-"""What the README tells people to type works."""
+"""What README and docs tell people to type works, and what they point to exists."""
 
 from __future__ import annotations
 
@@ -13,16 +13,23 @@ from smolbench.files import cache_root
 from smolbench.models.tiny import tiny_model
 from tests.helpers.command import rows
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, *sorted(ROOT.glob("docs/**/*.md")), ROOT / "CONTRIBUTING.md"]
+LINES_OF_README = 150
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(page: Path, language: str) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def commands() -> list[str]:
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
-    return [line.split("#")[0].strip() for line in lines if line.startswith("smolbench fit")]
+    lines = [
+        line for page in PAGES for block in blocks(page, "bash") for line in block.splitlines()
+    ]
+    fits = [line.split("#")[0].strip() for line in lines if line.startswith("smolbench fit")]
+    return list(dict.fromkeys(fits))
 
 
 @pytest.mark.parametrize("command", commands())
@@ -39,7 +46,7 @@ def test_fit_command_is_understood(command, folder_here, capsys):
 
 def test_the_quick_look_learns(folder_here):
     """By the recipe's own batches and rate, whose warm-up few rows would not outlast."""
-    (look,) = (line for line in README.splitlines() if line.endswith("# a quick look"))
+    (look,) = (line for line in README.read_text().splitlines() if line.endswith("# a quick look"))
     arguments = shlex.split(look.split("#")[0])[1:]
     place = arguments.index("imdb_probe") + 1
     tiny = ["--config", "tiny", "--data.batch_size=90", "--model.lr=1e-4"]
@@ -55,12 +62,26 @@ def test_the_quick_look_learns(folder_here):
 
 def test_python_runs_as_it_stands(folder_here, capsys):
     """Except for what needs a network: the tokenizer is the tiny model's, the data the sample."""
-    code = "".join(blocks("python"))
+    code = "".join(blocks(ROOT / "docs/python.md", "python"))
     tokenizer, data = '"HuggingFaceTB/SmolLM2-135M"', "IMDbDataModule("
     assert tokenizer in code
     assert data in code
     code = code.replace(tokenizer, repr(str(tiny_model(cache_root() / "models"))))
     code = code.replace(data, 'IMDbDataModule(source="sample", limit_train=64, limit_val=32, ')
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "python.md", "exec"), {})
     assert "cost/train_tokens_per_s" in capsys.readouterr().out
     assert (folder_here / "my_run" / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_what_a_page_points_to_exists(page):
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    here = [target for target in targets if "://" not in target]
+    assert not [target for target in here if not (page.parent / target).exists()]
+
+
+def test_the_readme_is_short_and_leads_to_every_page():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= LINES_OF_README
+    pages = [page.relative_to(ROOT).as_posix() for page in PAGES[1:]]
+    assert not [page for page in pages if f"]({page})" not in text]

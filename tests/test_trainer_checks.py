@@ -174,6 +174,9 @@ def test_the_last_line_says_why_the_training_ended(folder_here, caplog, options,
         for name in names:
             logging.getLogger(name).removeHandler(handler)
     assert said[-1].startswith(f"The training ended because {reason}")
+    found = json.loads(Path("run/results.json").read_text())
+    assert said[-1] == f"The training ended because {found['training/ended']}."
+    assert found.get("training/out_of_time", False) is ("time was up" in reason)
     spoken = [line for line in said if "Monitored metric val/loss" in line or "top 1" in line]
     assert len(spoken) >= 2 if "--config=stop.yaml" in options else not spoken
     assert not [line for line in said if "GPU available" in line or "`Trainer.fit` stopped" in line]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 HUB_TIMEOUT_S = 10.0
+_HUB = "https://huggingface.co"
 
 
 class BenchmarkError(Exception):
@@ -20,7 +21,7 @@ class BenchmarkError(Exception):
 
 
 def option_parser(
-    about: str, *, rounds: int = 3, model: str | None = None
+    about: str, *, rounds: int = 3, model: str | None = None, downloads: bool = True
 ) -> argparse.ArgumentParser:
     """A parser of the options that benchmarks share.
 
@@ -28,12 +29,26 @@ def option_parser(
         about: The script's docstring, whose first line is shown.
         rounds: How often each side is run if nothing else is said.
         model: The model, of those that run any; ``None`` for no such option.
+        downloads: Whether it takes a model from the Hub, whose weights the result then names.
     """
     parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--rounds", type=positive, default=rounds)
     if model is not None:
         parser.add_argument("--model", default=model)
+    if downloads:
+        parser.add_argument(
+            "--weights",
+            default=_whose_weights(),
+            help="whose weights they are, for the result: where a hub has stand-ins, say so",
+        )
     return parser
+
+
+def _whose_weights() -> str:
+    endpoint = os.environ.get("HF_ENDPOINT", _HUB).rstrip("/")
+    if endpoint == _HUB:
+        return f"as published on {_HUB}"
+    return f"from a hub at {endpoint}, which may hold others than {_HUB} under the same name"
 
 
 def positive(text: str) -> int:
@@ -57,7 +72,7 @@ def require_hub() -> None:
     Raises:
         BenchmarkError: If it does not answer.
     """
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    endpoint = os.environ.get("HF_ENDPOINT", _HUB)
     try:
         urllib.request.urlopen(f"{endpoint}/api/models?limit=1", timeout=HUB_TIMEOUT_S).close()
     except urllib.error.HTTPError:

@@ -13,7 +13,7 @@ import tempfile
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -368,9 +368,15 @@ class BaseDataModule(LightningDataModule, ABC):
             )
         n_all = sum(map(len, source.splits.values()))
         kept = KeptRows(**keys, drawn=drawn["test"].rows, n_all=n_all)
-        if self._run is not None:
-            self._run.refuse_other(source, kept, self.content)
-            kept = self._run.kept or kept
+        if (run := self._run) is not None:
+            if run.kept is not None and run.moved(source, kept, self.content):
+                for name in ("train", "val"):
+                    dataset, _ = found_again(name, source, self.content, run.kept)
+                    rows = np.arange(len(dataset))
+                    self._draws[name] = replace(drawn[name], dataset=dataset, rows=rows)
+            else:
+                run.refuse_other(source, kept, self.content)
+            kept = run.kept or kept
         self._kept = kept
         self._facts |= kept.digests
         self._count(kept.repeats, tell=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import multiprocessing
+import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,18 +25,21 @@ from smolbench.callbacks import (
     ThroughputMonitor,
     TrainingPlateau,
 )
+from smolbench.callbacks.checkpoint import read_checkpoint
 from smolbench.data import BaseDataModule
 from smolbench.errors import SmolbenchError
 from smolbench.estimate.cost import Measured, estimate_of
 from smolbench.estimate.planned import Planned
 from smolbench.estimate.rehearsal import Rehearsal, RehearsalClock
 from smolbench.estimate.text import print_estimate
+from smolbench.files import write_atomically
 from smolbench.invocation import Invocation
 from smolbench.models.pass_part import PassRehearsal
 from smolbench.runs.settings import Settings
 from smolbench.training_cli import SmolCLI
 
 log = logging.getLogger("smolbench")
+_PEAKS = "peaks.json"
 
 
 def estimate(call: Invocation, stop: GracefulStop, watch: BatchWatch) -> None:
@@ -60,12 +67,20 @@ class EstimateCLI(SmolCLI):
         stop: Handles the signals.
         watch: Knows the current batch.
         folder: Where the part of the run writes to.
+        only_test: Whether it is only tested, on what another process has trained there.
     """
 
     def __init__(
-        self, call: Invocation, stop: GracefulStop, watch: BatchWatch, folder: Path
+        self,
+        call: Invocation,
+        stop: GracefulStop,
+        watch: BatchWatch,
+        folder: Path,
+        *,
+        only_test: bool = False,
     ) -> None:
         self.temporary = folder
+        self.only_test = only_test
         self.passes = PassRehearsal()
         self.planned: Planned
         self.rehearsal: Rehearsal
@@ -134,6 +149,17 @@ class EstimateCLI(SmolCLI):
 
     def fit(self, **kwargs: Any) -> None:  # noqa: ANN401 - as Lightning types it
         """Train on the part, then test on a part."""
+        if self.only_test:
+            checkpoint = self.temporary / "checkpoints" / "best.ckpt"
+            self.model.before_data(read_checkpoint(checkpoint))
+            self.trainer.test(
+                self.model,
+                datamodule=self.datamodule,
+                ckpt_path=str(checkpoint),
+                verbose=False,
+                weights_only=True,
+            )
+            return
         started = perf_counter()
         self.trainer.fit(**kwargs)
         assert self.clock.began_training is not None, "there is a step"
@@ -143,6 +169,11 @@ class EstimateCLI(SmolCLI):
 
     def after_fit(self) -> None:
         """Print the estimate."""
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        memory = next(c for c in callbacks if isinstance(c, MemoryMonitor))
+        if self.only_test:
+            write_atomically(self.temporary / _PEAKS, json.dumps(memory.facts()))
+            return
         train = self.rehearsal.parts["train"]
         # what the run itself would be refused for
         self.model.check_warmup(
@@ -150,9 +181,7 @@ class EstimateCLI(SmolCLI):
         )
         if not self.trainer.is_global_zero:
             return
-        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         checkpoint = next(c for c in callbacks if isinstance(c, RunCheckpoint))
-        memory = next(c for c in callbacks if isinstance(c, MemoryMonitor))
         found = estimate_of(
             self.call.recipe,
             self.planned,
@@ -168,8 +197,33 @@ class EstimateCLI(SmolCLI):
             ),
         )
         found.remarks += self.remarks
-        found.memory = _peaks(memory.facts())
+        alone = self._tested_alone()
+        if not alone:
+            found.remarks.append("The memory of the test is measured in the training's process.")
+        found.memory = _peaks(memory.facts() | alone)
         print_estimate(found, self.trainer.world_size, self.temporary)
+
+    def _tested_alone(self) -> dict[str, Any]:
+        """The memory of the test in a process of its own, as a run has it; nothing if it failed."""
+        if self.trainer.world_size > 1:
+            return {}
+        process = multiprocessing.get_context("spawn").Process(
+            target=_test_alone, args=(self.call, self.temporary)
+        )
+        process.start()
+        process.join()
+        try:
+            facts: dict[str, Any] = json.loads((self.temporary / _PEAKS).read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return {key: mib for key, mib in facts.items() if key.endswith("_test")}
+
+
+def _test_alone(call: Invocation, folder: Path) -> None:
+    """Test on a part what lies in a folder, and write there what memory that takes."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        logging.disable()
+        EstimateCLI(call, GracefulStop(), BatchWatch(), folder, only_test=True)
 
 
 def _peaks(facts: Mapping[str, Any]) -> list[tuple[str, float, str]]:

@@ -7,7 +7,8 @@ predictions, so neither batches nor ranks can bias a mean.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from smolbench.metrics.uncertainty import (
     auroc_stderr,
     calibration_stderr,
     confusion_stderrs,
+    mean_over_seeds,
     mean_stderr,
 )
 
@@ -62,7 +64,7 @@ def validation_metrics(
 
 
 def classification_metrics(
-    logits: torch.Tensor,
+    logits: torch.Tensor | Sequence[torch.Tensor],
     labels: torch.Tensor,
     positive: int | None = None,
     *,
@@ -77,7 +79,8 @@ def classification_metrics(
     class that is never predicted) is 0; averages over classes are scikit-learn's.
 
     Args:
-        logits: Scores per class, shape ``(N, C)``, float32.
+        logits: Scores per class, shape ``(N, C)``, float32. Several are draws of the same rows
+            (under other examples in a prompt): metrics are means over them, with ``<metric>_std``.
         labels: True classes, shape ``(N,)``.
         positive: The class that ``precision``, ``recall``, ``specificity`` and ``f1`` without an
             ending are of; without, there are none.
@@ -95,12 +98,56 @@ def classification_metrics(
         error of the most probable class in 15 bins; ``brier``, as scikit-learn's
         ``brier_score_loss``: of either class, or with more summed over them.
     """
+    draws = [logits] if isinstance(logits, torch.Tensor) else logits
+    each = [_of_draw(one, labels, positive, probabilistic, decimals) for one in draws]
+    metrics = mean_over_seeds([found for found, _ in each])
+    rows = [of_rows for _, of_rows in each]
+    predictions = np.stack([one.predictions.numpy() for one in rows])
+    right = predictions == labels.numpy()
+    errors = {
+        "accuracy": mean_stderr(right.mean(axis=0)),
+        **confusion_stderrs(predictions, labels.numpy(), draws[0].shape[1], positive),
+        "loss": mean_stderr(np.mean([one.losses.numpy() for one in rows], axis=0)),
+        "brier": mean_stderr(np.mean([one.brier.numpy() for one in rows], axis=0)),
+        "ece": calibration_stderr(
+            np.stack([one.confidence.numpy() for one in rows]), right, CALIBRATION_BINS
+        ),
+        "auroc": math.nan,
+    }
+    if not math.isnan(metrics["auroc"]):
+        errors["auroc"] = auroc_stderr([curve for one in rows for curve in one.curves])
+    return metrics | {
+        f"{name}_stderr": math.nan if math.isnan(metrics[name]) else error
+        for name, error in errors.items()
+        if name in metrics
+    }
+
+
+class _Rows(NamedTuple):
+    """What standard errors are made of, shapes ``(N,)``."""
+
+    predictions: torch.Tensor
+    losses: torch.Tensor
+    brier: torch.Tensor
+    confidence: torch.Tensor
+    curves: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]
+
+
+def _of_draw(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    positive: int | None,
+    probabilistic: bool,
+    decimals: int | None,
+) -> tuple[dict[str, float], _Rows]:
+    """Metrics of a single draw; see :func:`classification_metrics`."""
     from torchmetrics.functional import classification as tm  # lazy: import cost
 
     classes, n = logits.shape[1], len(labels)
     wide = logits.double()
     predictions, probabilities = wide.argmax(dim=1), wide.softmax(dim=1)
     metrics = validation_metrics(logits, labels)
+    del metrics["accuracy_stderr"]
     for average in ("macro", "weighted"):
         for name, function in (
             ("precision", tm.multiclass_precision),
@@ -115,27 +162,17 @@ def classification_metrics(
     cells = confusion_matrix(predictions, labels, classes)
     if positive is not None:
         metrics |= scores_of_class(cells, positive)
-    errors = confusion_stderrs(cells, positive)
-    metrics |= {
-        f"{name}_stderr": math.nan if math.isnan(metrics[name]) else errors[name]
-        for name in errors
-        if name in metrics
-    }
 
-    metrics["loss_stderr"] = mean_stderr(_losses(wide, labels).numpy())
     squares = (probabilities - F.one_hot(labels, classes)).square()
     brier_of_row = squares[:, 1] if classes == 2 else squares.sum(dim=1)
     metrics["brier"] = brier_of_row.mean().item()
-    metrics["brier_stderr"] = mean_stderr(brier_of_row.numpy())
     confidence = probabilities.max(dim=1).values
     metrics["ece"] = tm.multiclass_calibration_error(
         probabilities, labels, num_classes=classes, n_bins=CALIBRATION_BINS, norm="l1"
     ).item()
-    metrics["ece_stderr"] = calibration_stderr(
-        confidence.numpy(), (predictions == labels).numpy(), CALIBRATION_BINS
-    )
 
-    metrics["auroc"] = metrics["auroc_stderr"] = math.nan
+    metrics["auroc"] = math.nan
+    curves = []
     if labels.bincount(minlength=classes).min() > 0:  # of a class without rows there is none
         of = [1] if classes == 2 else list(range(classes))
         # ranks order rows as the scores do, within the 0 to 1 that torchmetrics expects
@@ -148,8 +185,8 @@ def classification_metrics(
         pairs = list(zip(ranks, truths, strict=True))
         each = [tm.binary_auroc(rank.double() / n, truth).item() for rank, truth in pairs]
         metrics["auroc"] = sum(each) / len(each)
-        metrics["auroc_stderr"] = auroc_stderr([(r.numpy(), t.bool().numpy()) for r, t in pairs])
-    return metrics
+        curves = [(rank.numpy(), truth.bool().numpy()) for rank, truth in pairs]
+    return metrics, _Rows(predictions, _losses(wide, labels), brier_of_row, confidence, curves)
 
 
 def classification_tables(
@@ -158,35 +195,40 @@ def classification_tables(
     """What a report shows class by class.
 
     Args:
-        predictions: Predicted classes, shape ``(N,)``.
+        predictions: Predicted classes, shape ``(N,)``, or of several draws, shape ``(S, N)``.
         labels: True classes, shape ``(N,)``.
         label_names: Names of the ``C`` classes.
 
     Returns:
         ``labels`` (the names); ``class_precision``, ``class_recall``, ``class_f1``, ``class_n``
         (rows of the class) and ``predicted_share`` (share of the rows that were given the class),
-        with one value per class; and, for up to 100 classes, ``confusion``: a row per true class
-        with the number of its rows per predicted class.
+        with one value per class, of several draws their mean; and, for up to 100 classes,
+        ``confusion``: a row per true class with the number of its rows per predicted class, of all
+        draws together.
     """
     from torchmetrics.functional import classification as tm  # lazy: import cost
 
     classes = len(label_names)
-    each: dict[str, Any] = {"num_classes": classes, "average": "none"}
+    draws = predictions.reshape(-1, len(labels))
+
+    def each(metric: Callable[..., torch.Tensor]) -> list[float]:
+        of = [metric(one, labels, num_classes=classes, average="none") for one in draws]
+        # float32 as it is written: 0.52, not 0.5199999809265137
+        return [float(str(np.float32(value))) for value in torch.stack(of).mean(dim=0)]
+
     tables: dict[str, list[Any]] = {
         "labels": list(label_names),
-        "class_precision": tm.multiclass_precision(predictions, labels, **each).tolist(),
-        "class_recall": tm.multiclass_recall(predictions, labels, **each).tolist(),
-        "class_f1": tm.multiclass_f1_score(predictions, labels, **each).tolist(),
+        "class_precision": each(tm.multiclass_precision),
+        "class_recall": each(tm.multiclass_recall),
+        "class_f1": each(tm.multiclass_f1_score),
         "class_n": labels.bincount(minlength=classes).tolist(),
         "predicted_share": (
-            predictions.bincount(minlength=classes).double() / len(labels)
+            draws.flatten().bincount(minlength=classes).double() / draws.numel()
         ).tolist(),
     }
-    for name in ("class_precision", "class_recall", "class_f1"):
-        # float32 as it is written: 0.52, not 0.5199999809265137
-        tables[name] = [float(str(np.float32(value))) for value in tables[name]]
     if classes <= MAX_CONFUSION_CLASSES:
-        tables["confusion"] = confusion_matrix(predictions, labels, classes).tolist()
+        cells = sum(confusion_matrix(one, labels, classes) for one in draws)
+        tables["confusion"] = np.asarray(cells).tolist()
     return tables
 
 

@@ -116,7 +116,7 @@ def shares_read(texts: Sequence[str], tokenizer: RougeTokenizer) -> npt.NDArray[
     tokenize = tokenizer_named(tokenizer, use_stemmer=False).tokenize
     return np.array(
         [
-            min(1.0, sum(map(len, tokenize(text))) / max(1, len(_WRITTEN.findall(_folded(text)))))
+            sum(map(len, tokenize(text))) / max(1, len(_WRITTEN.findall(_folded(text))))
             for text in texts
         ]
     )

@@ -3,7 +3,8 @@
 Rows are taken as independent draws. Means over rows have the usual formula, areas under a curve
 DeLong's; the rest is a bootstrap with a fixed seed: the standard deviation over 1,000 resamples of
 the rows. The resamples of a confusion matrix are drawn as its cells, which is the same and takes
-milliseconds whatever the number of rows.
+milliseconds whatever the number of rows. Of a mean over several draws (of the examples in a prompt)
+it is the error of that mean: all draws are of the same rows, and are resampled together.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from smolbench.metrics.table import METRICS
+
 RESAMPLES = 1000
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -23,19 +26,31 @@ def mean_stderr(values: Array) -> float:
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
+def ties(scores: Array) -> int:
+    """How many rows have their highest score more than once.
+
+    Args:
+        scores: Shape ``(N, C)``.
+    """
+    return int(((scores == scores.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
+
+
 def mean_over_seeds(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Metrics of the same examples under several seeds: their means and, by ``<name>_std``, spread.
 
+    The standard error of such a mean over the examples is no mean of standard errors: the seeds
+    share the examples. It is that of each example's mean over the seeds.
+
     Args:
         each: Metrics by name, the same for each seed. The spread is the sample's standard
-            deviation; counts and standard errors have none, nor has a single seed.
+            deviation; counts of the examples have none, nor has a single seed.
     """
     metrics = {name: float(np.mean([one[name] for one in each])) for name in each[0]}
     if len(each) > 1:
         metrics |= {
             f"{name}_std": float(np.std([one[name] for one in each], ddof=1))
             for name in each[0]
-            if name != "n" and not name.endswith("_stderr")
+            if name not in METRICS or METRICS[name].averaged
         }
     return metrics
 
@@ -70,25 +85,38 @@ def confusion_scores(cells: Array, positive: int | None = None) -> dict[str, Arr
     return scores
 
 
-def confusion_stderrs(cells: Array, positive: int | None = None) -> dict[str, float]:
+def confusion_stderrs(
+    predictions: Array, labels: Array, classes: int, positive: int | None = None
+) -> dict[str, float]:
     """Standard errors of :func:`confusion_scores`, by bootstrap; ``nan`` for a single row.
 
     Args:
-        cells: Confusion matrix, shape ``(C, C)``, integers.
+        predictions: Predicted classes, shape ``(N,)``; of a mean over several draws each draw's,
+            shape ``(S, N)``.
+        labels: True classes, shape ``(N,)``.
+        classes: Number of classes, ``C``.
         positive: The class of the scores without an ending, if there are to be any.
     """
-    n = int(cells.sum())
+    n = len(labels)
+    # rows of one kind are alike in all draws
+    kinds, counts = np.unique(
+        np.vstack([labels, np.atleast_2d(predictions)]), axis=1, return_counts=True
+    )
     if n < 2:
-        return dict.fromkeys(confusion_scores(cells, positive), math.nan)
+        names = confusion_scores(np.zeros((classes, classes), np.int64), positive)
+        return dict.fromkeys(names, math.nan)
+    places = kinds[0] * classes + kinds[1:]
     generator = np.random.default_rng(0)
-    used = np.nonzero(cells.ravel())[0]
-    shares = cells.ravel()[used] / n
-    chunk = max(1, 4_000_000 // cells.size)  # 32 MB at once
+    chunk = max(1, 4_000_000 // max(classes**2, len(counts)))  # 32 MB at once
     parts: list[dict[str, Array]] = []
     for start in range(0, RESAMPLES, chunk):
-        drawn = np.zeros((min(chunk, RESAMPLES - start), cells.size), np.int64)
-        drawn[:, used] = generator.multinomial(n, shares, size=len(drawn))
-        parts.append(confusion_scores(drawn.reshape(-1, *cells.shape), positive))
+        drawn = generator.multinomial(n, counts / n, size=min(chunk, RESAMPLES - start))
+        each = []
+        for place in places:
+            cells = np.zeros((len(drawn), classes**2), np.int64)
+            np.add.at(cells.T, place, drawn.T)
+            each.append(confusion_scores(cells.reshape(-1, classes, classes), positive))
+        parts.append({name: np.mean([one[name] for one in each], axis=0) for name in each[0]})
     return {
         name: float(np.concatenate([part[name] for part in parts]).std(ddof=1)) for name in parts[0]
     }
@@ -98,24 +126,27 @@ def calibration_stderr(confidence: Array, right: Array, bins: int) -> float:
     """Standard error of the expected calibration error, by bootstrap.
 
     Args:
-        confidence: Probability of the predicted class, shape ``(N,)``.
-        right: Whether it is the true one, shape ``(N,)``.
+        confidence: Probability of the predicted class, shape ``(N,)``; of a mean over several
+            draws each draw's, shape ``(S, N)``.
+        right: Whether it is the true one, likewise.
         bins: Number of equal bins.
 
     Returns:
         ``nan`` for a single row.
     """
-    n = len(confidence)
+    confidence, right = np.atleast_2d(confidence, right)
+    n = confidence.shape[1]
     if n < 2:
         return math.nan
     generator = np.random.default_rng(0)
     of_bin = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     gap = right - confidence
-    found = np.empty(RESAMPLES)
+    found = np.zeros(RESAMPLES)
     for resample in range(RESAMPLES):
         rows = generator.integers(n, size=n)
-        found[resample] = np.abs(np.bincount(of_bin[rows], gap[rows], minlength=bins)).sum() / n
-    return float(found.std(ddof=1))
+        for places, gaps in zip(of_bin, gap, strict=True):
+            found[resample] += np.abs(np.bincount(places[rows], gaps[rows], minlength=bins)).sum()
+    return float((found / n / len(gap)).std(ddof=1))
 
 
 def auroc_stderr(curves: Sequence[tuple[Array, Array]]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from torch import nn
 from smolbench.digest import digest, folder_content
 from smolbench.errors import SmolbenchError
 from smolbench.models.causality import trial_rows
+from smolbench.notices import warn
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-log = logging.getLogger("smolbench")
 ADAPTER_CONFIG = "adapter_config.json"
 _PLACE = ("base_model_name_or_path", "revision")
 """Entries that say where the base is found; which one it is, its own digest says."""
@@ -181,7 +180,7 @@ class AdapterFolder:
             return base
         own: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.path)
         if _around(own) > _around(base) + _TEMPLATE:
-            log.warning(
+            warn(
                 "The tokenizer in %s puts texts into a template of its own: that of %s is used.",
                 self.path,
                 self.base,
@@ -234,7 +233,7 @@ class AdapterFolder:
                 f"model. ({type(error).__name__}: {reason[:300]})"
             ) from error
         if torch.equal(before, outputs):
-            log.warning("The adapter in %s changes nothing of what its base says.", self.path)
+            warn("The adapter in %s changes nothing of what its base says.", self.path)
         untied = touched and not all(_all_equal(merged, names) for names in tied.values())
         if touched:  # whatever peft has made of these settings
             for config, one in zip(_configs(merged), once, strict=True):

@@ -163,6 +163,16 @@ class Backbone:
                 config.num_labels = self.adapter.classes
         return config
 
+    @property
+    def stated_config(self) -> dict[str, Any]:
+        """What the configuration's file says, which :attr:`config` may not keep."""
+        with readable_errors(self.name, self._asked_revision):
+            stated: dict[str, Any]
+            stated, _ = type(self.config).get_config_dict(
+                self.location, revision=self._asked_revision
+            )
+        return stated
+
     @cached_property
     def revision(self) -> str:
         """Exactly which weights: the commit on the Hub, or a digest of the folder's files.
@@ -259,9 +269,22 @@ class Backbone:
         return torch.bfloat16 if self.dtype_name == "bfloat16" else torch.float32
 
     def template_encoder(
-        self, template: str, max_length: int, truncation_side: Literal["left", "right"]
+        self,
+        template: str,
+        max_length: int,
+        truncation_side: Literal["left", "right"],
+        *,
+        joined: bool = True,
+        goes_on: bool = False,
     ) -> TemplateEncoder:
         """A template with this model's tokenizer.
+
+        Args:
+            template: What stands around a text.
+            max_length: Longest row in tokens.
+            truncation_side: Which end of a long text is cut off.
+            joined: Whether ids are those of the whole prompt as one text.
+            goes_on: Whether something follows behind the row.
 
         Raises:
             SmolbenchError: If rows could be longer than the model reads, or the template does not
@@ -273,7 +296,14 @@ class Backbone:
                 f"model.max_length is {max_length}, but {self.name} has positions for {limit} "
                 "tokens only."
             )
-        return TemplateEncoder(self.tokenizer, template, max_length, truncation_side)
+        return TemplateEncoder(
+            self.tokenizer,
+            template,
+            max_length,
+            truncation_side,
+            joined=joined,
+            goes_on=goes_on,
+        )
 
     def from_pretrained(
         self,

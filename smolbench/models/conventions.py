@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
+from smolbench.models.seams import ids_behind, plain_ids, special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -80,8 +81,10 @@ class ChoiceEncoder:
 
     Ids of context and ending are found as lm_eval finds them: blanks at the end of the context move
     to the ending, both are tokenised as one text, and what the context alone does not account for
-    is the ending's. ``llm_c`` tokenises the two one by one. Special tokens are the tokenizer's own
-    (``</s>`` in front for OPT, none for GPT-2 and SmolLM2).
+    is the ending's. ``llm_c`` tokenises the two one by one. In front of a context stand the
+    tokenizer's own special tokens (``</s>`` for OPT, none for GPT-2 and SmolLM2); those that it
+    puts at the end of a row are left out, as lm_eval does with ``add_bos_token=False``: they would
+    stand between a context and its ending.
 
     Args:
         tokenizer: The model's.
@@ -101,11 +104,12 @@ class ChoiceEncoder:
         self.tokenizer = tokenizer
         self.convention: Convention = convention
         self.max_length = max_length
+        self._head, self._tail = special_tokens(tokenizer)
         self.prompt = ""
         for shot in shots:
             question = word(convention, shot)
             self.prompt += question.context + question.endings[shot["label"]] + SHOT_END
-        self.prompt_ids = self._ids([self.prompt])[0] if self.prompt else []
+        self.prompt_ids = self._rows([self.prompt])[0] if self.prompt else []
 
     def encode(self, examples: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         """Token ids of examples, and what their scores are divided by.
@@ -155,18 +159,17 @@ class ChoiceEncoder:
             contexts.append(bare)
             wholes += [blanks + ending for ending in question.endings]
             counts.append(len(question.endings))
-        # lm_eval conditions on one special token where there is no context
-        context_ids = [ids or [self._start_of_text()] for ids in self._ids(contexts)]
+        known = self._rows(contexts)
         if self.convention == "llm_c":
-            found = self._ids(wholes, add_special_tokens=False)
+            found = ids_behind(self.tokenizer, wholes)
         else:
             of = [number for number, count in enumerate(counts) for _ in range(count)]
-            whole_ids = self._ids(
+            whole_ids = self._rows(
                 [contexts[number] + ending for number, ending in zip(of, wholes, strict=True)]
             )
-            found = [
-                ids[len(context_ids[number]) :] for number, ids in zip(of, whole_ids, strict=True)
-            ]
+            found = [ids[len(known[number]) :] for number, ids in zip(of, whole_ids, strict=True)]
+        # lm_eval conditions on one special token where there is no context
+        context_ids = [ids or [self._start_of_text()] for ids in known]
         rest = iter(found)
         return context_ids, [[next(rest) for _ in range(count)] for count in counts]
 
@@ -179,7 +182,7 @@ class ChoiceEncoder:
                 "needed: use another backbone, or convert the tokenizer to tokenizer.json."
             )
         return {
-            "encoder": "choices-1",
+            "encoder": "choices-2",
             "tokenizer": digest({"json": backend.to_str()}),
             "convention": self.convention,
             "max_length": self.max_length,
@@ -195,11 +198,9 @@ class ChoiceEncoder:
             "to stand for it: leave out such examples, or use another model."
         )
 
-    def _ids(self, texts: list[str], **options: bool) -> list[list[int]]:
-        # verbose=False: the tokenizer would warn of rows that are truncated later
-        encoded = self.tokenizer(texts, return_attention_mask=False, verbose=False, **options)
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
+    def _rows(self, texts: list[str]) -> list[list[int]]:
+        """Ids of texts that something follows."""
+        return [self._head + ids for ids in plain_ids(self.tokenizer, texts)]
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -22,7 +22,7 @@ from smolbench.models.frozen_cache import (
 )
 from smolbench.models.kernels.paths import Ways, forward_environment
 from smolbench.models.kernels.prefix import shared_prefix
-from smolbench.models.output_files import CachedOutputs
+from smolbench.models.output_files import CachedOutputs, peak_costs
 from smolbench.models.pass_part import PassRehearsal
 from smolbench.models.template import TemplateEncoder
 from smolbench.protocols import ReadAhead
@@ -32,9 +32,9 @@ Pooling = Literal["anchor", "first", "last", "mean", "max"]
 Layers = Literal["one", "all"]
 _Place = tuple[int, Pooling]
 """A layer and where in it the vector of a row is taken."""
-_Read = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
-"""Right-padded ids ``(B, T)``, their lengths and their texts' lengths ``(B,)`` -> features by key,
-float32 ``(B, D)``, on the network's device."""
+_Read = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
+"""Right-padded ids ``(B, T)``, their lengths, where their texts start in them and these texts'
+lengths ``(B,)`` -> features by key, float32 ``(B, D)``, on the network's device."""
 
 
 _T = TypeVar("_T")
@@ -130,7 +130,7 @@ class FrozenFeatures:
         return self._ways
 
     def _first_is_blind(self, facts: Facts) -> bool:
-        return facts.causal and bool(self.encoder.shared_ids)
+        return facts.causal and self.encoder.begins_alike
 
     def of_split(
         self,
@@ -147,7 +147,8 @@ class FrozenFeatures:
 
         Args:
             split: Name of the split, for the progress bar and :meth:`costs`.
-            table: The texts as the encoder gave them: ``input_ids`` and ``text_length``.
+            table: The texts as the encoder gave them: ``input_ids``, ``text_length`` and, where
+                the template stands in front of texts, ``text_start``.
             device: Where the network runs.
             cache_dir: Root of the caches.
             ranks: The job's other processes, which share the pass; none if not given.
@@ -196,6 +197,7 @@ class FrozenFeatures:
             blocks=blocks,
             start_compute=start,
             description=description,
+            device=device,
             ranks=ranks,
             part=None if rehearsal is None else rehearsal.begin(description, split, lengths),
         )
@@ -265,12 +267,14 @@ class FrozenFeatures:
             each key.
         """
         tokens, text_lengths = table.ragged["input_ids"], table.scalars["text_length"]
+        starts = table.scalars.get("text_start", np.zeros_like(text_lengths))
         read = self._loaded(device, places)
 
         def compute(rows: np.ndarray) -> dict[str, np.ndarray]:
             features = read(
                 torch.from_numpy(tokens.padded(rows, fill=0)),
                 torch.from_numpy(tokens.lengths[rows]),
+                torch.from_numpy(starts[rows]),
                 torch.from_numpy(text_lengths[rows]),
             )
             return {key: values.cpu().numpy() for key, values in features.items()}
@@ -293,7 +297,9 @@ class FrozenFeatures:
             rows = [torch.tensor(row) for row in encoded["input_ids"]]
             ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
             lengths = torch.tensor([len(row) for row in rows])
-            return read(ids, lengths, torch.tensor(encoded["text_length"]))[""]
+            text_lengths = torch.tensor(encoded["text_length"])
+            starts = torch.tensor(encoded.get("text_start", [0] * len(rows)))
+            return read(ids, lengths, starts, text_lengths)[""]
 
         return features
 
@@ -316,12 +322,15 @@ class FrozenFeatures:
         alike = self.facts(device).padding == "seen"
 
         def read(
-            ids: torch.Tensor, lengths: torch.Tensor, text_lengths: torch.Tensor
+            ids: torch.Tensor,
+            lengths: torch.Tensor,
+            starts: torch.Tensor,
+            text_lengths: torch.Tensor,
         ) -> dict[str, torch.Tensor]:
             if alike and len(known := sorted(set(lengths.tolist()))) > 1:
                 groups = [(lengths == length).nonzero().flatten() for length in known]
                 parts = [
-                    read(ids[rows, :length], lengths[rows], text_lengths[rows])
+                    read(ids[rows, :length], lengths[rows], starts[rows], text_lengths[rows])
                     for rows, length in zip(groups, known, strict=True)
                 ]
                 order = torch.cat(groups).argsort()
@@ -338,8 +347,9 @@ class FrozenFeatures:
                     None if ways.unmasked else mask.long().to(device),
                     prefix,
                 )
+                spans = (lengths + first, starts + first, text_lengths)
                 return {
-                    key: pool(states[layer], pooling, lengths + first, first, text_lengths, offset)
+                    key: pool(states[layer], pooling, *spans, offset)
                     for key, (layer, pooling) in places.items()
                 }
 
@@ -372,8 +382,12 @@ class FrozenFeatures:
             costs["cost/cache_tokens_per_s"] = sum(done.tokens for done in fitted) / seconds
             padded = sum(done.padded for done in fitted)
             costs["cost/padding_share"] = 1 - sum(done.planned for done in fitted) / padded
+            costs |= peak_costs([done.cached for done in fitted], "fit")
         if "test" in self._passes:
-            costs["cost/test_cache_s"] = self._passes["test"].cached.seconds
+            tested = self._passes["test"].cached
+            costs["cost/test_cache_s"] = tested.seconds
+            of_both = peak_costs([tested], "test")
+            costs |= {key: max(mib, costs.get(key, 0.0)) for key, mib in of_both.items()}
         return costs
 
     def read_ahead(self, split: str) -> ReadAhead | None:
@@ -388,7 +402,7 @@ def pool(
     states: torch.Tensor,
     pooling: Pooling,
     lengths: torch.Tensor,
-    first: int,
+    starts: torch.Tensor,
     text_lengths: torch.Tensor,
     anchor_offset: int,
 ) -> torch.Tensor:
@@ -398,26 +412,28 @@ def pool(
         states: Hidden states of right-padded rows, shape ``(B, T, D)``.
         pooling: Where the vector is taken.
         lengths: Real tokens per row, shape ``(B,)``.
-        first: Where the text starts in every row.
+        starts: Where the text starts in each row, shape ``(B,)``.
         text_lengths: Tokens of the text itself, shape ``(B,)``; a text without tokens is pooled
-            over what follows it.
-        anchor_offset: Place of the anchor behind the text, in tokens.
+            over what follows it, or over the row's last token.
+        anchor_offset: Place of the anchor, in tokens from the row's end.
 
     Returns:
         Features, float32, shape ``(B, D)``.
     """
     device = states.device
-    lengths, text_lengths = lengths.to(device), text_lengths.to(device)
+    lengths, starts = lengths.to(device), starts.to(device)
+    text_lengths = text_lengths.to(device)
     rows = torch.arange(len(states), device=device)
     if pooling == "first":
         return states[:, 0].float().clone()  # a view would keep all of the states in memory
     if pooling == "last":
         return states[rows, lengths - 1].float()
     if pooling == "anchor":
-        return states[rows, first + text_lengths + anchor_offset].float()
-    stop = torch.where(text_lengths > 0, first + text_lengths, lengths)[:, None]
+        return states[rows, lengths - anchor_offset].float()
+    starts = torch.minimum(starts, lengths - 1)
+    stop = torch.where(text_lengths > 0, starts + text_lengths, lengths)[:, None]
     places = torch.arange(states.shape[1], device=device)
-    inside = ((places >= first) & (places < stop))[:, :, None]
+    inside = ((places >= starts[:, None]) & (places < stop))[:, :, None]
     if pooling == "mean":
         total = states.float().masked_fill(~inside, 0).sum(dim=1)
         return total / inside.sum(dim=1)

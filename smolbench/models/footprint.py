@@ -6,7 +6,9 @@ Nothing is downloaded but the configuration, and no weight is allocated.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -128,7 +130,30 @@ def weights_of(backbone: Backbone) -> Weights:
             part = "linear"
             quantised.append(parameter.numel())
         counts[part] += parameter.numel()
+    if not counts["head"] and _own_head(backbone, model):
+        counts["head"] = head.weight.numel()
     return Weights(**counts, quantised=tuple(quantised))
+
+
+def _own_head(backbone: Backbone, model: PreTrainedModel) -> bool:
+    """Whether the files hold a head's weights although transformers ties it to the embeddings.
+
+    It does so with every T5 that it makes, and takes them apart where it finds both in the files.
+    """
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    names = [name for name, module in model.named_modules() if module is head]
+    if not isinstance(head, nn.Linear) or not names:
+        return False
+    files = sorted(Path(backbone.location).glob("*.safetensors")) if backbone.is_local else []
+    if files:
+        from safetensors import safe_open  # lazy: import cost
+
+        for file in files:
+            with safe_open(file, "pt") as held:
+                if f"{names[0]}.weight" in held.keys():  # noqa: SIM118 - no mapping
+                    return True
+        return False
+    return backbone.stated_config.get("tie_word_embeddings") is False
 
 
 def cache_bytes_per_token(backbone: Backbone) -> int | None:
@@ -140,20 +165,36 @@ def cache_bytes_per_token(backbone: Backbone) -> int | None:
     Raises:
         SmolbenchError: If its configuration cannot be read, or no model can be made of it.
     """
-    model = _shape(backbone)
-    if model.get_output_embeddings() is None:  # type: ignore[no-untyped-call]
+    model: Any = _shape(backbone)
+    if model.get_output_embeddings() is None:
         return None
-    model.config.pad_token_id = None  # else some look for padding, in a row that has no content
+    with suppress(Exception):  # of a configuration that must have one
+        model.config.pad_token_id = None  # else some look for padding, in a row without content
+    model.set_attn_implementation("eager")  # others look into the mask
+    model.bfloat16()  # what mixtures of experts multiply with knows no other without content
+    read, more = model, {}
+    if backbone.config.is_encoder_decoder:
+        read, width = model.get_decoder(), model.get_input_embeddings().embedding_dim
+        more["encoder_hidden_states"] = torch.zeros(1, 4, width, device="meta", dtype=model.dtype)
     sizes = []
     for length in (4, 5):
-        row: dict[str, Any] = {"input_ids": _ids(1, length)}
-        if backbone.config.is_encoder_decoder:
-            row = {"input_ids": _ids(1, 4), "decoder_input_ids": _ids(1, length)}
-        with readable_errors(backbone.name, None), torch.no_grad():
-            output: Any = model(**row, use_cache=True)
+        try:
+            with torch.no_grad():
+                output: Any = read(input_ids=_ids(1, length), use_cache=True, **more)
+        except Exception as error:  # whatever an architecture asks of content
+            raise SmolbenchError(
+                f"The key-value cache of {backbone.name} cannot be counted without its weights "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:200]})."
+            ) from error
         # renamed in transformers 5.24
         name = "cache" if hasattr(output, "cache") else "past_key_values"
         cache = getattr(output, name, None)
+        states = any(getattr(output, kind, None) is not None for kind in ("cache_params", "state"))
+        if cache is None and not states:
+            raise SmolbenchError(
+                f"The key-value cache of {backbone.name} cannot be counted: its architecture does "
+                "not give it out."
+            )
         cache = getattr(cache, "self_attention_cache", cache)
         sizes.append(sum(_kept(layer) for layer in getattr(cache, "layers", [])))
     return 2 * (sizes[1] - sizes[0])
@@ -261,7 +302,8 @@ def _unused(backbone: Backbone) -> frozenset[str]:
     model.float()  # type: ignore[no-untyped-call] # transformers' own methods are untyped
     with readable_errors(backbone.name, None), FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
-        return reach(model, lambda ids, mask: _classified(model, ids, mask)).unused
+        with LiveBytes():  # for the products that it knows without data
+            return reach(model, lambda ids, mask: _classified(model, ids, mask)).unused
 
 
 def _classified(
@@ -280,15 +322,19 @@ def _shape(backbone: Backbone) -> PreTrainedModel:
     from transformers import (  # lazy: import cost
         AutoModel,
         AutoModelForCausalLM,
+        AutoModelForImageTextToText,
         AutoModelForSeq2SeqLM,
     )
 
     kinds: Sequence[str] = backbone.config.architectures or []
+    from_images = any(kind.endswith("ForConditionalGeneration") for kind in kinds)
     loader: Any = AutoModel
     if backbone.config.is_encoder_decoder:
         loader = AutoModelForSeq2SeqLM
     elif any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds):
         loader = AutoModelForCausalLM
+    elif from_images:
+        loader = AutoModelForImageTextToText
     own = (backbone.trust_remote_code and getattr(backbone.config, "auto_map", None)) or {}
     if own and loader.__name__ not in own:  # code of its own may be for one of them only
         import transformers  # lazy: import cost

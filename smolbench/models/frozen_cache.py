@@ -22,6 +22,7 @@ from smolbench.cache_folder import locked, writing
 from smolbench.errors import SmolbenchError
 from smolbench.models.output_files import CachedOutputs, Entry
 from smolbench.models.pass_part import PassPart
+from smolbench.notices import warn
 from smolbench.progress import progress_bar
 from smolbench.ranks import Ranks
 
@@ -75,6 +76,7 @@ def cached_outputs(
     blocks: list[np.ndarray],
     start_compute: Callable[[], ComputeBlock],
     description: str,
+    device: torch.device,
     ranks: Ranks | None = None,
     part: PassPart | None = None,
 ) -> CachedOutputs:
@@ -96,6 +98,7 @@ def cached_outputs(
         start_compute: Called once, only if a block is missing in any entry; loads the network and
             returns the function that runs it.
         description: What the progress bar says.
+        device: Where the network runs; its memory is measured.
         ranks: The job's other processes; none if not given.
         part: Given where the run is only estimated: if the entry is missing, a few blocks are
             computed, and nothing is written.
@@ -115,6 +118,12 @@ def cached_outputs(
             opened = found or asked.open_shared()
             if part is not None:
                 part.reuse(opened)
+            elif not opened.peaks_mib and ranks.rank == 0:
+                warn(
+                    "%s: this was cached by a version that did not measure its memory, so that "
+                    "the run's peak memory is without it.",
+                    description,
+                )
             return opened
         if part is not None:
             return part.stand_in(missing, asked, blocks, start_compute, ranks)
@@ -128,7 +137,7 @@ def cached_outputs(
         if not missing:
             return found or asked.open_shared()
         _prepare(missing, blocks, description, ranks)
-        _fill(missing, blocks, start_compute, description, ranks)
+        _fill(missing, blocks, start_compute, description, device, ranks)
         if ranks.rank == 0:
             for entry in missing.values():
                 entry.add_parts(blocks, ranks.nodes)
@@ -179,9 +188,12 @@ def _fill(
     blocks: list[np.ndarray],
     start_compute: Callable[[], ComputeBlock],
     description: str,
+    device: torch.device,
     ranks: Ranks,
 ) -> None:
     """Compute this rank's blocks that are missing in any of the entries."""
+    from smolbench.callbacks.memory import peaks_within  # lazy: Lightning, for a pass only
+
     failed = _failed(entries)
     done = np.logical_and.reduce([entry.done() for entry in entries.values()])
     mine = range(ranks.rank, len(blocks), ranks.world_size)
@@ -193,9 +205,16 @@ def _fill(
         pause_s = _PAUSE_S if len(entries) > 1 else 0.0
         held = 0
         start = time.perf_counter()
-        with _stopping_others(failed, ranks):
+        with _stopping_others(failed, ranks), peaks_within(device) as peaks:
+
+            def note_peaks() -> None:
+                if ranks.rank == 0:
+                    for entry in entries.values():
+                        entry.note_peaks(peaks())
+
             compute = start_compute()
             pending: dict[int, _Computed] = {}
+            noted = False
             with progress_bar(description, sum(len(blocks[n]) for n in missing)) as advance:
                 for n in missing:
                     if failed.exists():
@@ -208,9 +227,13 @@ def _fill(
                         start = _save(entries, blocks, pending, start, ranks)
                         pending.clear()
                         held = 0
+                        if not noted:  # the longest rows: a pass that goes on later has others
+                            note_peaks()
+                            noted = True
                     advance(len(blocks[n]))
                 if pending:
                     _save(entries, blocks, pending, start, ranks)
+            note_peaks()
     ranks.barrier()
 
 

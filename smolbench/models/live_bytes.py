@@ -43,7 +43,10 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call] # of its ba
         # a branch on a drawn number, without data: layers that are dropped at random all run
         if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
             return False
-        made = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._grouped_mm.default:
+            made: object = _grouped_product(*args[:3])
+        else:
+            made = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor):
                 self._add(tensor.untyped_storage())
@@ -60,3 +63,16 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call] # of its ba
 
     def _drop(self, size: int) -> None:
         self.now -= size
+
+
+def _grouped_product(first: torch.Tensor, second: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """What experts' products give; without data torch knows only those in bfloat16.
+
+    Args:
+        first: Rows of all experts ``(M, K)``, or by experts ``(E, M, K)``.
+        second: Matrices of all experts ``(K, N)``, or by experts ``(E, K, N)``.
+        ends: Where each expert's part ends, shape ``(E,)``.
+    """
+    by_expert = first.ndim == second.ndim  # both: the parts of what is summed over; or neither
+    rows, columns = first.shape[-2], second.shape[-1]
+    return first.new_empty((len(ends), rows, columns) if by_expert else (rows, columns))

@@ -2,7 +2,8 @@
 
 An entry is a folder: ``outputs.f32`` (``N x D`` float32, memory-mapped), ``seconds.f32`` (two
 numbers for each block of rows: what it took, 0 while it is missing, and the network's part of that)
-and, once all blocks are done, ``meta.json`` with a checksum.
+and, once all blocks are done, ``meta.json`` with a checksum. ``peaks.json`` says what memory the
+pass has taken so far; the longest rows come first.
 
 Processes on one machine write to one file. On a network disk, two machines that write to one page
 of a file may undo each other's work without an error; so every node but the first writes to files
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ log = logging.getLogger("smolbench")
 
 _FORMAT = 2
 _OUTPUTS, _SECONDS, _META = "outputs.f32", "seconds.f32", "meta.json"
+_PEAKS = "peaks.json"
 _MARK = 8
 """Bytes that say what a block took."""
 
@@ -41,12 +43,25 @@ class CachedOutputs:
         seconds: What it took to compute, in wall seconds, added up over interrupted passes.
         network_s: The network's part of that, without loading and without the disk.
         reused: Whether it was complete before it was asked for.
+        peaks_mib: Peak memory of the first rank while it was computed, by kind (``rss``,
+            ``allocated``, ``reserved``); empty where that is not known.
     """
 
     outputs: np.ndarray
     seconds: float
     network_s: float
     reused: bool
+    peaks_mib: Mapping[str, float] = field(default_factory=dict)
+
+
+def peak_costs(passes: Iterable[CachedOutputs], stage: str) -> dict[str, float]:
+    """Memory of passes under the keys of ``results.json``: as when they ran, also when reused."""
+    costs: dict[str, float] = {}
+    for done in passes:
+        for kind, mib in done.peaks_mib.items():
+            for key in (f"cost/peak_{kind}_mib", f"cost/peak_{kind}_mib_{stage}"):
+                costs[key] = max(mib, costs.get(key, 0.0))
+    return costs
 
 
 Took = tuple[float, float]
@@ -124,6 +139,19 @@ class Entry:
         marks.reshape(-1, 2)[list(took)] = list(took.values())
         marks.flush()
 
+    def note_peaks(self, peaks_mib: Mapping[str, float]) -> None:
+        """Say what memory a pass has taken; of several attempts the most counts."""
+        known = self._peaks()
+        most = {kind: max(mib, known.get(kind, 0.0)) for kind, mib in peaks_mib.items()}
+        with writing(self.folder):
+            write_atomically(self.folder / _PEAKS, json.dumps(known | most))
+
+    def _peaks(self) -> dict[str, float]:
+        try:
+            return dict(json.loads((self.folder / _PEAKS).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return {}
+
     def _marks(self, node: int = 0) -> np.ndarray:
         """What each block took, float32, shape ``(blocks, 2)``."""
         return np.fromfile(self._seconds(node), dtype=np.float32).reshape(-1, 2)
@@ -174,13 +202,14 @@ class Entry:
                 "seconds": float(took[:, 0].sum()),
                 "network_s": float(took[:, 1].sum()),
                 "crc32": crc32(self._outputs()),
+                "peaks_mib": self._peaks(),
             }
             write_atomically(self.folder / _META, json.dumps(meta))
 
     # -- once it is complete ----------------------------------------------------------------------
 
-    def stated(self) -> dict[str, float] | None:
-        """What it says of itself, ``crc32`` and its times; ``None`` if it is not complete."""
+    def stated(self) -> dict[str, Any] | None:
+        """What it says of itself, ``crc32``, times and memory; ``None`` if it is not complete."""
         try:
             meta = json.loads((self.folder / _META).read_text(encoding="utf-8"))
             shape = (meta["format"], meta["rows"], meta["width"])
@@ -188,6 +217,7 @@ class Entry:
                 "crc32": meta["crc32"],
                 "seconds": float(meta["seconds"]),
                 "network_s": float(meta["network_s"]),
+                "peaks_mib": dict(meta.get("peaks_mib", {})),  # earlier versions did not measure
             }
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -204,7 +234,11 @@ class Entry:
         except OSError:
             return None
         return CachedOutputs(
-            self._open_outputs(0, "r"), stated["seconds"], stated["network_s"], reused=True
+            self._open_outputs(0, "r"),
+            stated["seconds"],
+            stated["network_s"],
+            reused=True,
+            peaks_mib=stated["peaks_mib"],
         )
 
     def open_shared(self) -> CachedOutputs:
@@ -228,7 +262,8 @@ class Entry:
                 "The cached outputs in %s are damaged; they are computed again.", self.folder
             )
             with writing(self.folder):
-                for path in (self.folder / _META, self._seconds(), self._outputs()):
+                own = (self.folder / _META, self.folder / _PEAKS, self._seconds(), self._outputs())
+                for path in own:
                     path.unlink(missing_ok=True)
 
     def _outputs(self, node: int = 0) -> Path:

@@ -25,7 +25,7 @@ def in_four_bits(
     """Options for ``from_pretrained`` that hold weights in 4 bits (NF4, double quantisation).
 
     As in QLoRA (Dettmers et al., 2023, arXiv 2305.14314). Embeddings, norms and head stay as they
-    are.
+    are, and so does what transformers quantises in no model of its kind (T5's ``wo``).
 
     Args:
         skeleton: The model that is to be loaded, with its head, on the meta device.

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from smolbench.models.kernels.packed import packed_states
 from smolbench.models.kernels.paths import ways_of
 from smolbench.models.kernels.prefix import SharedPrefix
-from smolbench.models.kernels.products import QuickLinear, onednn_products, product
+from smolbench.models.kernels.products import QuickLinear, onednn_products
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -163,15 +163,11 @@ def _by_slices(
 
     No logit is written to memory: the sum over the vocabulary grows with each slice.
     """
-    multiply = product if type(head) is QuickLinear else torch.nn.functional.linear
-    states = _in_format_of(head, states)
     total = torch.full(tokens.shape, -torch.inf)
     wanted = torch.zeros(tokens.shape)
     for begin in range(0, head.out_features, VOCABULARY_SLICE):
         these = slice(begin, begin + VOCABULARY_SLICE)
-        bias = None if head.bias is None else head.bias[these]
-        logits = multiply(states, head.weight[these], bias).float()
-        logits = _scaled(model, logits)
+        logits = _scaled(model, _part_of_logits(head, states, these))
         total = torch.logaddexp(total, logits.logsumexp(dim=1))
         place = tokens - begin
         inside = (place >= 0) & (place < logits.shape[1])
@@ -191,8 +187,47 @@ def next_token_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Ten
         return states.float()
     head = _head(model)
     with _products(model):
-        logits: torch.Tensor = head(_in_format_of(head, states)).float()
+        if _rounds(head) and not torch.is_grad_enabled():
+            assert isinstance(head, torch.nn.Linear), "what rounds is one"
+            step = VOCABULARY_SLICE if states.device.type == "cpu" else 8 * VOCABULARY_SLICE
+            logits = states.new_empty(len(states), head.out_features, dtype=torch.float32)
+            for begin in range(0, head.out_features, step):
+                these = slice(begin, begin + step)
+                logits[:, these] = _part_of_logits(head, states, these)
+        else:
+            logits = head(_in_format_of(head, states)).float()
     return _scaled(model, logits)
+
+
+def _rounds(head: torch.nn.Module) -> bool:
+    """Whether a head is a product alone, and would round it to 16 bits."""
+    if type(head) not in {torch.nn.Linear, QuickLinear} or head._forward_hooks:
+        return False
+    assert isinstance(head, torch.nn.Linear)
+    return _format(head).itemsize == 2
+
+
+def _format(head: torch.nn.Linear) -> torch.dtype:
+    """What a head's weights are multiplied in."""
+    device = head.weight.device.type
+    return (
+        torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
+    )
+
+
+def _part_of_logits(head: torch.nn.Linear, states: torch.Tensor, these: slice) -> torch.Tensor:
+    """Logits of a part of the vocabulary, float32, shape ``(S, V')``.
+
+    In 16 bits the product is not rounded: logits that differ by less than a hundredth part would be
+    equal in bfloat16, and texts that are told apart by them would tie.
+    """
+    weight, bias = head.weight[these], None if head.bias is None else head.bias[these]
+    if not _rounds(head):
+        return torch.nn.functional.linear(_in_format_of(head, states), weight, bias).float()
+    wide = weight.to(_format(head)).float(), None if bias is None else bias.float()
+    # numbers of 16 bits are multiplied exactly by what is less exact for others
+    with torch.autocast(states.device.type, enabled=False), onednn_products():
+        return torch.nn.functional.linear(states.float(), *wide)
 
 
 def _in_format_of(head: torch.nn.Module, states: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,7 @@ from smolbench.models.causal_lm import (
 )
 from smolbench.models.kernels.paths import Ways, run_by, ways_of
 from smolbench.models.kernels.prefix import cache_argument
-from smolbench.models.kernels.proof import Trials, pad, proven
+from smolbench.models.kernels.proof import Trials, pad, proven, same
 from smolbench.models.quantization import keep_gradients
 from smolbench.models.scoring import last_states, next_token_logits, token_log_probs
 
@@ -68,11 +68,16 @@ def load_summarizer(
             write texts.
     """
     if not backbone.config.is_encoder_decoder:
-        return load_language_model(backbone, dtype, device, **options)
+        causal = load_language_model(backbone, dtype, device, **options)
+        _require_plain_search(causal, backbone.given)
+        together = backbone.paths.decide("together", lambda: _is_blind_to_padding(causal, device))
+        run_by(causal, replace(ways_of(causal), together=together))
+        return causal
     from transformers import AutoModelForSeq2SeqLM  # lazy: import cost
 
     model, missing = backbone.from_pretrained(AutoModelForSeq2SeqLM, dtype=dtype, **options)
     backbone.require(missing)
+    _require_plain_search(model, backbone.given)
     model.config.use_cache = False  # else every pass keeps all layers' keys and values
     keep_gradients(model)
     network: torch.nn.Module = model  # transformers' own methods are untyped
@@ -80,6 +85,40 @@ def load_summarizer(
     beams = backbone.paths.decide("beams", lambda: _beams_share(model, device))
     run_by(model, Ways(beams=beams))
     return model
+
+
+def _is_blind_to_padding(model: PreTrainedModel, device: torch.device) -> bool:
+    """Whether prompts are continued behind padding as without it, tried on a twin.
+
+    Recurrent networks may take padding into their state whatever a mask says.
+    """
+    from transformers import GenerationConfig  # lazy: import cost
+
+    trials = Trials(model, device)
+
+    def right() -> bool:
+        how = GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=2,
+            min_new_tokens=2,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=0,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        write: Any = trials.exact.generate
+
+        def logits(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+            ids, mask = pad(list(rows))
+            prompts = left_padded({"input_ids": ids, "attention_mask": mask}, 0)
+            return torch.stack(write(**prompts, generation_config=how).logits, dim=1)
+
+        prompts = [trials.draw(length) for length in (23, 3, 40)]
+        return same(logits(prompts), torch.cat([logits([prompt]) for prompt in prompts]))
+
+    with torch.no_grad():
+        return proven("Writing behind prompts of unlike lengths at once", right)
 
 
 def _beams_share(model: PreTrainedModel, device: torch.device) -> bool:
@@ -103,6 +142,21 @@ def _beams_share(model: PreTrainedModel, device: torch.device) -> bool:
 
     with torch.no_grad():
         return proven("Sharing a document among its beams", right)
+
+
+def _require_plain_search(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model whose own generation settings ask for another search than by beams.
+
+    Raises:
+        SmolbenchError: Naming the search.
+    """
+    config: Any = _with_own_settings(model, Decoding(1, 1), frozenset({0}))
+    if (search := config.get_generation_mode().value) != "greedy_search":
+        raise SmolbenchError(
+            f"The generation_config.json of {name} asks for {search.replace('_', ' ')}, and "
+            "summaries are written greedily or by beams: take what asks for it (constraints, "
+            "force_words_ids, dola_layers, prompt_lookup_num_tokens) out of a copy of the folder."
+        )
 
 
 def summarizer_skeleton(backbone: LanguageModel) -> PreTrainedModel:
@@ -249,6 +303,18 @@ def generate_ids(
         Tokens with the end token, int64, shape ``(B, max_new_tokens)``, -1 behind the end.
     """
     config = _generation_config(model, decoding, ends)
+    if not model.config.is_encoder_decoder and not ways_of(model).together:
+        lengths = left_padded(batch, 0)["attention_mask"].sum(dim=1)
+        known: list[int] = sorted(set(lengths.tolist()))
+        if len(known) > 1:
+            alike = [(lengths == length).nonzero().flatten() for length in known]
+            parts = [
+                generate_ids(
+                    model, {name: column[rows] for name, column in batch.items()}, decoding, ends
+                )
+                for rows in alike
+            ]
+            return torch.cat(parts)[torch.cat(alike).argsort()]
     if model.config.is_encoder_decoder:
         if encoded is None:
             encoded = encoder_output(model, batch)
@@ -280,6 +346,7 @@ def _generation_config(
         min_length=0,
         num_beams=decoding.num_beams,
         do_sample=False,
+        **_ONE_SEARCH,
         use_cache=True,
         eos_token_id=sorted(ends),
         pad_token_id=min(ends) if padding is None else padding,
@@ -287,8 +354,16 @@ def _generation_config(
     )
 
 
+_ONE_SEARCH = {
+    "num_return_sequences": 1,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
+    "penalty_alpha": 0.0,
+}
+"""Beams of one group, and one text of them, whatever the model's own settings say."""
 _NOT_OF_THE_MODEL = frozenset(
-    {"max_new_tokens", "num_beams", "max_length", "min_length", "do_sample", "use_cache"}
+    {*_ONE_SEARCH}
+    | {"max_new_tokens", "num_beams", "max_length", "min_length", "do_sample", "use_cache"}
     | {"eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id"}
     | {"transformers_version", "return_dict_in_generate"}
     | {"output_attentions", "output_hidden_states", "output_scores", "output_logits"}
@@ -296,7 +371,7 @@ _NOT_OF_THE_MODEL = frozenset(
 """What is always said here, or decides about no text."""
 _OF_SAMPLING = frozenset(
     {"temperature", "top_k", "top_p", "min_p", "top_h", "typical_p"}
-    | {"epsilon_cutoff", "eta_cutoff", "num_return_sequences"}
+    | {"epsilon_cutoff", "eta_cutoff"}
 )
 _OF_BEAMS = frozenset({"length_penalty", "early_stopping"})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ import torch
 from smolbench.data.batching import IGNORE_LABEL, TokenRows
 from smolbench.data.token_cache import TokenTable
 from smolbench.errors import SmolbenchError
-from smolbench.models.template import TemplateEncoder
+from smolbench.models.seams import ids_behind
+from smolbench.models.template import SLOT, TemplateEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +41,7 @@ class SummaryEncoder:
         max_length: Most tokens of a document with its template; longer ones lose their end.
         max_summary_length: Most tokens of a summary that is learned from, its end token included.
         causal: Whether the summary goes on behind the document in one row.
+        joined: Whether a document in its template has the ids of the whole as one text.
 
     Raises:
         SmolbenchError: If the template lacks its slot or leaves no room for a document, or the
@@ -54,8 +56,12 @@ class SummaryEncoder:
         max_summary_length: int,
         *,
         causal: bool,
+        joined: bool = True,
     ) -> None:
-        self.documents = TemplateEncoder(tokenizer, template, max_length)
+        self.documents = TemplateEncoder(
+            tokenizer, template, max_length, joined=joined, goes_on=causal
+        )
+        self._before = template.rpartition(SLOT)[2] or ":"
         self.tokenizer = tokenizer
         self.max_summary_length = max_summary_length
         self.causal = causal
@@ -75,17 +81,10 @@ class SummaryEncoder:
             ``labels``: the summary with its end token; ``summary_cut``: whether it lost its end.
         """
         documents = examples["document"]
-        encoded = self.documents.encode(documents)
-        shared, budget = self.documents.shared_ids, self.documents.text_budget
-        rows: list[Any] = encoded["input_ids"]
-        # a document that fills its room to the last token may have been longer: look again
-        full = [row for row, length in enumerate(encoded["text_length"]) if length == budget]
-        cut = np.zeros(len(documents), dtype=bool)
-        for row in full:
-            cut[row] = self.documents.text_length(documents[row]) > budget
+        rows, shared = self.documents.rows(documents), self.documents.shared_ids
         columns: dict[str, list[Any]] = {
-            "input_ids": [[*shared, *row] for row in rows],
-            "cut": cut.tolist(),
+            "input_ids": [[*shared, *row.ids] for row in rows],
+            "cut": [row.cut for row in rows],
         }
         if "summary" in examples:
             columns["labels"] = self.summaries(examples["summary"])
@@ -104,10 +103,13 @@ class SummaryEncoder:
             # some tokenizers end no row by themselves
             most = self.max_summary_length - 1
             return [row if self.end in row else [*row[:most], self.end] for row in rows]
-        # a space, as between words: the prompt ends in one
-        spaced = [f" {text.strip()}" for text in texts]
-        bare = self.tokenizer(spaced, add_special_tokens=False, verbose=False)["input_ids"]
+        bare = self._behind_prompt(texts)
         return [[*row[: self.max_summary_length - 1], self.end] for row in bare]
+
+    def _behind_prompt(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of summaries as they follow a causal model's prompt, without an end."""
+        # a space, as between words
+        return ids_behind(self.tokenizer, [f" {text.strip()}" for text in texts], self._before)
 
     def _cut(self, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> list[bool]:
         """Which summaries, of these token ids, are longer than what is learned of them."""
@@ -117,8 +119,7 @@ class SummaryEncoder:
         if not full:
             return cut
         if self.causal:
-            spaced = [f" {texts[n].strip()}" for n in full]
-            whole = self.tokenizer(spaced, add_special_tokens=False, verbose=False)["input_ids"]
+            whole = self._behind_prompt([texts[n] for n in full])
         else:
             wanted = [texts[n] for n in full]
             whole = self.tokenizer(text_target=wanted, verbose=False)["input_ids"]
@@ -127,15 +128,8 @@ class SummaryEncoder:
         return cut
 
     def texts(self, ids: Sequence[int]) -> str:
-        """The text of generated tokens, in which tokens that mean a line break are one."""
-        lines: list[list[int]] = [[]]
-        for token in ids:
-            if token in self._line_breaks:
-                lines.append([])
-            else:
-                lines[-1].append(token)
-        decoded = (self.tokenizer.decode(line, skip_special_tokens=True) for line in lines)
-        return "\n".join(str(text).strip() for text in decoded).strip()
+        """The text of generated tokens; see :func:`written_text`."""
+        return written_text(self.tokenizer, ids, self._line_breaks)
 
     def broken(self, text: str) -> str:
         """A reference in which the model's words for a line break are line breaks."""
@@ -145,9 +139,7 @@ class SummaryEncoder:
 
     @cached_property
     def _line_breaks(self) -> dict[int, str]:
-        """Tokens that mean a line break to models of this tokenizer, with how they are written."""
-        known = self.tokenizer.get_vocab()
-        return {known[word]: word for word in LINE_BREAKS if word in known}
+        return line_breaks(self.tokenizer)
 
     def key(self) -> dict[str, Any]:
         """Everything that decides about the ids, for naming a cache."""
@@ -158,6 +150,32 @@ class SummaryEncoder:
             "causal": self.causal,
             "max_summary_length": self.max_summary_length,
         }
+
+
+def line_breaks(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Tokens that mean a line break to models of a tokenizer, with how they are written."""
+    known = tokenizer.get_vocab()
+    return {known[word]: word for word in LINE_BREAKS if word in known}
+
+
+def written_text(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], breaks: Container[int]
+) -> str:
+    """The text of generated tokens.
+
+    Args:
+        tokenizer: What decodes them.
+        ids: The tokens.
+        breaks: Those of which each is a line break.
+    """
+    lines: list[list[int]] = [[]]
+    for token in ids:
+        if token in breaks:
+            lines.append([])
+        else:
+            lines[-1].append(token)
+    decoded = (tokenizer.decode(line, skip_special_tokens=True) for line in lines)
+    return "\n".join(str(text).strip() for text in decoded).strip()
 
 
 class PairRows(TokenRows):

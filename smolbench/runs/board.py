@@ -44,8 +44,17 @@ COSTS = (
     Cost("test_samples_per_s", "test samples/s", _key("cost/test_samples_per_s"), True),
     Cost("latency_ms", "latency p50, ms", _key("cost/test_latency_ms_p50")),
 )
-OF_TRAINING = {"training_s", "checkpoint_mib", "train_tokens_per_s", "cache_tokens_per_s"}
+OF_TRAINING = {
+    "training_s",
+    "checkpoint_mib",
+    "train_tokens_per_s",
+    "cache_tokens_per_s",
+    "n_train",
+    "trainable_params",
+}
 """Costs that a test in a folder of its own takes from the run that was trained."""
+PEAKS = {"peak_rss_mib", "peak_allocated_mib", "peak_reserved_mib"}
+"""Costs that are the higher one of the training's and the test's."""
 MONEY = "money"
 
 
@@ -59,6 +68,8 @@ class Row:
         method: How it was adapted.
         value: The metric: of several seeds their mean; ``None`` where nothing was scored.
         spread: Standard error over the examples of one run, standard deviation of several seeds.
+        over_draws: Standard deviation over a prompt's draws of examples, of its newest run;
+            ``None`` where there are not several.
         seeds: Seeds behind the value; 0 for a published figure.
         obstacle: Why it is not ranked; ``None`` if it is.
         notes: What else has to be known of it.
@@ -67,6 +78,7 @@ class Row:
         source: Where a published figure stands.
         rank: Place among the rows that can be ranked, from 1.
         difference: The value less the published one that it reproduces.
+        metric: What the value is of; ``None`` where nothing was scored.
         p_value: Of its distance to the best row; ``None`` if it was not tested.
     """
 
@@ -83,7 +95,9 @@ class Row:
     source: str | None = None
     rank: int | None = None
     difference: float | None = None
+    metric: str | None = None
     p_value: float | None = None
+    over_draws: float | None = None
 
     @property
     def is_published(self) -> bool:
@@ -98,11 +112,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A published figure beside the row that reproduces it."""
+    """A published figure beside the row that reproduces it, or differs in what is named."""
 
     figure: Published
     row: Row
     ours: float
+    differs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,7 +132,8 @@ class Board:
         n: Its size.
         limit: The ``limit_test`` that cut it, if one did.
         rows: Runs and published figures.
-        comparisons: Every published figure, of any metric, that a row reproduces.
+        comparisons: Every published figure, of any metric, that a row reproduces, and those of the
+            board's metric that a row of the same recipe stands beside.
     """
 
     metric: str

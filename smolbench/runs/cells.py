@@ -5,29 +5,37 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from smolbench.runs.board import COSTS, MONEY, Board, Cost, DatasetReport, Row
+from smolbench.runs.board import COSTS, MONEY, Board, Comparison, Cost, DatasetReport, Row
 from smolbench.runs.record import RunRecord
 
 _LEGEND = (
     "± is the standard error over the examples, with several seeds the standard deviation over the "
-    "seeds. Costs of several seeds are means. Rows without a rank are not compared with the others "
-    "and say why."
+    "seeds; over draws, the standard deviation over the draws of a prompt's examples. Costs of "
+    "several seeds are means. Rows without a rank are not compared with the others and say why."
 )
 _LEGEND_OF_P = (
-    "p is that of McNemar's exact test against the best row, on the same texts, of summaries that "
-    "of a paired bootstrap, adjusted for the number of rows (Holm); of several seeds the newest "
-    "run is tested."
+    "p is that of McNemar's exact test against the best row, on the same texts, of summaries "
+    "and of several draws that of a paired bootstrap, adjusted for the number of rows (Holm); of "
+    "several seeds the newest run is tested."
 )
 _PRICE = Cost(MONEY, "training price", lambda record: None)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is shown in a cell, the number that it stands for, and the run that it names."""
+    """What is shown in a cell.
+
+    Attributes:
+        shown: The text.
+        value: The number that it stands for.
+        run: The run that it names.
+        errors: Other numbers in it, by their names; as CSV they have columns of their own.
+    """
 
     shown: str
     value: float | None = None
     run: RunRecord | None = None
+    errors: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ def leaderboard_table(board: Board) -> Table:
         lines.append(
             [
                 Cell("" if row.rank is None else str(row.rank), row.rank),
-                Cell(quality(row), row.value),
+                _quality_cell(row),
                 _name_cell(row),
                 Cell(row.model),
                 Cell(row.method),
@@ -87,19 +95,33 @@ def leaderboard_table(board: Board) -> Table:
     return without_empty(headings, lines)
 
 
-def comparison_table(board: Board) -> Table:
-    """A line for each published figure and the row that reproduces it."""
+REPRODUCED = "Published figures that these runs reproduce"
+BESIDE = "Published figures beside which these runs stand, and what differs"
+
+
+def comparison_tables(board: Board) -> dict[str, Table]:
+    """Tables of published figures by their titles; none that is empty."""
+    found = {
+        REPRODUCED: [one for one in board.comparisons if not one.differs],
+        BESIDE: [one for one in board.comparisons if one.differs],
+    }
+    return {title: comparison_table(lines) for title, lines in found.items() if lines}
+
+
+def comparison_table(comparisons: Sequence[Comparison]) -> Table:
+    """A line for each published figure and the row that it is compared with."""
     headings = [
         Heading("run", is_text=True),
         Heading("metric", is_text=True),
         Heading("published"),
         Heading("here"),
         Heading("difference"),
+        Heading("differs", is_text=True),
         Heading("source", is_text=True),
         Heading("notes", is_text=True),
     ]
     lines = []
-    for found in board.comparisons:
+    for found in comparisons:
         figure, gap = found.figure, found.ours - found.figure.value
         lines.append(
             [
@@ -108,6 +130,7 @@ def comparison_table(board: Board) -> Table:
                 Cell(f"{figure.value:.4f}", figure.value),
                 Cell(f"{found.ours:.4f}", found.ours),
                 Cell(f"{gap:+.4f}", gap),
+                Cell("; ".join(found.differs)),
                 Cell(figure.source),
                 Cell(figure.note),
             ]
@@ -129,7 +152,7 @@ def unscored_table(rows: Sequence[Row]) -> Table:
             _name_cell(row),
             Cell(row.model),
             Cell(row.method),
-            Cell(quality(row), row.value),
+            _quality_cell(row),
             Cell(marks(row)),
         ]
         for row in rows
@@ -147,6 +170,15 @@ def without_empty(headings: Sequence[Heading], lines: Sequence[Sequence[Cell]]) 
 
 def _name_cell(row: Row) -> Cell:
     return Cell(run_name(row), run=None if row.is_published else row.records[0])
+
+
+def _quality_cell(row: Row) -> Cell:
+    errors = {
+        "± over seeds" if row.seeds > 1 else "± over examples": row.spread,
+        "± over draws": row.over_draws,
+    }
+    known = tuple((name, error) for name, error in errors.items() if error is not None)
+    return Cell(quality(row), row.value, errors=known)
 
 
 def _p_text(p_value: float | None) -> str:
@@ -185,7 +217,8 @@ def quality(row: Row) -> str:
     if row.value is None:
         return ""
     spread = "" if row.spread is None else f" ± {row.spread:.4f}"
-    return f"{row.value:.4f}{spread}"
+    draws = "" if row.over_draws is None else f" (over draws ± {row.over_draws:.4f})"
+    return f"{row.value:.4f}{spread}{draws}"
 
 
 def cost_text(key: str, value: float | None) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from smolbench.errors import SmolbenchError
+from smolbench.metrics.table import is_measured
 
 FILE_NAME = "metrics.csv"
 _MOST_POINTS = 400
@@ -60,7 +61,7 @@ def read_curves(run: Path) -> tuple[Curve, ...]:
             value = _number(text)
             if split not in ("train", "val") or step is None or value is None:
                 continue
-            if metric == "n" or metric.startswith("n_") or metric.endswith("_stderr"):
+            if not is_measured(metric):
                 continue
             found.setdefault(metric, {}).setdefault(split, []).append((step, value))
     curves = [

@@ -12,12 +12,14 @@ from typing import Any
 from smolbench.errors import SmolbenchError
 from smolbench.runs.cells import Cell, Heading, Table
 from smolbench.runs.record import RunRecord, finite
+from smolbench.runs.results import Results
 
 _FACTS = (
     ("status", "status"),
     ("started", "started_at"),
     ("attempts", "attempts"),
     ("seed", "seed"),
+    ("its training ended because", "training/ended"),
     ("task", "task"),
     ("method", "method"),
     ("convention", "convention"),
@@ -143,7 +145,8 @@ def _classes(record: RunRecord, names: Sequence[str]) -> Table | None:
     ]
     if not names or not columns:
         return None
-    headings = (Heading("class", is_text=True), *(Heading(label) for label, _ in columns))
+    first = f"class{of_draws(record.results)}"
+    headings = (Heading(first, is_text=True), *(Heading(label) for label, _ in columns))
     lines = tuple(
         (Cell(name), *(_cell(label, values[number]) for label, values in columns))
         for number, name in enumerate(names)
@@ -161,8 +164,15 @@ def _confusion(record: RunRecord, names: Sequence[str]) -> Table | None:
         if row is None:
             return None
         lines.append((Cell(name), *(_cell("examples", count) for count in row)))
-    headings = (Heading("is \\ was called", is_text=True), *(Heading(name) for name in names))
+    first = f"is \\ was called{of_draws(record.results)}"
+    headings = (Heading(first, is_text=True), *(Heading(name) for name in names))
     return Table(headings, tuple(lines))
+
+
+def of_draws(results: Results) -> str:
+    """What tables of a prompt's several draws of examples add to their names."""
+    draws = finite(results.get("test/n_draws"))
+    return "" if draws is None else f" over {draws:.0f} draws"
 
 
 def _numbers(values: Any, n: int) -> list[float | None] | None:  # noqa: ANN401 - from JSON

@@ -2,13 +2,14 @@
 
 Runs share a board if they were scored on the same texts (``data/test_digest``) and labels, by the
 same metric and convention. Within a board, runs that differ in nothing but their seed are one row:
-settings, rows and weights are the same. A run that
-is not finished, is an untrained baseline, or repeats a seed stays visible with a mark, has a row of
-its own, and is not ranked.
+settings, rows and weights are the same. A run that is not finished, is an untrained baseline, or
+repeats a seed stays visible with a mark, has a row of its own, and is not ranked. A training
+competes once: other tests of it stand below that row, without a rank.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,10 +18,12 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from smolbench.identity import compare, key, made_of
+from smolbench.metrics.table import direction
 from smolbench.runs.board import (
     COSTS,
     MONEY,
     OF_TRAINING,
+    PEAKS,
     TRAINING,
     Board,
     Comparison,
@@ -31,6 +34,7 @@ from smolbench.runs.board import (
 from smolbench.runs.published import Published, published_figures
 from smolbench.runs.record import PROMPT, RunRecord
 
+_BEST = "best.ckpt"
 WARNINGS = 3
 """Most warnings that stand on a row; a run's own part of the page has them all."""
 
@@ -94,18 +98,23 @@ class _Builder:
         figures = [f for f in published_figures() if f.of_test_set(dataset, n, test.convention)]
         rows = []
         comparisons = []
-        for row in self.rows(records):
-            matches = _reproduced(figures, row)
-            ours = {f.metric: _mean(row.records, f"test/{f.metric}") for f in matches}
-            for figure in matches:
-                if (found := ours[figure.metric]) is not None:
-                    comparisons.append(Comparison(figure, row, found))
-            main = next((f for f in matches if f.metric == metric), None)
+        competing, others = self.competing(records)
+        for row in self.rows(competing):
+            found = self.compared(figures, row)
+            repeats = {f.metric for f, differs in found if not differs}
+            for figure, differs in found:
+                ours = _mean(row.records, f"test/{figure.metric}")
+                # a run that repeats one figure need not stand beside those of other models
+                beside = figure.metric == metric and metric not in repeats
+                if ours is not None and (beside or not differs):
+                    comparisons.append(Comparison(figure, row, ours, differs))
+            main = next((f for f, differs in found if f.metric == metric and not differs), None)
             if main is not None and row.value is not None:
                 row = replace(row, difference=row.value - main.value)
             rows.append(row)
         rows += [_published_row(figure) for figure in figures if figure.metric == metric]
         rows.sort(key=_by_quality)
+        rows = [one for row in rows for one in (row, *self.other_tests(row, others))]
         comparisons.sort(key=lambda c: (figures.index(c.figure), _by_quality(c.row)))
         limit = next((r.number("data/limit_test") for r in records), None)
         limit = limit if limit is not None and n is not None and limit <= n else None
@@ -118,6 +127,50 @@ class _Builder:
             rows=_ranked(rows),
             comparisons=tuple(comparisons),
         )
+
+    def competing(
+        self, records: Sequence[RunRecord]
+    ) -> tuple[list[RunRecord], dict[str, list[RunRecord]]]:
+        """The test by which each training competes, and its other tests, by the training.
+
+        It competes by its best checkpoint under its own settings, where that was tested.
+        """
+        tests: dict[str, list[RunRecord]] = defaultdict(list)
+        for record in records:
+            tests[self.training(record)].append(record)
+        others = {}
+        for training, found in tests.items():
+            _, *others[training] = sorted(
+                found, key=lambda r: (self.unfinished(r) is not None, self.tested_otherwise(r))
+            )
+        apart = {id(record) for found in others.values() for record in found}
+        return [record for record in records if id(record) not in apart], others
+
+    def training(self, record: RunRecord) -> str:
+        """What tests of one training have in common; an untrained run is one of its own."""
+        parent = record.text("parent_run")
+        if parent is None or record.state != "trained":
+            return str(record.path)
+        trained = self.trained(record)
+        return parent if trained is record else str(trained.path)
+
+    def tested_otherwise(self, record: RunRecord) -> tuple[bool, bool, bool]:
+        """Whether a test is not of the best checkpoint, of other settings, in another folder."""
+        own = self.trained(record).text("series_digest")
+        checkpoint = Path(record.text("checkpoint") or _BEST).name
+        return (
+            checkpoint != _BEST,
+            record.text("series_digest") != own,
+            record.text("parent_run") is not None,
+        )
+
+    def other_tests(self, row: Row, others: dict[str, list[RunRecord]]) -> list[Row]:
+        """Rows of the other tests of a row's trainings."""
+        return [
+            self.row([test], f"another test of {record.name}")
+            for record in row.records
+            for test in others[self.training(record)]
+        ]
 
     def rows(self, records: Sequence[RunRecord]) -> list[Row]:
         """A row for each configuration, and one for each run that must not be mixed into it."""
@@ -137,6 +190,19 @@ class _Builder:
             rows.append(self.row(counted, "untrained" if counted[0].state == "untrained" else None))
         return rows
 
+    def compared(
+        self, figures: Sequence[Published], row: Row
+    ) -> list[tuple[Published, tuple[str, ...]]]:
+        """Published figures of a row's recipe, and in what its runs differ from each."""
+        found = []
+        for figure in figures if row.obstacle in (None, "untrained") else ():
+            each = [figure.beside(record, self.trained(record)) for record in row.records]
+            known = [differs for differs in each if differs is not None]
+            if len(known) == len(each):
+                said = dict.fromkeys(one for differs in known for one in differs)
+                found.append((figure, tuple(said)))
+        return found
+
     def row(self, records: Sequence[RunRecord], obstacle: str | None) -> Row:
         newest = records[0]
         metric = newest.metric
@@ -152,6 +218,14 @@ class _Builder:
             notes.append("its teacher may have seen rows that it is scored on")
         if any(self.trained(record).text("parent_run") for record in records):
             notes.append("the run that trained it is not in this report")
+        if newest.state == "trained":  # the same of all records, see `series`
+            last, otherwise, _ = self.tested_otherwise(newest)
+            if last:
+                notes.append(f"scored {Path(newest.text('checkpoint') or '').name}")
+            if otherwise:
+                notes.append("tested under other settings than its training's")
+        if any(self.trained(record).out_of_time for record in records):
+            notes.append("its training was cut: its time was up")
         notes += self._told(records)
         lines = list(dict.fromkeys(line for record in records for line in record.warnings))
         notes += [line.rstrip(".") for line in lines[:WARNINGS]]
@@ -168,6 +242,8 @@ class _Builder:
             notes=tuple(notes),
             costs=self.costs(records),
             records=tuple(records),
+            metric=metric,
+            over_draws=newest.number(f"test/{metric}_std"),
         )
 
     def _told(self, records: Sequence[RunRecord]) -> list[str]:
@@ -194,9 +270,15 @@ class _Builder:
 
     def cost_of(self, cost: Cost, record: RunRecord) -> float | None:
         value = cost.of(record)
-        if value is None and cost.key in OF_TRAINING:
-            value = cost.of(self.trained(record))
-        return value
+        if record.text("parent_run") is None or record.state != "trained":
+            return value
+        trained = self.trained(record)
+        if cost.key in PEAKS:
+            fit = trained.number(f"cost/{cost.key}_fit")
+            fit = cost.of(trained) if fit is None else fit
+            known = trained is not record and fit is not None and value is not None
+            return max(fit, value) if known else None  # type: ignore[type-var]
+        return cost.of(trained) if value is None and cost.key in OF_TRAINING else value
 
     def trained(self, record: RunRecord) -> RunRecord:
         """The run that trained what a run has scored: itself, too, where that is not known."""
@@ -229,7 +311,7 @@ class _Builder:
             digest,
             record.recipe,
             record.state,
-            Path(record.text("checkpoint") or "best.ckpt").name,
+            Path(record.text("checkpoint") or _BEST).name,
             key("average", made),
         )
 
@@ -244,12 +326,6 @@ def _test_rows(records: Sequence[RunRecord]) -> dict[str | None, str]:
         if (rows := record.text("data/test_rows")) is not None:
             found[record.text("data/test_digest")].add(rows)
     return {digest: rows.pop() for digest, rows in found.items() if len(rows) == 1}
-
-
-def _reproduced(figures: Sequence[Published], row: Row) -> list[Published]:
-    if row.obstacle not in (None, "untrained"):
-        return []
-    return [f for f in figures if all(f.reproduced_by(record) for record in row.records)]
 
 
 def _mean(records: Sequence[RunRecord], key: str) -> float | None:
@@ -271,6 +347,7 @@ def _published_row(figure: Published) -> Row:
         notes=(*notes, figure.note) if figure.note else notes,
         costs={},
         source=figure.source,
+        metric=figure.metric,
     )
 
 
@@ -283,8 +360,14 @@ def _by_quality(row: Row) -> tuple[Any, ...]:
 
 
 def _ranked_by(row: Row) -> float:
-    """A row's value without the last bits, in which means over seeds of equal counts may differ."""
-    return -1.0 if row.value is None else round(row.value, 12)
+    """A row's value, more is better.
+
+    Without the last bits, in which means over seeds of equal counts may differ.
+    """
+    if row.value is None:
+        return -math.inf
+    falls = row.metric is not None and direction(row.metric) == "min"
+    return -round(row.value, 12) if falls else round(row.value, 12)
 
 
 def _ranked(rows: Sequence[Row]) -> tuple[Row, ...]:

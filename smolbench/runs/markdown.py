@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from textwrap import fill
 
 from smolbench.runs.board import DatasetReport
 from smolbench.runs.cells import (
     Table,
-    comparison_table,
+    comparison_tables,
     leaderboard_table,
     legend,
     title,
     unscored_table,
 )
+
+_TAG = re.compile(r"<(?=[A-Za-z/!?])|>")
+"""What may begin or end an HTML tag: not the sign in "<0.001"."""
 
 
 def render(report: Sequence[DatasetReport]) -> str:
@@ -23,9 +27,8 @@ def render(report: Sequence[DatasetReport]) -> str:
         parts.append(f"## {escape(dataset.dataset)}\n")
         for board in dataset.boards:
             parts += [f"### {escape(title(board))}\n", table_text(leaderboard_table(board))]
-            if board.comparisons:
-                parts.append("Published figures that these runs reproduce:\n")
-                parts.append(table_text(comparison_table(board)))
+            for name, table in comparison_tables(board).items():
+                parts += [f"{name}:\n", table_text(table)]
         if dataset.unscored:
             parts += ["### Without a score\n", table_text(unscored_table(dataset.unscored))]
     return "\n".join(parts)
@@ -54,6 +57,6 @@ def table_text(table: Table) -> str:
 def escape(text: str) -> str:
     """Text as Markdown shows it in a table: on one line, nothing of it taken for markup."""
     flat = " ".join(text.split())
-    for character in "\\|<>`*[]":
+    for character in "\\|`*[]":
         flat = flat.replace(character, f"\\{character}")
-    return flat
+    return _TAG.sub(r"\\\g<0>", flat)

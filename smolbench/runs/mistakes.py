@@ -9,10 +9,10 @@ from typing import Any
 from smolbench.errors import SmolbenchError
 from smolbench.runs.cells import Cell, Heading, Table, without_empty
 from smolbench.runs.samples import SAMPLE_LABELS, read_samples
-from smolbench.runs.significance import FILE_NAME
+from smolbench.runs.significance import FILE_NAME, OF_SHOTS
 
 _RIGHT, _WRONG = 3, 5
-_SCORE = "score_"
+_SCORE, _MARGIN = "score_", "margin_"
 _LOG_LIKELIHOOD, _LENGTH = "log_likelihood_", "length_"
 _MOST_SCORES = 8
 
@@ -38,7 +38,9 @@ def sample_table(run: Path) -> Table | None:
     try:
         table: Any = pyarrow.parquet.read_table(path)
         known = set(table.column_names)
-        prefix = _LOG_LIKELIHOOD if "prediction_norm" in known else _SCORE
+        of_classes = _MARGIN if any(name.startswith(_MARGIN) for name in known) else _SCORE
+        prefix = _LOG_LIKELIHOOD if "prediction_norm" in known else of_classes
+        draws = any(name.startswith(OF_SHOTS) for name in known)
         names = [n.removeprefix(prefix) for n in table.column_names if n.startswith(prefix)]
         answer = "prediction_norm" if prefix == _LOG_LIKELIHOOD else "prediction"
         if not names or not {"index", "label", answer} <= known:
@@ -61,13 +63,14 @@ def sample_table(run: Path) -> Table | None:
         (place for place in order if label[place] == prediction[place]), key=index.__getitem__
     )[:_RIGHT]
     shown = names if len(names) <= _MOST_SCORES else []
+    kind = "margin" if prefix == _MARGIN else "score"
     headings = (
         Heading("row"),
         Heading("answer", is_text=True),
         Heading("is", is_text=True),
-        Heading("was called", is_text=True),
-        Heading("its score" if answer == "prediction" else "ahead by"),
-        *(Heading(f"score of {name}") for name in shown),
+        Heading("was called by the first draw" if draws else "was called", is_text=True),
+        Heading(f"its {kind}" if answer == "prediction" else "ahead by"),
+        *(Heading(f"{kind} of {name}") for name in shown),
     )
     lines = tuple(
         (

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smolbench.metrics.directions import direction
+from smolbench.metrics.table import direction
 from smolbench.runs.board import Board, DatasetReport, Row
 from smolbench.runs.cells import (
-    comparison_table,
+    comparison_tables,
     cost_text,
     costs_of,
     leaderboard_table,
@@ -68,7 +68,7 @@ def render(
                     "metric": board.metric,
                     "table": leaderboard_table(board),
                     "rows": [(_row_id(name, i), _kind(row)) for i, row in enumerate(board.rows)],
-                    "comparisons": comparison_table(board),
+                    "comparisons": comparison_tables(board),
                 }
             )
         unscored = unscored_table(dataset.unscored)

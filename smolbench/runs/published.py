@@ -33,6 +33,8 @@ class Published:
             found; ``None`` elsewhere.
         metric: Name of the metric, as behind ``test/``.
         value: The figure, a share of 1.
+        n_train: Examples trained on; ``None`` where nothing was trained.
+        epochs: Times that they were gone through, at most; ``None`` of a fit in one step, too.
         n_test: Size of the test split.
         note: What speaks against comparing it; empty if nothing is known to.
         source: Where it stands.
@@ -46,6 +48,8 @@ class Published:
     convention: str | None
     metric: str
     value: float
+    n_train: int | None
+    epochs: int | None
     n_test: int
     note: str
     source: str
@@ -56,21 +60,44 @@ class Published:
         A prompt's convention does not divide test sets, see :attr:`RunRecord.convention`.
         """
         divides = None if self.method == PROMPT else self.convention
-        if n is None or (self.dataset, divides) != (dataset, convention):
-            return False
-        return abs(n - self.n_test) <= _SAME_SIZE * self.n_test
+        return (self.dataset, divides) == (dataset, convention) and _same_size(n, self.n_test)
 
-    def reproduced_by(self, record: RunRecord) -> bool:
-        """Whether a run repeats the experiment: its recipe, model and method, on all training rows.
+    def beside(self, record: RunRecord, trained: RunRecord) -> tuple[str, ...] | None:
+        """In what a run of the same recipe differs from the experiment; nothing if it repeats it.
 
-        And by its convention, where it has one.
+        Args:
+            record: The run that was scored.
+            trained: The run that trained it, which may be the same.
+
+        Returns:
+            What differs; ``None`` for a run of another recipe or convention, or that has trained
+            where the other has not.
         """
-        return (
-            (self.recipe, self.state, self.model, self.method)
-            == (record.recipe, record.state, record.text("model/id"), record.text("method"))
-            and self.convention in (None, record.text("convention"))
-            and record.results.get("data/limit_train") is None
-        )
+        if (self.recipe, self.state) != (record.recipe, record.state):
+            return None
+        if self.convention not in (None, record.text("convention")):
+            return None
+        found = [
+            f"{name} {said}"
+            for name, key, published in (
+                ("model", "model/id", self.model),
+                ("method", "method", self.method),
+            )
+            if (said := record.text(key)) != published
+        ]
+        n = trained.number("data/n_train")
+        if self.n_train is not None and not _same_size(n, self.n_train):
+            rows = "unknown" if n is None else f"{n:,.0f}"
+            found.append(f"training examples {rows}, not {self.n_train:,}")
+        if self.epochs is not None and (now := trained.planned_epochs) != self.epochs:
+            found.append(f"epochs {'unknown' if now is None else now}, not {self.epochs}")
+        if trained.out_of_time:
+            found.append("its training was cut")
+        return tuple(found)
+
+
+def _same_size(n: float | None, published: int) -> bool:
+    return n is not None and abs(n - published) <= _SAME_SIZE * published
 
 
 @cache
@@ -87,6 +114,8 @@ def published_figures() -> tuple[Published, ...]:
                 convention=row["convention"] or None,
                 metric=row["metric"],
                 value=float(row["value"]),
+                n_train=int(row["n_train"]) if row["n_train"] else None,
+                epochs=int(row["epochs"]) if row["epochs"] else None,
                 n_test=int(row["n_test"]),
                 note=row["note"],
                 source=row["source"],

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from smolbench.errors import SmolbenchError
+from smolbench.metrics.table import MAIN_METRICS
 from smolbench.runs.results import FILE_NAME, Results, read_results
+from smolbench.runs.settings import read_settings
 
 State = Literal["trained", "untrained", "as_is"]
 
-MAIN_METRICS = ("acc_norm", "accuracy", "rouge1")
-"""What runs are ranked by: multiple choice, classification, summaries. A run has one of them, and
-may name another in ``headline``: ``f1`` of its ``positive_label``, or ``f1_macro``."""
 _BY_CONVENTION = {"acc_norm", "rouge1"}
 """Metrics whose values are comparable within a convention only."""
 PROMPT = "prompt"
@@ -90,6 +89,25 @@ class RunRecord:
             return "as_is"
         trained = self.results.get("attempts") or self.results.get("checkpoint")
         return "trained" if trained else "untrained"
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether its training was cut because its time was up."""
+        return self.results.get("training/out_of_time") is True
+
+    @property
+    def planned_epochs(self) -> int | None:
+        """Epochs that its training was to have; ``None`` if steps were counted, or not known."""
+        if "training/max_epochs" in self.results:
+            epochs = self.results["training/max_epochs"]
+        else:  # earlier versions say it in their settings alone
+            try:
+                trainer = read_settings(self.path / "config.yaml").get("trainer") or {}
+            except SmolbenchError:
+                return None
+            counted = trainer.get("max_steps") in (None, -1)
+            epochs = trainer.get("max_epochs") if counted else None
+        return epochs if isinstance(epochs, int) else None
 
     @property
     def metric(self) -> str | None:

@@ -1,7 +1,7 @@
 """``results.json``: one flat file per run that says what was measured and how to repeat it.
 
 Reports, sweeps and outside scripts start from this file. Its keys are a contract: they are listed
-in the README's table of results, and ``schema`` rises when one of them changes its meaning.
+in docs/results.md, and ``schema`` rises when one of them changes its meaning.
 """
 
 from __future__ import annotations

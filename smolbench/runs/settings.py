@@ -19,6 +19,7 @@ _ADDED: dict[str, Any] = {
     "model.tokens": "auto",
     "data.quoting": "auto",
     "model.teacher_labels": None,
+    "trainer.max_time": None,  # was no part of a series
 }
 """Options that settings of earlier versions lack, and the value that these runs have had."""
 _DECAYING = {"linear", "cosine"}

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 FILE_NAME = "predictions.parquet"
 _ANSWERS = {"accuracy": "prediction", "acc_norm": "prediction_norm"}
 """Columns of what was answered, by metrics that count the right answers."""
+OF_SHOTS = "prediction_of_shots_"
+"""What columns of further draws of a prompt's examples begin with."""
 _F1 = ("f1", "f1_macro")
 """Metrics of what was answered that are no mean over texts."""
 _SCORES = {"rouge1": "rouge1"}
@@ -34,7 +36,7 @@ _SCORES = {"rouge1": "rouge1"}
 RESAMPLES = 9_999
 _AT_ONCE = 1_000
 _TOLERANCE = 1e-4
-"""Scores that differ by more are not of these predictions: such as means over a prompt's draws."""
+"""Scores that differ by more are not of these predictions, or of one of several draws alone."""
 
 
 def with_significance(
@@ -163,8 +165,10 @@ def _tested(board: Board, refused: list[str]) -> Board:
             if board.metric in _F1:
                 found[id(row)] = paired_bootstrap_of_f1(best, other, _positive(row, board.metric))
                 continue
-            test = mcnemar if board.metric in _ANSWERS else paired_bootstrap
-            found[id(row)] = test(best, other)
+            if best.dtype == other.dtype == bool:
+                found[id(row)] = mcnemar(best, other)
+            else:
+                found[id(row)] = paired_bootstrap(best.astype(float), other.astype(float))
     adjusted = dict(zip(found, holm(list(found.values())), strict=True))
     rows = (replace(row, p_value=adjusted.get(id(row))) for row in board.rows)
     return replace(board, rows=tuple(rows))
@@ -185,6 +189,9 @@ def _scores(row: Row, metric: str, refused: list[str]) -> npt.NDArray[Any] | Non
     if not path.is_file():
         return None
     scores: npt.NDArray[Any]
+    draws = record.number("test/n_draws") or 1
+    if draws > 1 and metric in _F1:  # the mean of several F1 is no F1
+        return None
     try:
         if metric in _F1:
             columns = ["label", "prediction"]
@@ -192,9 +199,15 @@ def _scores(row: Row, metric: str, refused: list[str]) -> npt.NDArray[Any] | Non
             table = table.sort_by("index")
             scores = np.stack([table[name].to_numpy() for name in columns], axis=1)
         elif metric in _ANSWERS:
-            table = pyarrow.parquet.read_table(path, columns=["index", "label", _ANSWERS[metric]])
+            answers = [_ANSWERS[metric]]
+            if draws > 1:  # each text scores the share of the draws that are right
+                known = pyarrow.parquet.read_schema(path).names
+                answers += [name for name in known if name.startswith(OF_SHOTS)]
+            table = pyarrow.parquet.read_table(path, columns=["index", "label", *answers])
             table = table.sort_by("index")
-            scores = table["label"].to_numpy() == table[_ANSWERS[metric]].to_numpy()
+            label = table["label"].to_numpy()
+            right = [label == table[name].to_numpy() for name in answers]
+            scores = right[0] if draws == 1 else np.mean(right, axis=0)
         else:
             table = pyarrow.parquet.read_table(path, columns=["index", _SCORES[metric]])
             scores = table.sort_by("index")[_SCORES[metric]].cast("float64").to_numpy()

@@ -10,44 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from smolbench.runs.details import CLASS_COLUMNS, MAX_CLASSES
+from smolbench.metrics.table import METRICS
+from smolbench.runs.details import CLASS_COLUMNS, MAX_CLASSES, of_draws
 from smolbench.runs.results import Results
 from smolbench.runs.samples import labelled, read_samples
 
-_QUALITY = (
-    ("accuracy", "accuracy"),
-    ("accuracy_unknown_wrong", "accuracy, unknown as wrong"),
-    ("accuracy_uncalibrated", "accuracy without calibration"),
-    ("accuracy_contextual", "accuracy, contextual calibration"),
-    ("accuracy_pmi", "accuracy, PMI"),
-    ("precision", "precision"),
-    ("recall", "recall"),
-    ("specificity", "specificity"),
-    ("f1", "F1"),
-    ("f1_macro", "F1 (macro)"),
-    ("auroc", "AUROC"),
-    ("ece", "calibration error"),
-    ("brier", "Brier score"),
-    ("acc", "accuracy"),
-    ("acc_norm", "accuracy per length"),
-    ("acc_bytes", "accuracy per byte"),
-    ("rouge1", "ROUGE-1"),
-    ("rouge2", "ROUGE-2"),
-    ("rougeL", "ROUGE-L"),
-    ("rougeLsum", "ROUGE-Lsum"),
-    ("gen_tokens", "tokens per summary"),
-    ("truncated_share", "share of summaries cut off"),
-    ("n_without_tokens", "references without tokens"),
-    ("loss", "loss (nats)"),
-    ("choice_loss", "loss per choice (nats)"),
-    ("ending_loss", "loss per token (nats)"),
-    ("n_unknown", "unknown"),
-    ("n", "examples"),
-    ("n_truncated", "of them truncated"),
-    ("n_references_cut", "of their references"),
-)
-OF_A_CLASS = ("precision", "recall", "specificity", "f1")
-"""Metrics of the positive class."""
 _COSTS = (
     ("data/n_train_references_cut", "training references truncated", ""),
     ("cost/fit_s", "training", "s"),
@@ -102,12 +69,16 @@ def quality_lines(results: Results, split: str) -> list[tuple[str, str, str]]:
     lines = []
     headline, positive = results.get("headline"), results.get("positive_label")
     # what runs are compared by stands first
-    for key, label in sorted(_QUALITY, key=lambda line: line[0] != headline):
+    for key, metric in sorted(METRICS.items(), key=lambda item: item[0] != headline):
         if (value := results.get(f"{split}/{key}")) is not None:
-            if key in OF_A_CLASS and positive is not None:
+            label = f"{metric.label} (nats)" if metric.unit == "nats" else metric.label
+            if metric.of_class and positive is not None:
                 label = f"{label} of {positive!r}"
             error = results.get(f"{split}/{key}_stderr")
             spread = f"{error:.4f}" if isinstance(error, float) else ""
+            over_draws = results.get(f"{split}/{key}_std")
+            if isinstance(over_draws, float):
+                spread += f" (over draws ± {over_draws:.4f})"
             lines.append((label, _number(value), spread))
     return lines
 
@@ -127,7 +98,8 @@ def _print_classes(console: Console, results: Results) -> None:
     names = results.get("test/labels")
     if not names or len(names) > MAX_CLASSES:
         return
-    table = Table(title="Class by class", box=None)
+    of = of_draws(results)
+    table = Table(title=f"Class by class{of and f', means {of}'}", box=None)
     table.add_column("class", style="dim")
     for _, title in CLASS_COLUMNS:
         table.add_column(title, justify="right")
@@ -139,7 +111,7 @@ def _print_classes(console: Console, results: Results) -> None:
     if (cells := results.get("test/confusion")) is None:
         return
     short = [name if len(name) <= 12 else f"{name[:11]}…" for name in names]
-    table = Table(title="What was taken for what (right on the diagonal)", box=None)
+    table = Table(title=f"What was taken for what{of} (right on the diagonal)", box=None)
     table.add_column("is \\ was called", style="dim")
     for name in short:
         table.add_column(escape(name), justify="right")

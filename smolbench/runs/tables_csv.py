@@ -9,7 +9,14 @@ from pathlib import Path
 
 from smolbench.files import csv_writer, write_atomically
 from smolbench.runs.board import DatasetReport
-from smolbench.runs.cells import Table, comparison_table, leaderboard_table, unscored_table
+from smolbench.runs.cells import (
+    BESIDE,
+    REPRODUCED,
+    Table,
+    comparison_tables,
+    leaderboard_table,
+    unscored_table,
+)
 from smolbench.runs.details import Details, details_of
 from smolbench.runs.record import RunRecord
 
@@ -39,7 +46,12 @@ def write_tables(
         name = plain_name(dataset.dataset)
         for number, board in enumerate(dataset.boards, start=1):
             tables.append((f"{name}-{number}-leaderboard", leaderboard_table(board)))
-            tables.append((f"{name}-{number}-published", comparison_table(board)))
+            published = comparison_tables(board)
+            tables += [
+                (f"{name}-{number}-{kind}", published[title])
+                for title, kind in ((REPRODUCED, "published"), (BESIDE, "beside"))
+                if title in published
+            ]
         tables.append((f"{name}-unscored", unscored_table(dataset.unscored)))
         rows = [*(row for board in dataset.boards for row in board.rows), *dataset.unscored]
         for record in (record for row in rows for record in row.records):
@@ -68,9 +80,22 @@ def write_tables(
 def _csv(table: Table) -> str:
     text = io.StringIO()
     writer = csv_writer(text)
-    writer.writerow(heading.label for heading in table.headings)
+    errors = [
+        list(dict.fromkeys(name for line in table.lines for name, _ in line[column].errors))
+        for column in range(len(table.headings))
+    ]
+    writer.writerow(
+        name
+        for heading, names in zip(table.headings, errors, strict=True)
+        for name in (heading.label, *names)
+    )
     for line in table.lines:
-        writer.writerow(cell.shown if cell.value is None else cell.value for cell in line)
+        values: list[str | float] = []
+        for cell, names in zip(line, errors, strict=True):
+            known = dict(cell.errors)
+            values.append(cell.shown if cell.value is None else cell.value)
+            values += [known.get(name, "") for name in names]
+        writer.writerow(values)
     return text.getvalue()
 
 

@@ -14,7 +14,7 @@ from smolbench.digest import file_digest, folder_content
 from smolbench.errors import SmolbenchError
 from smolbench.files import write_atomically
 from smolbench.invocation import BACKBONE
-from smolbench.metrics.directions import mode_of
+from smolbench.metrics.table import mode_of
 from smolbench.sweep.check import Checked, check
 from smolbench.sweep.ledger import check_definition
 from smolbench.sweep.space import Space

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from smolbench.metrics.directions import Mode
+from smolbench.metrics.table import Mode
 from smolbench.runs.cells import Table
 from smolbench.runs.page import environment, part, worth
 from smolbench.sweep.space import SEED, Space, said

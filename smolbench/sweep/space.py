@@ -134,9 +134,12 @@ class Space:
             if isinstance(key, Choices):
                 found[name] = generator.choice(key.texts)
             elif key.log:
-                value = math.exp(generator.uniform(math.log(key.low), math.log(key.high)))
-                value = min(max(value, key.low), key.high)  # exp and log are not exact
-                found[name] = repr(round(value) if key.whole else value)
+                # of whole numbers the ends, too, have all that is rounded to them, as in Optuna
+                half = 0.5 if key.whole else 0.0
+                low, high = math.log(key.low - half), math.log(key.high + half)
+                value = math.exp(generator.uniform(low, high))
+                value = round(value) if key.whole else value
+                found[name] = repr(min(max(value, key.low), key.high))  # exp, log are not exact
             elif key.whole:
                 found[name] = repr(generator.randint(int(key.low), int(key.high)))
             else:

@@ -158,7 +158,7 @@ def legend_of(results: Sequence[Result], best: Sequence[Result], metric: str) ->
         parts.append(f"Best by {metric}{seeds}: {chosen}.")
     parts.append(
         "Runtime is training with frozen passes; the memory delta is resident memory at the end of "
-        "training minus at its start, in a process of its own."
+        "training minus at its start, in a process of its own, without passes that were cached."
     )
     return " ".join(parts)
 
@@ -200,12 +200,13 @@ def trials_table(space: Space, results: Sequence[Result], columns: Sequence[Colu
     lines = []
     for result in results:
         values = [column.of(result.record) for column in columns]
+        cut = ", cut by time" if result.record.out_of_time else ""
         lines.append(
             [
                 Cell(f"{result.number:03}", result.number),
                 *(_cell_of(text) for text in result.point.values()),
                 *(Cell(c.shown(v), v) for c, v in zip(columns, values, strict=True)),
-                Cell(result.status),
+                Cell(f"{result.status}{cut}"),
             ]
         )
     return without_empty(headings, lines)
@@ -224,6 +225,8 @@ def seeds_table(space: Space, groups: Sequence[list[Result]], columns: Sequence[
         finished = _finished(group)
         cells = [_cell_of(group[0].point[key]) for key in keys]
         of = "" if len(finished) == len(group) else f" of {len(group)}"
+        cut = sum(result.record.out_of_time for result in finished)
+        of += f", {cut} cut by time" if cut else ""
         cells.append(Cell(f"{len(finished)}{of}", len(finished)))
         for column in columns:
             values = [v for r in finished if (v := column.of(r.record)) is not None]

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from smolbench.errors import SmolbenchError
+from smolbench.notices import warn
 
 log = logging.getLogger("smolbench")
 _SURE = 3.0
@@ -109,7 +110,7 @@ def require_agreement(
         return
     chance = f"{said}, and no more often than chance would"
     if given is not None or found.n < _ENOUGH:
-        log.warning("%s: it may have nothing to teach.", chance)
+        warn("%s: it may have nothing to teach.", chance)
         return
     raise SmolbenchError(
         f"{chance}: it has nothing to teach. Take another teacher or a text that it reads as it "

@@ -110,6 +110,7 @@ class ClassicalTask(ClassificationTask):
             )
         self.method = classifier
         self.probabilistic = classifier in PROBABILISTIC
+        self.score_name = "score" if self.probabilistic else "margin"
         self.options = ClassicalOptions(
             classifier=classifier,
             max_ngram=max_ngram,
@@ -224,6 +225,13 @@ class ClassicalTask(ClassificationTask):
             return torch.zeros(len(batch["index"]), classes)
         texts = self._examples()[batch["index"].tolist()]["text"]
         return torch.from_numpy(class_scores(self.pipeline, texts, classes))
+
+    def shown_scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """Probabilities, or margins as the pipeline's ``decision_function`` gives them."""
+        if self.probabilistic:
+            return super().shown_scores(logits)
+        two = self.pipeline is not None and len(self.pipeline.classes_) == 2
+        return logits * 2 if two else logits  # whose softmax is that of the one margin
 
     def start_answering(self) -> Callable[[Sequence[str]], torch.Tensor]:
         """Scores of texts that come one by one; see the base class."""

@@ -17,12 +17,15 @@ from smolbench.metrics.classification import (
     classification_tables,
     validation_metrics,
 )
+from smolbench.metrics.table import METRICS
+from smolbench.metrics.uncertainty import ties
 from smolbench.models.kernels.paths import Ways
+from smolbench.notices import warn
 from smolbench.protocols import ComparesBy, NamesLabels, offered
 from smolbench.tasks.task import BaseTask, saved_signature
 
 Batch = dict[str, torch.Tensor]
-_OF_PROBABILITIES = {"loss", "brier", "ece"}
+_OF_PROBABILITIES = {name for name, metric in METRICS.items() if metric.of_probabilities}
 
 
 def _ranked_by(data: object) -> str:
@@ -44,6 +47,7 @@ class ClassificationTask(BaseTask):
 
     kind: ClassVar[str] = "classification"
     probabilistic: bool = True
+    score_name: Literal["score", "margin"] = "score"
     """Whether scores are log-probabilities, up to what all classes of a row have in common."""
     score_decimals: int | None = None
     """Decimals of log-odds that tell rows apart; ``None`` for all."""
@@ -191,8 +195,12 @@ class ClassificationTask(BaseTask):
         """Class probabilities, shape ``(B, C)``, and row numbers, shape ``(B,)``."""
         return {
             "index": batch["index"].cpu(),
-            "scores": self(batch).float().softmax(dim=1).cpu(),
+            "scores": self.shown_scores(self(batch).float()).cpu(),
         }
+
+    def shown_scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """What columns named by :attr:`score_name` say of scores ``(B, C)``: probabilities."""
+        return logits.softmax(dim=1)
 
     def start_reading(self) -> Callable[[Sequence[str]], Batch]:
         """Load what turns texts into what :meth:`forward` takes, without any cache.
@@ -254,6 +262,7 @@ class ClassificationTask(BaseTask):
         logits: torch.Tensor,
         labels: torch.Tensor,
         more: Mapping[str, np.ndarray] | None = None,
+        draws: torch.Tensor | None = None,
     ) -> None:
         """Keep the tables and predictions of a test.
 
@@ -262,16 +271,28 @@ class ClassificationTask(BaseTask):
             logits: Scores of the classes, shape ``(N, C)``.
             labels: True classes, shape ``(N,)``.
             more: Further columns of the predictions, each of shape ``(N,)``.
+            draws: Predictions under several prompts, shape ``(S, N)``, where tables are of all.
         """
         self._note_comparison()
-        predictions, scores = logits.argmax(dim=1), logits.softmax(dim=1)
-        tables = classification_tables(predictions, labels, self.label_names)
+        predictions, scores = logits.argmax(dim=1), self.shown_scores(logits)
+        if len(self.label_names) > 1 and (tied := ties(logits.numpy())):
+            warn(
+                "%d of %d texts have their highest score for more than one class, and count as the "
+                "one of these that stands first.",
+                tied,
+                len(logits),
+            )
+        called = predictions if draws is None else draws
+        tables = classification_tables(called, labels, self.label_names)
         self._test_tables = {f"test/{name}": table for name, table in tables.items()}
         self._test_predictions = {
             "index": index.numpy(),
             "label": labels.numpy(),
             "prediction": predictions.numpy(),
-            **{f"score_{name}": scores[:, n].numpy() for n, name in enumerate(self.label_names)},
+            **{
+                f"{self.score_name}_{name}": scores[:, n].numpy()
+                for n, name in enumerate(self.label_names)
+            },
             **(more or {}),
         }
 

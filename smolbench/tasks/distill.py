@@ -11,7 +11,7 @@ from smolbench.data.batching import ArrayRows, JoinedRows, Rows
 from smolbench.data.classification import TextDataModule
 from smolbench.data.token_cache import TokenTable
 from smolbench.errors import SmolbenchError
-from smolbench.models.output_files import CachedOutputs
+from smolbench.models.output_files import CachedOutputs, peak_costs
 from smolbench.notices import warn
 from smolbench.ranks import TrainerRanks
 from smolbench.tasks.agreement import Agreement, agreement, require_agreement
@@ -150,4 +150,6 @@ class DistillationTask(TaughtTask[ClassifyingTeacher], FineTuneTask):
             facts["cost/cache_s"] = facts.get("cost/cache_s", 0.0) + self._lesson.seconds
             reused = facts.get("cost/cache_reused", True)
             facts["cost/cache_reused"] = bool(reused) and self._lesson.reused
+            lesson = peak_costs([self._lesson], "fit")
+            facts |= {key: max(mib, facts.get(key, 0.0)) for key, mib in lesson.items()}
         return facts

@@ -111,7 +111,7 @@ class SummaryDistillationTask(TaughtTask[WritingTeacher], SummarizationTask):
         if self._agreement > commonest:
             log.info("%s.", said)
         else:
-            log.warning(
+            warn(
                 "%s, no more than their commonest token is (%.4f): it may have nothing to teach.",
                 said,
                 commonest,

@@ -33,6 +33,7 @@ from smolbench.models.export.check import PER_TOKEN, DTypeName, Expected, Trial
 from smolbench.models.export.network import BATCH, mean_log_probability
 from smolbench.models.export.tokenizer import plain_texts
 from smolbench.models.summarizer import NO_TOKEN, Decoding, start_token
+from smolbench.models.summary_rows import line_breaks, written_text
 from smolbench.models.template import TemplateEncoder
 from smolbench.tasks.classification import ClassificationTask
 from smolbench.tasks.multiple_choice import MultipleChoiceTask
@@ -272,9 +273,9 @@ def expected_summaries(task: SummarizationTask, trial: Trial, documents: Sequenc
     )
 
 
-def _written_by(task: SummarizationTask, trial: Trial, documents: Sequence[str]) -> list[list[int]]:
-    """Token ids of summaries, written greedily and then as in a test."""
-    usual, written = task.decoding, []
+def _written_by(task: SummarizationTask, trial: Trial, documents: Sequence[str]) -> list[str]:
+    """Summaries, written greedily and then as in a test."""
+    usual, written = task.decoding, list[list[int]]()
     for decoding in _decodings(usual):
         task.decoding = decoding
         with as_in_a_test(task, trial):
@@ -282,13 +283,13 @@ def _written_by(task: SummarizationTask, trial: Trial, documents: Sequence[str])
             for numbers in _batches(len(documents)):
                 written += answer([documents[number] for number in numbers]).tolist()
     task.decoding = usual
-    return [[token for token in row if token != NO_TOKEN] for row in written]
+    return [task.encoder.texts([token for token in row if token != NO_TOKEN]) for row in written]
 
 
 def _written_by_export(
     loaded: tuple[Any, Any], documents: Sequence[str], decoding: Decoding, *, causal: bool
-) -> list[list[int]]:
-    """The same by transformers alone, document by document."""
+) -> list[str]:
+    """The same by transformers alone, document by document, as the model card has it."""
     from transformers import GenerationConfig  # lazy: import cost
 
     model, tokenizer = loaded
@@ -298,7 +299,8 @@ def _written_by_export(
         for document in documents:
             rows = tokenizer(document, truncation=True, return_tensors="pt")
             ids = model.eval().generate(**rows, generation_config=how, num_beams=beams)
-            written.append(ids[0, rows["input_ids"].shape[1] if causal else 1 :].tolist())
+            behind = ids[0, rows["input_ids"].shape[1] if causal else 1 :].tolist()
+            written.append(written_text(tokenizer, behind, line_breaks(tokenizer)))
     return written
 
 

@@ -78,7 +78,9 @@ class FineTuneTask(ClassificationTask):
         revision: Branch, tag or commit of the backbone.
         trust_remote_code: Whether Python code among the backbone's files may run, with all that
             you may do on this machine: read it first. A model that needs it is refused without.
-        template: What the network reads: a text with the slot ``{text}``.
+        template: What the network reads: a text with the slot ``{text}``. What stands around it is
+            tokenised by itself, as a tokenizer that is saved with the model can do it (with the
+            method ``head`` all as one text).
         max_length: Longest row in tokens, template included.
         truncation_side: Which end of a long text is cut off.
         dtype: What the network computes in; ``auto`` is bfloat16 where it is native. With
@@ -175,14 +177,17 @@ class FineTuneTask(ClassificationTask):
 
     @cached_property
     def encoder(self) -> TemplateEncoder:
-        """The template with the backbone's tokenizer.
+        """The template with the backbone's tokenizer; part by part, as an export's can do it.
 
         Raises:
             SmolbenchError: If rows could be longer than the backbone reads, or the template does
                 not fit.
         """
         return self.backbone.template_encoder(
-            self._template, self._max_length, self._truncation_side
+            self._template,
+            self._max_length,
+            self._truncation_side,
+            joined=self.method == "head",  # whose export has a script of its own
         )
 
     def encode(self, examples: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:

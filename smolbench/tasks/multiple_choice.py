@@ -16,6 +16,7 @@ from lightning.pytorch import Callback
 from smolbench.data.token_cache import TokenTable
 from smolbench.errors import SmolbenchError
 from smolbench.metrics.multiple_choice import Choices, multiple_choice_metrics
+from smolbench.metrics.uncertainty import ties
 from smolbench.models.adaptation import Quantize, describe, parameter_count
 from smolbench.models.backbone import DType
 from smolbench.models.causal_lm import (
@@ -391,6 +392,13 @@ class MultipleChoiceTask(BaseTask):
         choices, labels, truncated = self._gathered_choices()
         metrics = {**multiple_choice_metrics(choices, labels), "n_truncated": truncated}
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
+        if tied := ties(choices.log_likelihoods):
+            warn(
+                "%d of %d questions have their highest log-likelihood for more than one ending, of "
+                "which the first counts as chosen.",
+                tied,
+                len(labels),
+            )
         chosen = choices.predictions()
         columns = {
             "index": np.arange(len(labels)),

@@ -42,12 +42,15 @@ class ProbeTask(ClassificationTask):
         revision: Branch, tag or commit of the backbone.
         trust_remote_code: Whether Python code among the backbone's files may run, with all that
             you may do on this machine: read it first. A model that needs it is refused without.
-        template: What the network reads: a text with the slot ``{text}``.
+        template: What the network reads: a text with the slot ``{text}``, tokenised with it as one
+            text.
         pooling: Where the vector is taken: at the last token of ``anchor``, at the row's
             ``first`` or ``last`` token, or as the ``mean`` or ``max`` over the text's own tokens
             (not the template's).
         anchor: A word of the template behind the slot, for ``pooling: anchor``.
-        layer: ``-1`` the last layer after its norm, ``0`` the embeddings, ``k`` the ``k``-th block.
+        layer: ``-1`` the last layer after the network's final norm, ``0`` the embeddings, ``k``
+            the output of the ``k``-th block as transformers gives it: of the last block, with most
+            architectures, after the final norm, too, so that it is the same as ``-1``.
         layers: ``all`` keeps the features of every layer and pooling in the pass that computes the
             ones asked for, so that later runs with others need no pass; ``anchor`` may then be
             given with any pooling and is kept too. ``cost/cache_s`` of every run is what the pass

@@ -45,7 +45,8 @@ class PromptTask(ClassificationTask):
         trust_remote_code: Whether Python code among the backbone's files may run, with all that
             you may do on this machine: read it first. A model that needs it is refused without.
         template: What the model reads: a text with the slot ``{text}``, behind which the answer is
-            to follow. Examples written by hand stand in front of it.
+            to follow; all of it is tokenised as one text. Examples written by hand stand in front
+            of it.
         label_words: What the model answers for each class, by the class's name; the names
             themselves if not given.
         separator: What stands between the template and the answer.
@@ -62,8 +63,8 @@ class PromptTask(ClassificationTask):
         num_shots: Examples from the training split that stand in front of the template, of each
             class as many as of any other, or one more.
         shot_seeds: Seeds of their choice. With several, metrics are means over the seeds, with
-            ``<metric>_std`` for their spread; tables class by class and what `predict` answers are
-            the first seed's.
+            ``<metric>_stderr`` of that mean over the texts, ``<metric>_std`` for the spread over
+            the seeds; so are tables class by class. What `predict` answers is the first seed's.
         shot_separator: What stands behind each of these examples; an empty line if not given.
         shot_max_length: Longest text of these examples, in tokens; 64 if not given.
         max_length: Longest row in tokens, template, examples and answer included.
@@ -213,22 +214,30 @@ class PromptTask(ClassificationTask):
         own, asked = self._examples
         found = [
             self.backbone.template_encoder(
-                f"{own}{self._shots(seed)}{asked}", self._max_length, self._truncation_side
+                f"{own}{self._shots(seed)}{asked}",
+                self._max_length,
+                self._truncation_side,
+                goes_on=True,
             )
             for seed in self.shot_seeds
         ]
         # the last token of an answer is never read, only predicted
         answer = max(map(len, self.words.ids)) - 1
-        room = min(encoder.text_budget for encoder in found) - answer
-        if room < 1:
+        room = min(encoder.room for encoder in found) - answer
+        for encoder in found:
+            encoder.room = room
+        if min(encoder.text_budget for encoder in found) < 1:
             raise SmolbenchError(
                 f"model.max_length is {self._max_length}, which leaves no room for a text beside "
                 "the template, its examples and an answer: raise max_length, or lower num_shots or "
                 "shot_max_length."
             )
-        for encoder in found:
-            encoder.text_budget = room
-            encoder.tail_ids = []  # the answer follows, not the end
+        if len({encoder.open_front for encoder in found}) > 1:
+            raise SmolbenchError(
+                "The examples of the different model.shot_seeds end in signs that this tokenizer "
+                "joins with what follows, so that their prompts have no end in common: let "
+                "model.template begin with a word, or give one seed."
+            )
         return found
 
     @cached_property
@@ -281,7 +290,12 @@ class PromptTask(ClassificationTask):
     def encoder_key(self) -> dict[str, Any]:
         """See the base class; rows depend on the examples only in how much room they leave."""
         first = self.encoders[0]
-        return {**first.key(), "template": self._template, "room": first.text_budget}
+        return {
+            **first.key(),
+            "template": self._template,
+            "front": first.open_front,
+            "room": first.room,
+        }
 
     def check_tokens(self, table: TokenTable) -> None:
         """Also those of the examples and of the answers; see the base class."""
@@ -402,16 +416,17 @@ class PromptTask(ClassificationTask):
         index, scores, unknown, labels = self._gather()
         metrics = self._over_seeds(scores, unknown, labels)
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
-        first, *others = (
+        first, *others = draws = [
             self._calibrated(scores[:, n], n, self.calibration) for n in range(len(self.shot_seeds))
-        )
+        ]
         more = {
             f"prediction_of_shots_{seed}": logits.argmax(dim=1).numpy()
             for seed, logits in zip(self.shot_seeds[1:], others, strict=True)
         }
         if self.rule == "top_k":
             more["unknown"] = unknown[:, 0].numpy()
-        self._record_test(index, first, labels, more)
+        called = torch.stack([logits.argmax(dim=1) for logits in draws])
+        self._record_test(index, first, labels, more, called)
 
     def _over_seeds(
         self, scores: torch.Tensor, unknown: torch.Tensor, labels: torch.Tensor
@@ -423,31 +438,29 @@ class PromptTask(ClassificationTask):
             unknown: Texts without an answer, shape ``(N, S)``.
             labels: True classes, shape ``(N,)``.
         """
-        each = [
-            self._of_seed(scores[:, n], unknown[:, n], labels, n)
-            for n in range(len(self.shot_seeds))
-        ]
-        return mean_over_seeds(each)
-
-    def _of_seed(
-        self, scores: torch.Tensor, unknown: torch.Tensor, labels: torch.Tensor, seed: int
-    ) -> dict[str, float]:
-        logits = self._calibrated(scores, seed, self.calibration)
-        metrics = self._meaningful(classification_metrics(logits, labels, self.positive_class))
+        seeds = range(len(self.shot_seeds))
+        used = [self._calibrated(scores[:, n], n, self.calibration) for n in seeds]
+        metrics = self._meaningful(classification_metrics(used, labels, self.positive_class))
+        right: dict[str, list[torch.Tensor]] = {}
         if self.rule == "top_k":
             # most texts have a score for one class only
             metrics = {k: v for k, v in metrics.items() if not k.startswith("auroc")}
-            right = (logits.argmax(dim=1) == labels) & ~unknown
-            metrics["accuracy_unknown_wrong"] = right.double().mean().item()
-            metrics["accuracy_unknown_wrong_stderr"] = mean_stderr(right.double().numpy())
-            metrics["n_unknown"] = float(unknown.sum())
-            return metrics
-        for kind in ("none", *CALIBRATIONS):
-            predicted = self._calibrated(scores, seed, kind).argmax(dim=1)
-            right = (predicted == labels).double()
-            name = "uncalibrated" if kind == "none" else kind
-            metrics[f"accuracy_{name}"] = right.mean().item()
-            metrics[f"accuracy_{name}_stderr"] = mean_stderr(right.numpy())
+            right["accuracy_unknown_wrong"] = [
+                (used[n].argmax(dim=1) == labels) & ~unknown[:, n] for n in seeds
+            ]
+            counts = unknown.sum(dim=0).tolist()
+            metrics |= mean_over_seeds([{"n_unknown": float(count)} for count in counts])
+        else:
+            for kind in ("none", *CALIBRATIONS):
+                right[f"accuracy_{'uncalibrated' if kind == 'none' else kind}"] = [
+                    self._calibrated(scores[:, n], n, kind).argmax(dim=1) == labels for n in seeds
+                ]
+        for name, draws in right.items():
+            of_rows = torch.stack(draws).double()
+            metrics |= mean_over_seeds([{name: share} for share in of_rows.mean(dim=1).tolist()])
+            metrics[f"{name}_stderr"] = mean_stderr(of_rows.mean(dim=0).numpy())
+        if len(seeds) > 1:
+            metrics["n_draws"] = float(len(seeds))
         return metrics
 
     # -- what results say -------------------------------------------------------------------------

@@ -89,7 +89,9 @@ class SummarizationTask(WritingTask):
             you may do on this machine: read it first. A model that needs it is refused without.
         template: What the model reads, a text with the slot ``{text}``; ``summarize: {text}`` for
             T5, the bare document for other encoder-decoder models and ``Summarize: {text}
-            Summary:`` for causal models if not given.
+            Summary:`` for causal models if not given. With the method ``none`` all is tokenised as
+            one text, else what stands around the document by itself, as a tokenizer that is saved
+            with the model can do it.
         max_length: Most tokens of a document with its template; longer documents lose their end,
             never the template, and are counted. 512 if not given, or what a causal model's window
             leaves.
@@ -102,7 +104,8 @@ class SummarizationTask(WritingTask):
         target_modules: Ends of the names of the linear layers that get an adapter; peft's choice
             for the architecture if not given: query and value projections.
         quantize: Which linear layers ``qlora`` holds in 4 bits: ``all`` (if not given) or only the
-            ``adapted`` ones.
+            ``adapted`` ones. Never the head, nor T5's ``wo`` (a third to a half of its feed-forward
+            blocks), which transformers leaves out.
         label_smoothing: Share of each target that is spread evenly over the vocabulary, in
             training; the validation loss is without it.
         gradient_checkpointing: Compute the layers' activations again in the backward pass instead
@@ -259,6 +262,7 @@ class SummarizationTask(WritingTask):
             self.max_length,
             self.max_summary_length,
             causal=self.causal,
+            joined=self.method == "none",  # an export's tokenizer can only do the parts
         )
 
     def encode(self, examples: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:

@@ -651,7 +651,12 @@ def verify_signature(
         f"{key} was {saved.get(key)!r}, is {signature.get(key)!r}" for key in sorted(differing)
     ]
     if differences:
+        encoder = (
+            " (The encoder is the tokenizer and the way in which this version of smolbench turns a "
+            "template and a text into token ids.)"
+        )
         raise SmolbenchError(
             f"The checkpoint was trained with other settings: {'; '.join(differences)}. Use the "
             "settings it was trained with, or train anew."
+            + (encoder if "encoder" in differing else "")
         )

@@ -190,6 +190,7 @@ def teacher_logits(
         blocks=pass_blocks(table, device),
         start_compute=start,
         description=description,
+        device=device,
         ranks=ranks,
         part=part,
     )

@@ -168,18 +168,60 @@ def test_results_hold_every_measurement_and_what_it_was_run_on(harness, tmp_path
 
 def test_fewer_epochs_of_the_peer_multiply_its_training_only(harness):
     probe = load("probe_vs_trainer")
-    facts = {"best_ckpt_mb": 1.0, "last_ckpt_mb": 2.0}
+    facts = {"best_ckpt_mb": 1.0, "last_ckpt_mb": 2.0, "cost/cache_s": 4.0}
     rounds = {
         probe.FIRST: [measured(harness, 10.0, 50.0, **facts)],
         probe.SECOND: [measured(harness, 2.0, 40.0)],
-        probe.PEER: [measured(harness, 30.0, 100.0, train_s=20.0)],
+        probe.PEER: [measured(harness, 30.0, 100.0, train_s=20.0, epoch_s=10.0)],
+        probe.GROUPED: [measured(harness, 20.0, 100.0, train_s=10.0, epoch_s=5.0)],
     }
-    whole = [finding.value for finding in probe.compared(rounds, 1.0)]
-    assert whole[:3] == ["3.0x (one round)", "15.0x (one round)", "0.50x (one round)"]
-    fewer = probe.compared(rounds, 5.0)  # 10 s of start, 5 times 20 s
-    assert [f.value for f in fewer[:2]] == ["11.0x (one round)", "55.0x (one round)"]
-    assert all("extrapolated" in finding.what for finding in fewer[:2])
-    assert [f.value for f in fewer[3:]] == ["1.00 MB (one round)", "2.00 MB (one round)"]
+
+    def found(factor):
+        return {
+            f.what: f.value.removesuffix(" (one round)") for f in probe.compared(rounds, factor)
+        }
+
+    first, second = (
+        "over the first run of smolbench",
+        "over a second run with another head",
+    )
+    whole = found(1.0)
+    assert whole[f"total time, Trainer {first}"] == "3.0x"
+    assert whole[f"total time, Trainer {second}"] == "15.0x"
+    assert whole[f"total time, {probe.GROUPED}, over the first run"] == "2.00x"
+    assert whole["one epoch of the Trainer over the one pass"] == "2.50x"
+    assert whole[f"one epoch of the {probe.GROUPED} over the one pass"] == "1.25x"
+    assert whole["peak memory, first run of smolbench over Trainer"] == "0.50x"
+    fewer = found(5.0)  # 10 s of start, 5 times 20 s
+    assert fewer[f"total time, Trainer (extrapolated) {first}"] == "11.0x"
+    assert fewer[f"total time, Trainer (extrapolated) {second}"] == "55.0x"
+    assert fewer[f"total time, {probe.GROUPED} (extrapolated), over the first run"] == "6.00x"
+    assert fewer["one epoch of the Trainer over the one pass"] == "2.50x"
+    assert (fewer["best.ckpt"], fewer["last.ckpt"]) == ("1.00 MB", "2.00 MB")
+
+
+@pytest.mark.parametrize(
+    ("summary", "said"),
+    [(["", 1, True], "100% of the summaries are empty"), (["and", 64, False], "100% are cut off")],
+)
+def test_summaries_that_prove_nothing_are_not_compared(harness, summary, said):
+    script = load("summarization")
+    side = [measured(harness, 1.0, 1.0, summaries=[summary] * 3, dialogues_per_s=1.0)]
+    (only,) = script.written({script.OURS: side, script.PEER: side}, "float32")
+    assert said in only.value
+    assert not only.verdict
+
+
+def test_summaries_are_compared_token_by_token(harness):
+    script = load("summarization")
+    ours, theirs = [["a", 2, True], ["b", 2, True]], [["a", 2, True], ["b", 3, True]]
+    rounds = {
+        script.OURS: [measured(harness, 1.0, 1.0, summaries=ours, dialogues_per_s=3.0)],
+        script.PEER: [measured(harness, 1.0, 1.0, summaries=theirs, dialogues_per_s=2.0)],
+    }
+    speed, different, _ = script.written(rounds, "float32")
+    assert (speed.value, speed.verdict) == ("1.50x (one round)", "reached")
+    assert (different.value, different.verdict) == ("0.500 (one round)", "missed")
 
 
 def test_growth_is_per_row(harness):

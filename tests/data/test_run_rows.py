@@ -198,9 +198,7 @@ def test_a_test_file_that_was_moved_is_the_same_also_where_it_repeats_training_r
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda rows: [*rows[1:], rows[0]], "still stand there, but in another order"),
-        (lambda rows: rows[::-1], "still stand there, but in another order"),
-        (lambda rows: [*rows, ("new", "neg")], "still stand there, .* among others"),
+        (lambda rows: [*rows, ("new", "neg")], "still stand there, but among more or fewer others"),
         (lambda rows: rows[20:], "gone"),
         (lambda rows: [other_label(row) for row in rows], "with another label now"),
     ],
@@ -211,6 +209,18 @@ def test_a_training_goes_on_with_its_own_rows_only(run, change, said):
     data = run.again(goes_on=True)
     with pytest.raises(SmolbenchError, match=f"not what this run has been trained on .*{said}"):
         data._keep()
+
+
+@pytest.mark.parametrize("change", [lambda rows: rows[::-1], lambda rows: [*rows[1:], rows[0]]])
+def test_a_training_goes_on_in_its_own_order(run, change):
+    rows = ROWS[:90] if "test_file" in run.options else files(run)[1]
+    write(run.file, change(rows), run.columns)
+    data = run.again(goes_on=True)
+    data._keep()
+    assert data.kept_rows().digest == run.kept.digest
+    assert run.pairs(data, "train") == run.train
+    assert run.pairs(data, "val") == run.val
+    assert data.facts() == {**run.results, **data.facts()}
 
 
 def test_a_training_goes_on_where_only_the_test_file_has_changed(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import smolbench.estimate.command
 from smolbench.cli import main
 from smolbench.data.batching import BatchPlan
+from smolbench.estimate.command import EstimateCLI
 from smolbench.estimate.cost import Estimate, Measured, estimate_of
 from smolbench.estimate.planned import Planned
 from smolbench.estimate.rehearsal import EVALUATED, STEPS, WARM_UP, Part, Rehearsal
@@ -44,6 +46,7 @@ def estimated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         printed(estimate, processes, folder)
 
     monkeypatch.setattr(smolbench.estimate.command, "print_estimate", keep)
+    monkeypatch.setattr(EstimateCLI, "_tested_alone", lambda _: {})  # takes seconds, see below
 
     def call(*arguments: str) -> Estimate:
         before = sorted(tmp_path.rglob("*"))
@@ -83,6 +86,20 @@ def test_a_fine_tuning(estimated, capsys) -> None:
     said = capsys.readouterr().out
     assert "Estimate of imdb_gpt2+tiny: 16 steps, 2 epochs" in said
     assert "4 of 8 steps timed" in said
+
+
+def test_the_memory_of_the_test_is_that_of_a_process_of_its_own(
+    monkeypatch, tmp_path, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ballast = np.ones(300 << 17)  # 300 MiB that no process of its own has
+    assert main(["fit", *TUNE, "--estimate"]) == 0
+    said = capsys.readouterr().out
+    here, alone = (
+        float(mib.replace(",", "")) for mib in re.findall(r"resident, +([\d,]+) MiB", said)
+    )
+    assert alone < here - 0.8 * ballast.nbytes / 2**20
+    assert "in the training's process" not in said
 
 
 def test_a_run_is_not_found_after_it(estimated, capsys) -> None:

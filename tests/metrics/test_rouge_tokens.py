@@ -87,6 +87,10 @@ def test_sentences_of_other_scripts(text, split):
     assert sentences(text, "unicode").split("\n") == split
 
 
+def test_published_scores_know_sentences_of_english_only():
+    assert sentences("他走了。好 वह गया। वह आया") == "他走了。好 वह गया। वह आया"
+
+
 def test_english_is_scored_alike():
     texts = [text for text in ENGLISH if text.isascii()]
     assert [sentences(text, "unicode") for text in texts] == [sentences(text) for text in texts]
@@ -143,3 +147,5 @@ def test_how_much_of_a_text_is_read():
     texts = ["Anna bought a cake.", "Анна купила торт.", "Иван 2024", "naïve", "👍🏽 ...", "किताब"]
     assert shares_read(texts, "rouge_score").tolist() == [1, 0, 0.5, 0.8, 0, 0]
     assert shares_read(texts, "unicode").tolist() == [1, 1, 1, 1, 0, 1]
+    for name in ("rouge_score", "unicode"):  # as it is written, not its stem; down to one letter
+        assert shares_read(["running", "x", "é"], name).tolist() == [1, 1, float(name == "unicode")]

@@ -82,7 +82,7 @@ def test_calibration_error_of_one_bin_is_a_mean():
 def test_one_row_has_no_standard_error():
     found = classification_metrics(torch.tensor([[1.0, 2.0]]), torch.tensor([1]))
     assert all(np.isnan(value) for name, value in found.items() if name.endswith("_stderr"))
-    assert np.isnan(list(confusion_stderrs(np.array([[1, 0], [0, 0]])).values())).all()
+    assert np.isnan(list(confusion_stderrs(np.array([0]), np.array([0]), 2).values())).all()
 
 
 def test_the_same_rows_give_the_same_errors():
@@ -90,9 +90,36 @@ def test_the_same_rows_give_the_same_errors():
 
 
 def test_means_over_seeds_have_a_spread_where_there_are_several():
-    one = {"accuracy": 0.5, "accuracy_stderr": 0.1, "n": 40.0}
-    other = {"accuracy": 0.7, "accuracy_stderr": 0.3, "n": 40.0}
+    one, other = {"accuracy": 0.5, "n": 40.0}, {"accuracy": 0.7, "n": 40.0}
     assert mean_over_seeds([one]) == one
     assert mean_over_seeds([one, other]) == pytest.approx(
-        {"accuracy": 0.6, "accuracy_stderr": 0.2, "n": 40, "accuracy_std": 0.02**0.5}
+        {"accuracy": 0.6, "n": 40, "accuracy_std": 0.02**0.5}
+    )
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_error_of_a_mean_over_draws_is_that_of_rows_resampled_for_all_of_them(classes):
+    logits, labels = drawn(classes)
+    noise = torch.Generator().manual_seed(2)
+    draws = [logits + torch.randn(logits.shape, generator=noise) for _ in range(3)]
+    found = classification_metrics(draws, labels)
+    each = [classification_metrics(one, labels) for one in draws]
+    generator = torch.Generator().manual_seed(1)
+    resampled = []
+    for _ in range(300):
+        rows = torch.randint(len(labels), (len(labels),), generator=generator)
+        of = [classification_metrics_of(one[rows], labels[rows]) for one in draws]
+        resampled.append({name: np.mean([one[name] for one in of]) for name in of[0]})
+    for name in resampled[0]:
+        expected = np.std([one[name] for one in resampled], ddof=1)
+        assert found[f"{name}_stderr"] == pytest.approx(expected, rel=0.2), name
+        values = [one[name] for one in each]
+        assert found[name] == pytest.approx(np.mean(values)), name
+        assert found[f"{name}_std"] == pytest.approx(np.std(values, ddof=1)), name
+    right = np.mean([(one.argmax(1) == labels).numpy() for one in draws], axis=0)
+    assert found["accuracy_stderr"] == pytest.approx(right.std(ddof=1) / len(right) ** 0.5)
+    assert not [name for name in found if name.endswith("_stderr_std")]
+    # a draw that is there three times says no more than once
+    assert classification_metrics([logits] * 3, labels)["ece_stderr"] == pytest.approx(
+        classification_metrics(logits, labels)["ece_stderr"]
     )

@@ -70,6 +70,17 @@ def test_ids_are_those_of_context_and_endings(kind, convention):
             start += size
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_an_ending_behind_an_empty_context_is_scored_whole(kind):
+    tokenizer = tiny_tokenizer(kind)
+    row = {**VIDEO, "activity_label": "[mark", "ctx_a": "a", "ctx_b": "b]"}
+    assert word("lm_eval", row).context == ""
+    encoded = ChoiceEncoder(tokenizer, "lm_eval", 500).encode({k: [v] for k, v in row.items()})
+    text = "".join(f" {ending}" for ending in row["endings"])
+    start = "</s>" if kind == "opt" else tokenizer.bos_token
+    assert tokenizer.decode(encoded["input_ids"][0]) == start + text
+
+
 def test_solved_examples_stand_in_front():
     tokenizer = tiny_tokenizer("gpt2")
     encoder = ChoiceEncoder(tokenizer, "lm_eval", 500, [{**VIDEO, "label": 3}])

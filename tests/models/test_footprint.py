@@ -14,6 +14,7 @@ from smolbench.models.classifier import classify, load_classifier
 from smolbench.models.footprint import cache_bytes_per_token, training_memory, weights_of
 from smolbench.models.live_bytes import LiveBytes
 from tests.helpers.tiny import tiny_backbone, tiny_language_model
+from tests.helpers.zoo import LOADERS, ZOO, zoo_model
 
 SMOLLM2 = {
     "135M": ((30, 9, 3, 576, 1536), 134_515_008, (269.03, 162.87, 109.78)),
@@ -194,3 +195,87 @@ def test_memory_grows_with_the_batch_and_falls_with_the_method():
 def test_rows_longer_than_the_model_reads_are_refused():
     with pytest.raises(SmolbenchError, match="positions for 128 tokens only"):
         training_memory(Backbone(tiny_backbone("gpt2"), None, "bfloat16"), "full", 1, 129)
+
+
+# -- every architecture ---------------------------------------------------------------------------
+
+
+def cached_by_the_loaded(model, length):
+    """Bytes in bfloat16 that a real decoder keeps of so many tokens."""
+    ids = torch.ones(1, length, dtype=torch.long)
+    read, more = model, {}
+    if model.config.is_encoder_decoder:
+        width = model.get_input_embeddings().embedding_dim
+        read, more = model.get_decoder(), {"encoder_hidden_states": torch.zeros(1, 4, width)}
+    with torch.no_grad():
+        output = read(input_ids=ids, use_cache=True, **more)
+    cache = getattr(output, "cache", getattr(output, "past_key_values", None))
+    cache = getattr(cache, "self_attention_cache", cache)
+    kept = [getattr(layer, name, None) for layer in getattr(cache, "layers", [])
+            for name in ("keys", "values")]  # fmt: skip
+    return 2 * sum(tensor.numel() for tensor in kept if tensor is not None)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_any_architecture_is_counted_as_it_is_loaded(name):
+    folder, made = zoo_model(name), ZOO[name]
+    backbone = Backbone(folder, None, "float32")
+    weights = weights_of(backbone)
+    model = LOADERS[made.kind].from_pretrained(folder).eval()
+    assert weights.total == sum(p.numel() for p in model.parameters())
+    linear = {id(m.weight): m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)}
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    head = model.get_output_embeddings()
+    own = {id(head.weight)} - tables if isinstance(head, torch.nn.Module) else set()
+    if own:
+        assert weights.head == sum(p.numel() for p in head.parameters())
+    expected = sum(p.numel() for key, p in linear.items() if key not in tables | own)
+    assert weights.linear == sum(weights.quantised)
+    # Conv1D is linear, too; quantisation leaves routers, poolers and all that belongs to heads
+    if made.kind != "encoder" and name not in ("gpt2", "switch_transformers", "modernbert_decoder"):
+        assert weights.linear == expected
+    if made.kind == "encoder":
+        assert cache_bytes_per_token(backbone) is None
+    elif name in ("recurrent_gemma", "switch_transformers"):
+        with pytest.raises(SmolbenchError, match="cannot be counted"):
+            cache_bytes_per_token(backbone)
+    else:
+        grown = cached_by_the_loaded(model, 5) - cached_by_the_loaded(model, 4)
+        assert cache_bytes_per_token(backbone) == grown
+
+
+def test_a_head_of_its_own_is_counted_though_transformers_ties_it(tmp_path):
+    model = LOADERS["pair"].from_pretrained(zoo_model("t5"))
+    tied = sum(p.numel() for p in model.parameters())
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    model.save_pretrained(tmp_path)
+    loaded = LOADERS["pair"].from_pretrained(tmp_path)
+    head = loaded.lm_head.weight.numel()
+    assert sum(p.numel() for p in loaded.parameters()) == tied + head
+
+    def counted():
+        weights = weights_of(Backbone(str(tmp_path), None, "float32"))
+        assert weights.size(4) == weights.linear / 2 + 2 * (weights.total - weights.linear)
+        return weights.total, weights.head
+
+    assert counted() == (tied + head, head)  # by its files
+    (tmp_path / "model.safetensors").unlink()
+    assert counted() == (tied, 0)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tie_word_embeddings": False}))
+    assert counted() == (tied + head, head)  # by its configuration, as Flan-T5's
+
+
+@pytest.mark.parametrize("compute", [torch.bfloat16, torch.float32])
+def test_a_mixture_of_experts_is_trained_without_data_as_with_it(compute):
+    backbone = Backbone(zoo_model("mixtral"), None, "float32")
+    found = training_memory(backbone, "full", 3, 40, compute)
+    model = load_classifier(backbone, 2, seed=0)
+    rows = torch.ones(3, 40, dtype=torch.long)
+    mask = torch.ones_like(rows)
+    own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers(), rows, mask]}
+    with LiveBytes(own) as live:
+        with torch.autocast("cpu", dtype=compute, enabled=compute != torch.float32):
+            loss = classify(model, rows, mask, padding="unseen").logsumexp(dim=1).sum()
+        loss.backward()
+    assert found.step == pytest.approx(live.peak, rel=0.15)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import json
 import logging
 import multiprocessing
 import os
@@ -9,14 +10,18 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from smolbench.callbacks.memory import MemoryMonitor, peaks_within, resident_mib
 from smolbench.errors import SmolbenchError
 from smolbench.models import frozen_cache, output_files
 from smolbench.models.frozen_cache import cached_outputs, plan_blocks
-from smolbench.models.output_files import Entry
+from smolbench.models.output_files import Entry, peak_costs
+from smolbench.notices import begin
 from smolbench.ranks import Ranks
 from tests.helpers.processes import Process
 
@@ -63,6 +68,7 @@ def run(folder, network, key="key", width=WIDTH, **options):
         return lambda rows: {key: compute(rows)}
 
     options = {"widths": {key: width}, "blocks": plan_blocks(LENGTHS, 12), **options}
+    options = {"device": torch.device("cpu"), **options}
     return cached_outputs(Path(folder), key, start_compute=start, description="test", **options)
 
 
@@ -525,6 +531,7 @@ def run_together(folder, network, key="a", widths=WIDTHS, **options):
         blocks=plan_blocks(LENGTHS, 12),
         start_compute=start,
         description="test",
+        device=torch.device("cpu"),
         **options,
     )
 
@@ -722,8 +729,12 @@ def test_a_full_disk_is_a_sentence_and_its_rest_is_repaired(folder, undisturbed,
 
 
 def test_a_full_disk_at_the_very_end_is_a_sentence(folder, undisturbed, monkeypatch):
+    write = output_files.write_atomically
+
     def full(path, text):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if path.name == "meta.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, text)
 
     with monkeypatch.context() as patch:
         patch.setattr(output_files, "write_atomically", full)
@@ -769,3 +780,52 @@ def test_a_complete_entry_is_read_from_a_read_only_folder(folder, monkeypatch):
 def test_an_error_of_the_network_is_not_blamed_on_the_cache(folder):
     with pytest.raises(FileNotFoundError):
         run(folder, Network(1, FileNotFoundError(errno.ENOENT, "a file of the network")))
+
+
+# -- memory ---------------------------------------------------------------------------------------
+
+
+class Hungry(Network):
+    """Takes 200 MiB for the first block, the longest rows, and gives them back."""
+
+    def compute(self, rows):
+        if not self.blocks:
+            np.ones(200 << 17).sum()
+        return super().compute(rows)
+
+
+def test_a_pass_says_its_peak_memory_also_when_it_is_reused_or_was_interrupted(folder):
+    before = resident_mib()
+    filled = run(folder, Hungry())
+    assert filled.peaks_mib["rss"] > before + 150
+    assert run(folder, Network()).peaks_mib == filled.peaks_mib
+    with pytest.raises(RuntimeError, match="killed"):
+        run(folder, Hungry(die_at=2), key="other")
+    assert run(folder, Network(), key="other").peaks_mib["rss"] > before + 150
+    costs = peak_costs([filled, run(folder, Network())], "fit")
+    assert costs == {f"cost/peak_rss_mib{end}": filled.peaks_mib["rss"] for end in ("", "_fit")}
+
+
+def test_a_stage_loses_nothing_where_a_part_of_it_is_measured():
+    monitor = MemoryMonitor()
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    monitor.setup(trainer, None, "fit")
+    before = resident_mib()
+    np.ones(200 << 17).sum()
+    with peaks_within(torch.device("cpu")) as peaks:
+        assert peaks()["rss"] < before + 100
+        np.ones(100 << 17).sum()
+        assert before + 50 < peaks()["rss"] < before + 150
+    monitor.on_exception(trainer, None, RuntimeError())
+    assert monitor.facts()["cost/peak_rss_mib_fit"] > before + 150
+
+
+def test_an_entry_of_a_version_that_did_not_measure_says_so(folder, caplog):
+    run(folder, Network())
+    meta = folder / "key" / "meta.json"
+    known = json.loads(meta.read_text())
+    del known["peaks_mib"]
+    meta.write_text(json.dumps(known))
+    begin()
+    assert run(folder, Network()).peaks_mib == {}
+    assert "did not measure its memory" in caplog.text

@@ -258,3 +258,30 @@ def test_bfloat16_log_probabilities_are_summed_in_float32(tmp_path):
         exact = log_likelihoods(load("llama"), batch)
     assert rough.dtype == torch.float32
     torch.testing.assert_close(rough, exact, rtol=0.05, atol=1.0)
+
+
+@pytest.mark.parametrize("kind", ["llama", "opt"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_logits_of_sixteen_bits_are_not_rounded(kind, mixed):
+    model = load(kind, torch.float32 if mixed else torch.bfloat16)
+    head = model.get_output_embeddings()
+    states = torch.randn(400, head.in_features, generator=torch.Generator().manual_seed(0))
+    states = states.to(torch.bfloat16)
+    tokens = torch.arange(400) % head.out_features
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        found = scoring.next_token_logits(model, states)
+        logs = scoring.token_log_probs(model, states, tokens)
+        rounded = torch.nn.functional.linear(states, head.weight.to(torch.bfloat16))
+        exact = states.double() @ head.weight.to(torch.bfloat16).double().T
+    assert rounded.dtype == torch.bfloat16
+    assert len(found[:, 7].unique()) == 400 > len(rounded[:, 7].unique())
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-4)
+    wanted = exact.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(logs.double(), wanted, rtol=0, atol=1e-4)
+
+
+def test_a_head_that_learns_is_the_library_s_own():
+    model = load("llama", torch.bfloat16)
+    states = torch.randn(3, 16).to(torch.bfloat16).requires_grad_()
+    expected = model.get_output_embeddings()(states).float()
+    torch.testing.assert_close(scoring.next_token_logits(model, states), expected, rtol=0, atol=0)

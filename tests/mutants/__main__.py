@@ -30,7 +30,7 @@ LEAST = 0.85
 """Share of each module's mutants that must not survive."""
 TESTS = {
     "smolbench.metrics.classification": ["tests/metrics/test_classification.py"],
-    "smolbench.metrics.directions": ["tests/metrics/test_directions.py"],
+    "smolbench.metrics.table": ["tests/metrics/test_table.py"],
     "smolbench.metrics.multiple_choice": ["tests/metrics/test_multiple_choice.py"],
     "smolbench.metrics.rouge": ["tests/metrics/test_rouge.py"],
     "smolbench.metrics.rouge_tokens": ["tests/metrics/test_rouge_tokens.py"],

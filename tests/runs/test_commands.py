@@ -147,11 +147,23 @@ def test_sample_predictions_are_written_with_the_details(two, capsys):
 
 def test_tables_as_csv(two, capsys):
     tables = {"test__labels": ["neg", "pos"], "test__confusion": [[8, 2], [1, 9]]}
+    tables["test__accuracy_std"] = 0.01
     write_run(two / "runs" / "imdb_probe" / "2", series_digest="other", **tables)
+    for seed in (0, 1):
+        write_run(two / "runs" / "imdb_probe" / f"s{seed}", series_digest="s", seed=seed,
+                  test__accuracy=0.6 + seed / 10)  # fmt: skip
     assert main(["report", "--csv", "tables"]) == 0
     with (two / "tables" / "stanfordnlp_imdb-1-leaderboard.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["accuracy"] for row in rows if row["run"].startswith("imdb_probe/")] == ["0.89"] * 2
+    mine = [row for row in rows if row["run"].startswith("imdb_probe/")]
+    errors = ["± over examples", "± over draws", "± over seeds"]
+    assert [[row[name] for name in ("accuracy", *errors)] for row in mine[:2]] == [
+        ["0.89", "0.002", "", ""],
+        ["0.89", "0.002", "0.01", ""],
+    ]
+    assert float(mine[2]["± over seeds"]) == pytest.approx(0.1 / 2**0.5)
+    assert mine[2]["± over examples"] == ""
+    assert "0.8900 ± 0.0020 (over draws ± 0.0100)" in capsys.readouterr().out
     confusion = (two / "tables" / "run-imdb_probe_2-confusion.csv").read_text().splitlines()
     assert confusion == ["is \\ was called,neg,pos", "neg,8.0,2.0", "pos,1.0,9.0"]
     assert (two / "tables" / "Rowan_hellaswag-1-leaderboard.csv").exists()

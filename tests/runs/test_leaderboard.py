@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from smolbench.runs.cells import comparison_tables
 from smolbench.runs.leaderboard import build_report
 from smolbench.runs.record import find_folders, read_records
 from tests.helpers.written_runs import MULTIPLE_CHOICE, SUMMARIES, write_run
@@ -152,7 +153,8 @@ def test_other_conventions_are_another_board(tmp_path, runs):
 
 def test_summaries_are_compared_by_how_they_were_written(tmp_path, runs):
     runs("full", SUMMARIES)
-    runs("card", SUMMARIES, convention="card", recipe="samsum_card_flan-t5-base")
+    runs("card", SUMMARIES, convention="card", recipe="samsum_card_flan-t5-base",
+         training__max_epochs=5)  # fmt: skip
     runs("unicode", SUMMARIES, convention="full, unicode tokenizer")
     (boards,) = [dataset.boards for dataset in report(tmp_path)]
     found = {board.convention: board for board in boards}
@@ -250,14 +252,47 @@ def test_a_test_apart_of_an_unfinished_training_is_marked(tmp_path, runs):
     assert (row.rank, row.obstacle) == (None, "training not finished: interrupted")
 
 
-def test_one_model_scored_twice_is_no_second_seed(tmp_path, runs):
-    trained = runs("trained", seed=0, started_at="2026-01-01")
-    best = f"{trained}/checkpoints/best.ckpt"
-    runs("apart", seed=5, attempts=..., parent_run=str(trained), checkpoint=best,
-         started_at="2026-01-02")  # fmt: skip
-    apart, again = ours(only_board(tmp_path))
-    assert (apart.seeds, apart.rank) == (1, 1)
-    assert again.obstacle == "a newer run has this seed"
+def test_a_training_competes_once_and_its_other_tests_stand_below_it(tmp_path, runs):
+    trained = runs("trained", seed=0, started_at="2026-01-01", cost__peak_rss_mib_fit=1400.0)
+    runs("worse", series_digest="b", test__accuracy=0.7)
+    again = {"attempts": ..., "parent_run": str(trained), "started_at": "2026-01-02",
+             "cost__fit_s": ..., "cost__cache_s": ..., "data__n_train": ...}  # fmt: skip
+    folder = f"{trained}/checkpoints"
+    runs("again", seed=5, checkpoint=f"{folder}/best.ckpt", series_digest="c", **again,
+         cost__peak_rss_mib=600.0, test__accuracy=0.99)  # fmt: skip
+    runs("last", checkpoint=f"{folder}/last.ckpt", **again, cost__peak_rss_mib=1600.0)
+    rows = ours(only_board(tmp_path))
+    assert names(rows) == [["trained"], ["again"], ["last"], ["worse"]]
+    assert [row.rank for row in rows] == [1, None, None, 2]
+    assert {row.obstacle for row in rows[1:3]} == {"another test of imdb_probe/trained"}
+    assert "tested under other settings than its training's" in rows[1].notes
+    assert "scored last.ckpt" in rows[2].notes
+    # of training and test the higher one, beside the time of the training
+    assert [row.costs["peak_rss_mib"] for row in rows[:3]] == [1500.0, 1400.0, 1600.0]
+    assert {row.costs["training_s"] for row in rows[:3]} == {900.0}
+    assert {row.costs["n_train"] for row in rows[:3]} == {25_000}
+
+
+def test_of_several_tests_apart_that_of_the_best_checkpoint_competes(tmp_path, runs):
+    trained = runs("trained", test__accuracy=..., test__n=..., started_at="2026-01-01")
+    for day, (name, digest) in enumerate(
+        (("best", "fedcba9876543210"), ("best", "c"), ("last", "fedcba9876543210"))
+    ):
+        runs(f"{name}{day}", attempts=..., parent_run=str(trained), series_digest=digest,
+             checkpoint=f"{trained}/checkpoints/{name}.ckpt",
+             started_at=f"2026-01-0{day + 2}")  # fmt: skip
+    rows = ours(only_board(tmp_path))
+    assert names(rows) == [["best0"], ["best1"], ["last2"]]
+    assert [row.rank for row in rows] == [1, None, None]
+
+
+def test_what_time_has_cut_is_marked_and_no_seed_of_a_whole_training(tmp_path, runs):
+    runs("whole", seed=0)
+    runs("cut", seed=1, training__out_of_time=True)
+    rows = {row.records[0].path.name: row for row in ours(only_board(tmp_path))}
+    assert [row.seeds for row in rows.values()] == [1, 1]
+    assert rows["cut"].notes == ("its training was cut: its time was up",)
+    assert rows["whole"].notes == ()
 
 
 def test_a_test_whose_training_is_elsewhere_says_so(tmp_path, runs):
@@ -267,6 +302,7 @@ def test_a_test_whose_training_is_elsewhere_says_so(tmp_path, runs):
     rows = ours(only_board(tmp_path))
     assert [row.seeds for row in rows] == [1, 1]
     assert {row.notes for row in rows} == {("the run that trained it is not in this report",)}
+    assert all("peak_rss_mib" not in row.costs for row in rows), "the test's alone"
 
 
 # -- published figures ----------------------------------------------------------------------------
@@ -298,7 +334,8 @@ def test_every_published_metric_is_compared(tmp_path, runs):
 
 def test_untrained_is_compared_with_untrained(tmp_path, runs):
     gpt2 = {"recipe": "imdb_gpt2", "method": "full", "model__id": "openai-community/gpt2"}
-    runs("trained", **gpt2, test__accuracy=0.94)
+    whole = {"data__n_train": 22_500, "training__max_epochs": 15}
+    runs("trained", **gpt2, **whole, test__accuracy=0.94)
     runs("not", **gpt2, attempts=..., test__accuracy=0.51)
     differences = {row.obstacle: row.difference for row in ours(only_board(tmp_path))}
     assert differences == {None: pytest.approx(-0.0046), "untrained": pytest.approx(0.0099)}
@@ -308,8 +345,6 @@ def test_untrained_is_compared_with_untrained(tmp_path, runs):
     "other",
     [
         {"recipe": "imdb_probe+tiny"},
-        {"model__id": "openai-community/gpt2"},
-        {"data__limit_train": 500},
         {"test__n": 2_000},
         {"data__id": "sample/imdb"},
         {"status": "interrupted"},
@@ -320,6 +355,42 @@ def test_another_experiment_is_not_compared(tmp_path, runs, other):
     board = only_board(tmp_path)
     assert [row.difference for row in ours(board)] == [None]
     assert board.comparisons == ()
+
+
+@pytest.mark.parametrize(
+    ("other", "differs"),
+    [
+        ({"model__id": "openai-community/gpt2"}, "model openai-community/gpt2"),
+        ({"method": "lora"}, "method lora"),
+        ({"data__n_train": 250}, "training examples 250, not 25,000"),
+        ({"data__n_train": 25_010}, None),
+        ({"data__n_train": ...}, "training examples unknown, not 25,000"),
+        ({"training__max_epochs": 1}, "epochs 1, not 10"),
+        ({"training__max_epochs": ...}, "epochs unknown, not 10"),
+        ({"training__out_of_time": True}, "its training was cut"),
+    ],
+)
+def test_what_is_not_quite_the_experiment_stands_beside_it(tmp_path, runs, other, differs):
+    runs("a", **other)
+    board = only_board(tmp_path)
+    (row,) = ours(board)
+    assert (row.difference is None) == (differs is not None)
+    (comparison,) = board.comparisons
+    assert comparison.differs == (() if differs is None else (differs,))
+    (title,) = comparison_tables(board)
+    assert ("reproduce" in title) == (differs is None)
+
+
+def test_epochs_of_an_earlier_version_stand_in_its_settings(tmp_path, runs):
+    folder = runs("a", training__max_epochs=...)
+    (folder / "config.yaml").write_text("trainer: {max_epochs: 10, max_steps: -1}")
+    assert only_board(tmp_path).comparisons[0].differs == ()
+
+
+def test_a_run_of_one_model_does_not_stand_beside_the_figures_of_others(tmp_path, runs):
+    runs("a", MULTIPLE_CHOICE, convention="smollm2")
+    (comparison,) = only_board(tmp_path).comparisons
+    assert comparison.figure.model == comparison.row.model
 
 
 def test_a_card_is_compared_by_its_convention_only(tmp_path, runs):

@@ -72,12 +72,13 @@ def rendered(folder):
 def test_every_run_and_published_figure_is_in_the_table(four):
     write_run(four / "runs" / "untested", test__accuracy=...)
     page = Page(rendered(four))
-    board, comparisons, unscored = page.tables
+    board, comparisons, beside, unscored = page.tables
     runs = [row[2] for row in board[1:]]
     assert {f"imdb_probe/{name}" for name in RUNS} < set(runs)
     assert "imdb_few_shot_smollm2-1.7b" in runs
     assert [row[0] for row in board[1:] if row[0]] == ["1", "2", "3"]
     assert len(comparisons) == 1 + 1  # one failed, and two are by other methods
+    assert [line[-2] for line in beside[1:]] == ["method full", "method bayes"]
     assert unscored[1][0] == "imdb_probe/untested"
     assert "5 runs" in page.text
 

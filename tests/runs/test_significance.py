@@ -23,8 +23,8 @@ N = 200
 LABELS = np.arange(N) % 2
 
 
-def write(folder, right, base=None, *, shuffled=False, **changes):
-    """A run that is right on the texts given, with its predictions."""
+def write(folder, right, base=None, *, shuffled=False, draw=None, **changes):
+    """A run that is right on the texts given, with its predictions, and those of a second draw."""
     right = np.asarray(right)
     metric = "acc_norm" if base else "accuracy"
     options = {"test__n": N, f"test__{metric}": right.mean().item(), "series_digest": folder.name}
@@ -33,6 +33,8 @@ def write(folder, right, base=None, *, shuffled=False, **changes):
     prediction = np.where(right, LABELS, 1 - LABELS)
     name = "prediction_norm" if base else "prediction"
     columns = {"index": order, "label": LABELS[order], name: prediction[order]}
+    if draw is not None:
+        columns["prediction_of_shots_7"] = np.where(draw, LABELS, 1 - LABELS)[order]
     pyarrow.parquet.write_table(pyarrow.table(columns), folder / "predictions.parquet")
     return folder
 
@@ -78,6 +80,17 @@ def test_mcnemar_of_many_texts_does_not_overflow():
 )
 def test_holm(given, expected):
     assert holm(given) == pytest.approx(expected)
+
+
+def test_of_several_draws_their_mean_is_tested(tmp_path):
+    draws = first(180), np.arange(N) >= 40
+    mean = np.mean(draws, axis=0)
+    write(tmp_path / "best", first(185))
+    write(tmp_path / "draws", draws[0], draw=draws[1], test__n_draws=2, test__accuracy=mean.mean())
+    assert p_values(tmp_path)[0]["draws"] == paired_bootstrap(first(185).astype(float), mean)
+    # the first draw alone is not what was scored, also where it happens to score the same
+    write(tmp_path / "draws", draws[0], draw=draws[1], test__n_draws=2, test__accuracy=0.9)
+    assert p_values(tmp_path)[0]["draws"] is None
 
 
 def test_every_row_is_tested_against_the_best(tmp_path):

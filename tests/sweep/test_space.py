@@ -98,6 +98,23 @@ def test_random_whole_numbers_do_not_repeat():
     assert read_space([], ["a=0.5:4"]).distinct is None
 
 
+def test_the_ends_of_a_logarithmic_range_have_as_large_a_share_as_by_optuna():
+    optuna = pytest.importorskip("optuna")
+    space = read_space([], ["n=1:4:log"])
+    counts = dict.fromkeys("1234", 0)
+    for seed in range(4000):
+        counts[space.drawn(1, seed)[0][1]["n"]] += 1
+    width = math.log(4.5) - math.log(0.5)
+    for n, count in counts.items():
+        share = (math.log(int(n) + 0.5) - math.log(int(n) - 0.5)) / width
+        assert count / 4000 == pytest.approx(share, abs=0.025), n
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=sampler)
+    asked = [study.ask().suggest_int("n", 1, 4, log=True) for _ in range(500)]
+    assert asked.count(1) / 500 == pytest.approx(counts["1"] / 4000, abs=0.06)
+
+
 def test_probes_have_every_value_once():
     space = read_space(["a=1,2", "b=x,y"], ["c=0.5:2"])
     probes = space.probes()

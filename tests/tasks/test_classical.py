@@ -66,6 +66,12 @@ def test_margins_are_no_probabilities(tmp_path):
     (metrics,) = trainer.test(task, data, verbose=False)
     assert metrics["test/auroc"] > 0.8
     assert not {"test/loss", "test/ece", "test/brier"} & set(metrics)
+    rows = task.predictions()
+    texts = data.split("test").examples["text"]
+    margins = task.pipeline.decision_function([texts[row] for row in rows["index"]])
+    assert rows["margin_pos"] == pytest.approx(margins, abs=1e-5)
+    assert rows["margin_neg"] == pytest.approx(-margins, abs=1e-5)
+    assert not [name for name in rows if name.startswith("score_")]
 
 
 def test_fit_test_and_predict_by_the_command_line(folder_here, capsys):

@@ -7,9 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from smolbench import notices
 from smolbench.cli import main
 from smolbench.data import AGNewsDataModule, IMDbDataModule, Sentiment140DataModule
 from smolbench.errors import SmolbenchError
+from smolbench.models.prompting import Prompted
 from smolbench.tasks import PromptTask
 from tests.helpers.tiny import tiny_language_model
 from tests.helpers.training import plain_trainer
@@ -84,6 +86,23 @@ def test_the_verbalizer_equals_plain_forward_passes(tmp_path, shots):
     assert found["prediction"].tolist() == scores.argmax(dim=1).tolist()
 
 
+def test_ties_are_told(tmp_path, monkeypatch):
+    def tying(prompted, ids, lengths, answers):
+        scores = torch.zeros(len(ids), len(answers))
+        scores[::2, 1] = 1.0
+        return scores
+
+    notices.begin()
+    monkeypatch.setattr(Prompted, "continuations", tying)
+    subject = task()
+    scored(subject, tmp_path)
+    tied = int((subject.predictions()["score_neg"] == 0.5).sum())
+    assert 0 < tied < 12
+    (line,) = notices.gathered([], "test")
+    assert line.startswith(f"test: {tied} of 12 texts have their highest score for more than one")
+    assert not subject.predictions()["prediction"][subject.predictions()["score_neg"] == 0.5].any()
+
+
 def test_calibration_takes_off_what_the_words_have_without_a_text(tmp_path):
     raw, contextual = task(), task(calibration="contextual")
     metrics, _ = scored(raw, tmp_path)
@@ -156,7 +175,15 @@ def test_several_seeds_give_a_mean_and_a_spread(tmp_path):
     ]
     assert both["test/loss"] == pytest.approx(np.mean(each), rel=1e-5)
     assert both["test/loss_std"] == pytest.approx(np.std(each, ddof=1), rel=1e-4)
-    assert "prediction_of_shots_1" in subject.predictions()
+    rows = subject.predictions()
+    draws = np.stack([rows["prediction"], rows["prediction_of_shots_1"]])
+    share = (draws == rows["label"]).mean(axis=0)
+    assert both["test/accuracy"] == pytest.approx(share.mean())
+    assert both["test/accuracy_stderr"] == pytest.approx(share.std(ddof=1) / 12**0.5)
+    assert both["test/n_draws"] == 2
+    cells = np.array(subject.facts()["test/confusion"])
+    assert cells.sum() == 24
+    assert np.trace(cells) / 24 == pytest.approx(both["test/accuracy"]), "of all draws"
 
 
 def test_a_text_is_cut_and_the_template_never(tmp_path):

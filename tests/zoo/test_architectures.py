@@ -28,7 +28,7 @@ from transformers import (
 from smolbench.cli import main
 from smolbench.data import HellaSwagDataModule
 from smolbench.models.conventions import ChoiceEncoder
-from smolbench.models.template import TemplateEncoder
+from smolbench.models.seams import special_tokens
 from tests.helpers.command import results
 from tests.helpers.tiny import TEXTS
 from tests.helpers.zoo import ZOO, zoo_model
@@ -162,11 +162,11 @@ def test_probed(files, tmp_path, name):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     plain = []
     for text in texts_of(files):
-        ids = tokenizer(known["space"] + text, add_special_tokens=False)["input_ids"]
-        row = torch.tensor([[*known["prefix_ids"], *ids, *known["suffix_ids"]]])
+        ids = tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
+        row = tokenizer(PROMPT.format(text=text), return_tensors="pt")["input_ids"]
         with torch.inference_mode():
             states = model(input_ids=row).last_hidden_state[0]
-        first = len(known["prefix_ids"])
+        first = len(known["head_ids"]) + len(tokenizer("Review:", add_special_tokens=False)[0])
         pooled = states[first : first + len(ids)].mean(dim=0)
         plain.append((head["weight"] @ pooled + head["bias"]).softmax(dim=0))
     assert_equal(found, torch.stack(plain))
@@ -222,13 +222,12 @@ def test_prompted(files, tmp_path, name):
     found = prompted(files, tmp_path, name, "float32")
     model = AutoModelForCausalLM.from_pretrained(zoo_model(name)).eval()
     tokenizer = AutoTokenizer.from_pretrained(zoo_model(name))
-    encoder = TemplateEncoder(tokenizer, PROMPT, 60)
-    encoder.tail_ids = []
+    head, _ = special_tokens(tokenizer)
     answers = [tokenizer(f" {w}", add_special_tokens=False)["input_ids"] for w in WORDS.values()]
-    plain = [
-        plain_log_likelihoods(model, [*encoder.shared_ids, *row], answers).softmax(dim=0)
-        for row in encoder.encode(texts_of(files))["input_ids"]
-    ]
+    plain = []
+    for text in texts_of(files):
+        ids = tokenizer(PROMPT.format(text=text), add_special_tokens=False)["input_ids"]
+        plain.append(plain_log_likelihoods(model, [*head, *ids], answers).softmax(dim=0))
     assert_equal([found], torch.stack(plain))
 
 

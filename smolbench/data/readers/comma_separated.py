@@ -213,7 +213,11 @@ class CsvReader(TextReader):
     def _whole(
         self, block: list[list[str]], numbers: Sequence[int], width: int
     ) -> tuple[list[list[str]], list[int]]:
-        """Leave out empty lines, refuse rows with another number of fields."""
+        """Leave out empty lines, refuse rows with another number of fields.
+
+        In a table of one column an empty line is a row whose field is empty.
+        """
+        block = [row or [""] for row in block] if width == 1 else block
         kept = [(row, number) for row, number in zip(block, numbers, strict=True) if row]
         for row, number in kept:
             if len(row) != width:

@@ -53,7 +53,7 @@ class Expected:
         examples: Which examples those are, in words.
         ask: A loaded export to its scores of the same examples, shape ``(N, C)``.
         unit: What the scores are.
-        written: Token ids of what it writes behind some of the examples; ``None`` if it does not.
+        written: What it writes behind some of the examples; ``None`` if it does not write.
         let_write: A loaded export to what it writes behind the same ones.
     """
 
@@ -62,8 +62,8 @@ class Expected:
     examples: str
     ask: Callable[[Any], torch.Tensor]
     unit: Unit = "probabilities"
-    written: Sequence[Sequence[int]] | None = None
-    let_write: Callable[[Any], Sequence[Sequence[int]]] | None = None
+    written: Sequence[str] | None = None
+    let_write: Callable[[Any], Sequence[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Check:
         allowed: What it had to stay within.
         labels_differ: Examples for which they choose differently; ``None`` if there is no choice.
         texts: Texts that both have written; ``None`` if they write none.
-        texts_differ: How many of those are other tokens.
+        texts_differ: How many of those are others.
     """
 
     n: int
@@ -144,7 +144,7 @@ def check_export(
         SmolbenchError: If it cannot be loaded or run, or says something else.
     """
     said: dict[DTypeName, torch.Tensor] = {}
-    written: Sequence[Sequence[int]] | None = None
+    written: Sequence[str] | None = None
     in_bfloat16 = expected.dtype == "bfloat16"
     try:
         for name in dict.fromkeys((dtype, "float32", "bfloat16") if in_bfloat16 else (dtype,)):
@@ -219,10 +219,8 @@ def _other_choices(run: torch.Tensor, export: torch.Tensor, beyond: float = 0.0)
     return int((clear & (export.argmax(dim=1) != best.indices[:, 0])).sum())
 
 
-def _other_texts(
-    run: Sequence[Sequence[int]] | None, export: Sequence[Sequence[int]] | None
-) -> int | None:
+def _other_texts(run: Sequence[str] | None, export: Sequence[str] | None) -> int | None:
     if run is None:
         return None
     assert export is not None, "it is asked for what the run writes"
-    return sum(list(one) != list(other) for one, other in zip(run, export, strict=True))
+    return sum(one != other for one, other in zip(run, export, strict=True))

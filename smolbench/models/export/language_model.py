@@ -29,6 +29,7 @@ from smolbench.models.export.tokenizer import (
     write_tokenizer,
 )
 from smolbench.models.summarizer import Decoding, summarizer_skeleton
+from smolbench.models.summary_rows import line_breaks
 from smolbench.models.template import TemplateEncoder
 
 _ENDING = """\
@@ -41,7 +42,14 @@ document = "Ann: Are you coming at eight? Ben: Nine, sorry. Ann: Fine, I will sa
 rows = tokenizer(document, truncation=True, return_tensors="pt")
 how = GenerationConfig.from_pretrained("{here}")  # at most {tokens} tokens, num_beams={beams}
 written = model.generate(**rows, generation_config=how)
-print(tokenizer.decode(written[0]{behind}, skip_special_tokens=True))
+{told}"""
+_TOLD = "print(tokenizer.decode(written[0]{behind}, skip_special_tokens=True).strip())\n"
+_TOLD_IN_LINES = """\
+lines, breaks = [[]], tokenizer.convert_tokens_to_ids({breaks})  # each is a line break
+for token in written[0]{behind}.tolist():
+    lines.append([]) if token in breaks else lines[-1].append(token)
+said = [tokenizer.decode(line, skip_special_tokens=True).strip() for line in lines]
+print("\\n".join(said).strip())
 """
 
 
@@ -115,11 +123,13 @@ class TrainedWriter:
         """Code that lets a loaded ``model`` and ``tokenizer`` write."""
         if self.decoding is None:
             return _ENDING
+        breaks = list(line_breaks(self.backbone.tokenizer).values())
+        behind = "[1:]" if self.encodes else '[rows["input_ids"].shape[1] :]'
         return _SUMMARY.format(
             tokens=self.decoding.max_new_tokens,
             beams=self.decoding.num_beams,
             here=HERE,
-            behind="" if self.encodes else '[rows["input_ids"].shape[1] :]',
+            told=(_TOLD_IN_LINES if breaks else _TOLD).format(breaks=breaks, behind=behind),
         )
 
     def limits(self) -> list[str]:

@@ -81,7 +81,24 @@ def write_network(
     model.config.dtype = torch.float32
     _forget_its_task(model.config)
     _make_room(model)
+    _say_whose_head(model)
     model.save_pretrained(folder)
+
+
+def _say_whose_head(model: PreTrainedModel) -> None:
+    """Let the configuration say whether the head shares the embeddings' table, as the file has it.
+
+    transformers 5 says that it does of every T5, and then believes the file; earlier versions
+    believe the configuration, also of whether outputs are scaled, which goes with it.
+    """
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if not isinstance(head, nn.Linear):
+        return
+    table = model.get_input_embeddings().weight
+    if getattr(model.config, "scale_decoder_outputs", True) is False and head.weight is table:
+        head.weight = nn.Parameter(table.detach().clone())  # no scaling: a head of its own
+    if head.weight is not table:
+        model.config.tie_word_embeddings = False
 
 
 def _make_room(model: PreTrainedModel) -> None:

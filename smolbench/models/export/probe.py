@@ -68,7 +68,7 @@ def write_probe(
     head = head.cpu().eval()
     name, revision = backbone.origin
     anchor = frozen.anchor if frozen.pooling == "anchor" else None
-    suffix = [*encoder.suffix_ids, *encoder.tail_ids]
+    ends = bool(encoder.suffix_ids or encoder.tail_ids)
     settings = {
         "backbone": name,
         "revision": revision,
@@ -78,11 +78,10 @@ def write_probe(
         "anchor": anchor,
         "anchor_offset": None if anchor is None else encoder.anchor_offset(anchor),
         "template": encoder.template,
-        "space": encoder.space,
-        "prefix_ids": encoder.shared_ids,
-        "suffix_ids": suffix,
-        "empty_id": None if suffix else encoder.end_of_text(),
-        "text_tokens": encoder.text_budget,
+        "head_ids": encoder.head_ids,
+        "tail_ids": encoder.tail_ids,
+        "shared": len(encoder.shared_ids),
+        "empty_id": None if ends else encoder.end_of_text(),
         "max_length": encoder.max_length,
         "truncation_side": encoder.truncation_side,
         "head": kind,

@@ -10,10 +10,10 @@ or, from Python::
     probe = Probe.load("path/of/this/folder", device="cpu")
     probe(["A gem."])  # [{"neg": 0.02, "pos": 0.98}]
 
-``probe.json`` says how a text is read: it is put behind ``prefix_ids`` and in front of
-``suffix_ids``, which are the token ids of the template; a text of more than ``text_tokens`` tokens
-loses one end. The network then runs over the row, and ``pooling`` says which vector of its
-``layer`` the head gets.
+``probe.json`` says how a text is read: it is put into ``template``, the whole of which is tokenised
+as one text, between ``head_ids`` and ``tail_ids``; a text that makes a row longer than
+``max_length`` tokens loses one end. The network then runs over the row, and ``pooling`` says which
+vector of its ``layer`` the head gets.
 """
 
 from __future__ import annotations
@@ -100,48 +100,71 @@ class Probe:
         """What the head gets of texts, float32, shape ``(B, D)``."""
         if self.settings.get("alone") and len(texts) > 1:  # the network sees padding, mask or not
             return torch.cat([self.features([text]) for text in texts])
-        ids, mask, text_lengths = self._rows(texts)
+        ids, mask, starts, text_lengths = self._rows(texts)
         layer = self.settings["layer"]
         output = self.backbone(input_ids=ids, attention_mask=mask, output_hidden_states=layer != -1)
         states = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
-        return self._pool(states.float(), mask.sum(dim=1), text_lengths)
+        return self._pool(states.float(), mask.sum(dim=1), starts, text_lengths)
 
-    def _rows(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Ids and mask of right-padded rows ``(B, T)``, and how long each text itself is."""
+    def _rows(
+        self, texts: Sequence[str]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Right-padded rows ``(B, T)``, their mask, and start and length of each text ``(B,)``."""
         known = self.settings
-        budget = known["text_tokens"]
-        rows, text_lengths = [], []
+        prefix, suffix = known["template"].split("{text}")
+        seam = len(prefix.rstrip(" "))  # a space is the beginning of the word behind it
+        rows, starts, text_lengths = [], [], []
         for text in texts:
-            found = self.tokenizer(known["space"] + text, add_special_tokens=False, verbose=False)
-            ids = found["input_ids"]
-            if len(ids) > budget:
-                ids = ids[-budget:] if known["truncation_side"] == "left" else ids[:budget]
-            row = known["prefix_ids"] + ids + known["suffix_ids"]
-            if not ids and not known["suffix_ids"]:
+            found = self.tokenizer(
+                prefix + text + suffix,
+                add_special_tokens=False,
+                return_offsets_mapping=True,
+                verbose=False,
+            )
+            ids, stop = found["input_ids"], len(prefix) + len(text)
+            spans = list(enumerate(found["offset_mapping"]))
+            # a token of both the template and the text is the template's
+            begin = next((n for n, (start, _) in spans if start >= seam), len(ids))
+            end = next((n for n, (_, last) in spans if n >= begin and last > stop), len(ids))
+            own = ids[begin:end]
+            front, behind = known["head_ids"] + ids[:begin], ids[end:] + known["tail_ids"]
+            room = known["max_length"] - len(front) - len(behind)
+            if len(own) > room:
+                left = known["truncation_side"] == "left"
+                own = own[len(own) - room :] if left else own[:room]
+            row = front + own + behind
+            if len(row) == known["shared"] and known["empty_id"] is not None:
                 row = [*row, known["empty_id"]]  # a text without tokens has one after all
             rows.append(torch.tensor(row))
-            text_lengths.append(len(ids))
+            starts.append(len(front))
+            text_lengths.append(len(own))
         lengths = torch.tensor([len(row) for row in rows])
         padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
-        return padded.to(self.device), mask.to(self.device), torch.tensor(text_lengths)
+        there = padded.to(self.device), mask.to(self.device)
+        return *there, torch.tensor(starts), torch.tensor(text_lengths)
 
     def _pool(
-        self, states: torch.Tensor, lengths: torch.Tensor, text_lengths: torch.Tensor
+        self,
+        states: torch.Tensor,
+        lengths: torch.Tensor,
+        starts: torch.Tensor,
+        text_lengths: torch.Tensor,
     ) -> torch.Tensor:
         """One vector ``(B, D)`` of each row's states ``(B, T, D)``."""
-        pooling, first = self.settings["pooling"], len(self.settings["prefix_ids"])
+        pooling, starts = self.settings["pooling"], starts.to(states.device)
         text_lengths = text_lengths.to(states.device)
         rows = torch.arange(len(states), device=states.device)
         if pooling == "first":
             return states[:, 0]
         if pooling == "last":
             return states[rows, lengths - 1]
-        if pooling == "anchor":  # a word of the template, counted from the text's end
-            return states[rows, first + text_lengths + self.settings["anchor_offset"]]
-        stop = torch.where(text_lengths > 0, first + text_lengths, lengths)[:, None]
+        if pooling == "anchor":  # a word of the template, counted from the row's end
+            return states[rows, lengths - self.settings["anchor_offset"]]
+        starts = torch.minimum(starts, lengths - 1)
+        stop = torch.where(text_lengths > 0, starts + text_lengths, lengths)[:, None]
         places = torch.arange(states.shape[1], device=states.device)
-        inside = ((places >= first) & (places < stop))[:, :, None]
+        inside = ((places >= starts[:, None]) & (places < stop))[:, :, None]
         if pooling == "mean":
             return states.masked_fill(~inside, 0).sum(dim=1) / inside.sum(dim=1)
         return states.masked_fill(~inside, float("-inf")).amax(dim=1)

@@ -39,7 +39,7 @@ def write_tokenizer(
     Raises:
         SmolbenchError: If no tokenizer of transformers gives these ids.
     """
-    whole = encoder.template == SLOT
+    whole = encoder.template == SLOT and not encoder.ends_open
     tokenizer = copy.deepcopy(encoder.tokenizer) if whole else _with_template(encoder)
     tokenizer.model_max_length = encoder.max_length
     sides = {"truncation_side": encoder.truncation_side, "padding_side": "right"}
@@ -93,7 +93,7 @@ def _with_template(encoder: TemplateEncoder) -> PreTrainedTokenizerBase:
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = encoder.tokenizer
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend = Tokenizer.from_str(encoder.text_tokenizer.backend_tokenizer.to_str())
     parts = {
         "template_start": encoder.shared_ids,
         "template_end": [*encoder.suffix_ids, *encoder.tail_ids],

@@ -40,6 +40,7 @@ class Ways:
         products: Matrices in bfloat16 are multiplied as float32 (CPU, no gradient).
         onednn: Matrices in float32 are multiplied by oneDNN (CPU, no gradient).
         beams: Beams of a document share the keys and values of its tokens.
+        together: Prompts of unlike lengths are continued side by side, padded on the left.
     """
 
     unmasked: bool = False
@@ -51,6 +52,7 @@ class Ways:
     products: bool = False
     onednn: bool = False
     beams: bool = False
+    together: bool = False
 
 
 NAMES = tuple(field.name for field in fields(Ways))

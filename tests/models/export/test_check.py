@@ -73,9 +73,9 @@ def test_in_bfloat16_choices_are_counted_and_a_thousandth_is_always_allowed():
 
 
 def test_texts_may_differ_where_ties_are_near_but_not_often():
-    written = [[n] for n in range(10)]
+    written = [str(n) for n in range(10)]
     options = {"written": written, "unit": PER_TOKEN}
-    one_off, two_off = [[9], *written[1:]], [[9], [9], *written[2:]]
+    one_off, two_off = ["9", *written[1:]], ["9", "9", *written[2:]]
     check = compared(RUN, let_write=lambda loaded: one_off, **options)
     assert (check.texts, check.texts_differ) == (10, 1)
     with pytest.raises(SmolbenchError, match="2 of 10 texts that both wrote differ"):

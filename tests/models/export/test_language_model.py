@@ -6,14 +6,24 @@ import shutil
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+)
 
 from smolbench.errors import SmolbenchError
+from smolbench.models import summary_rows
+from smolbench.models.backbone import Backbone
 from smolbench.models.export import network
 from smolbench.models.export.check import PER_TOKEN, Trial
+from smolbench.models.export.network import write_network
 from smolbench.models.quantization import keep_gradients
 from smolbench.tasks import MultipleChoiceTask, SummarizationTask
 from tests.helpers.tiny import EOS, TEXTS, tiny_language_model, tiny_summarizer
+from tests.helpers.zoo import ZOO, zoo_model
 
 
 def trained(kind, **options):
@@ -200,7 +210,7 @@ def with_its_own_way(kind, folder):
     [("full", False, 4), ("lora", False, 1), ("lora", True, 4)],
 )
 def test_a_summarizer_reads_its_template_and_writes_as_the_run_does(
-    tmp_path, capsys, kind, method, adapter, num_beams
+    tmp_path, capsys, monkeypatch, kind, method, adapter, num_beams
 ):
     base = with_its_own_way(kind, tmp_path / "base")
     task = summarizer(kind, method=method, backbone=base, num_beams=num_beams)
@@ -208,7 +218,11 @@ def test_a_summarizer_reads_its_template_and_writes_as_the_run_does(
     texts = [*TEXTS, DOCUMENT]
     with torch.inference_mode():
         ids = task.start_answering()(texts)
-        written = [task._texts(row[None])[0] for row in ids]
+    if method == "full":  # one of the tokens that it writes is its line break
+        word = task.backbone.tokenizer.convert_ids_to_tokens(int(ids[-1, 2]))
+        monkeypatch.setattr(summary_rows, "LINE_BREAKS", (word,))
+    written = [task._texts(row[None])[0] for row in ids]
+    assert ("\n" in written[-1]) == (method == "full")
     folder = tmp_path / "made"
     folder.mkdir()
     made = task.export(folder, adapter=adapter, trial=TRIAL)
@@ -246,3 +260,23 @@ def test_a_summarizer_that_writes_in_another_way_is_refused(tmp_path, monkeypatc
     monkeypatch.setattr("smolbench.tasks.summarize.whole_generation_config", lambda *_: own)
     with pytest.raises(SmolbenchError, match="texts that both wrote differ"):
         task.export(tmp_path / "base", trial=TRIAL)
+
+
+@pytest.mark.parametrize(
+    ("scaled", "own", "said"),
+    [(True, False, True), (False, False, False), (False, True, False)],
+)
+def test_a_t5_says_whose_head_it_has(tmp_path, scaled, own, said):
+    """As transformers 4 reads it: tied and scaled, or a head of its own and not scaled."""
+    config = CONFIG_MAPPING["t5"](**ZOO["t5"].options, tie_word_embeddings=scaled)
+    model = AutoModelForSeq2SeqLM.from_config(config)
+    if own:
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    expected = model.lm_head.weight.detach().clone()
+    write_network(model, Backbone(zoo_model("t5"), None, "float32"), None, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is said
+    held = load_file(tmp_path / "model.safetensors")
+    assert ("lm_head.weight" in held) is not said
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    assert torch.equal(again.lm_head.weight, expected)
+    assert again.config.scale_decoder_outputs is scaled
