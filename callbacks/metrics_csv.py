@@ -72,7 +72,7 @@ class MetricsCSV(Callback):
         found = _read(self._path)
         kept = self._rows
         # behind an epoch's last checkpoint come means over the epoch, which are not computed again
-        while trainer.is_last_batch and kept < len(found) and _until(found[kept], trainer):
+        while trainer.is_last_batch and kept < len(found) and _of_now(found[kept], trainer):
             kept += 1
         self._rows, rows = kept, found[:kept]
         # also of a run too short for a row there is a file, with nothing but its header
@@ -190,9 +190,10 @@ def _hidden(pl_module: LightningModule) -> Collection[str]:
     return names.logged_names["no_logger"] if names is not None else ()
 
 
-def _until(row: Mapping[str, str], trainer: Trainer) -> bool:
-    step = row["step"]
-    return step.isdecimal() and int(step) <= trainer.global_step
+def _of_now(row: Mapping[str, str], trainer: Trainer) -> bool:
+    """Whether a row is of the step and the epoch that a training goes on from."""
+    here = (str(trainer.global_step), str(trainer.current_epoch))
+    return (row["step"], row["epoch"]) == here
 
 
 def _filled(row: Mapping[str, str]) -> Row:
