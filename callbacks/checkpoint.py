@@ -18,10 +18,17 @@ from lightning.pytorch.callbacks import Checkpoint
 from smolbench.callbacks.averaged_weights import AveragedWeights
 from smolbench.callbacks.folder import run_folder
 from smolbench.callbacks.graceful_stop import GracefulStop, RunInterrupted
+from smolbench.callbacks.logged import as_result, logged
 from smolbench.callbacks.metric_names import not_logged
 from smolbench.callbacks.plateau_steps import PlateauSteps
 from smolbench.callbacks.streamed_io import StreamedCheckpointIO
-from smolbench.callbacks.values import counted, plain
+from smolbench.callbacks.validation_times import (
+    ValidationTimes,
+    ends_early,
+    is_last_step,
+    validation_may_follow,
+)
+from smolbench.callbacks.values import plain
 from smolbench.errors import SmolbenchError
 from smolbench.files import rename_when_on_disk
 from smolbench.metrics.table import mode_of
@@ -81,8 +88,7 @@ class RunCheckpoint(Checkpoint):
         self._trial = False
         self._plateaus = PlateauSteps()
         self._validated_step = -1
-        self._every: tuple[int | None, int | float | None] = (1, None)
-        self._clock_to_start = False
+        self._times = ValidationTimes()
         self.best_score: float | None = None
         self.best_metrics: dict[str, float | int] = {}
         self.write_s: dict[str, list[float]] = {}
@@ -123,21 +129,13 @@ class RunCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
         self._saved_step = self._step_before = trainer.global_step
         self._plateaus.take_over(trainer, pl_module)
-        self._every = trainer.check_val_every_n_epoch, trainer.val_check_batch
+        self._times.take_over(trainer)
         if trainer.is_last_batch and self._validated_step == trainer.global_step:
-            # Lightning 2.6 goes on within an epoch that is over, unless it takes it for one that
-            # has just been validated
-            trainer.check_val_every_n_epoch = trainer.val_check_batch = 1
-            if self._every[1] is None:  # validations by the clock
-                trainer._last_val_time = -math.inf  # type: ignore[attr-defined]
-                self._clock_to_start = True
+            self._times.end_epoch_that_is_over(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate as often as it was asked for."""
-        trainer.check_val_every_n_epoch, trainer.val_check_batch = self._every
-        if self._clock_to_start:
-            trainer._last_val_time = time.monotonic()  # type: ignore[attr-defined]
-            self._clock_to_start = False
+        self._times.give_back(trainer)
 
     def on_train_batch_end(
         self,
@@ -150,17 +148,15 @@ class RunCheckpoint(Checkpoint):
         """Save when the time is up or a stop is requested, if this is a safe moment."""
         self._between_steps = trainer.global_step != self._step_before
         self._step_before = trainer.global_step
-        if self._between_steps and _is_last_step(trainer):
-            # how Lightning is told that this state is to be validated, whichever epoch it is
-            trainer.should_stop = True
-            trainer.check_val_every_n_epoch = 1
-        if not self._between_steps or self._validation_may_follow(trainer, batch_idx):
+        if self._between_steps and is_last_step(trainer):
+            self._times.validate_now(trainer)
+        if not self._between_steps or validation_may_follow(trainer, batch_idx):
             return
         # Without a validation an epoch ends here: Lightning 2.6 resumes a checkpoint of
         # `on_train_epoch_end` with an empty epoch too many if `max_steps` is set. So does an epoch
         # that is broken off (by `max_time`): what is saved after it counts it as complete.
         self._plateaus.end_epoch(trainer, pl_module)
-        self._due |= trainer.is_last_batch or _ends_early(trainer)
+        self._due |= trainer.is_last_batch or ends_early(trainer)
         overdue = self._due or time.monotonic() - self._saved_at > self.every_minutes * 60
         if trainer.strategy.broadcast(overdue) if trainer.world_size > 1 else overdue:
             self._save_last(trainer)
@@ -173,16 +169,17 @@ class RunCheckpoint(Checkpoint):
         self._validated_step = trainer.global_step
         self._plateaus.remember(trainer)
         self._plateaus.end_epoch(trainer, pl_module)
-        metrics = {k: counted(k, plain(v)) for k, v in trainer.callback_metrics.items()}
-        score = metrics.get(self.monitor) if self.monitor is not None else None
+        there = trainer.callback_metrics
+        score = plain(there[self.monitor]) if self.monitor in there else None
         if score is None and self._monitor_given:
-            self._check_monitor(pl_module, sorted(metrics))
+            self._check_monitor(pl_module, sorted(there))
+        metrics = {as_result(k, "val"): v for k, v in logged(trainer, pl_module, "val").items()}
         if score is not None and self._is_better(score, metrics):
             self.best_score = score
             self.best_metrics = {
                 "best/epoch": trainer.current_epoch,
                 "best/step": trainer.global_step,
-                **{k: v for k, v in metrics.items() if k.startswith("val/")},
+                **metrics,
             }
             with ExitStack() as validated:
                 for one in trainer.callbacks:  # type: ignore[attr-defined]
@@ -203,7 +200,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Without anything monitored the last state is the best."""
-        trainer.check_val_every_n_epoch, trainer.val_check_batch = self._every
+        self._times.give_back(trainer)
         if self.best_score is None:
             self._write(trainer, "best", weights_only=True)
             if trainer.is_global_zero and not self._trial:
@@ -229,7 +226,8 @@ class RunCheckpoint(Checkpoint):
             self._plateaus.load_state_dict(state_dict["plateaus"])
         self.best_metrics = dict(state_dict["best_metrics"])
         # of what is monitored now, should an earlier version have monitored something else
-        self.best_score = self.best_metrics.get(str(self.monitor), state_dict["best_score"])
+        monitored = as_result(str(self.monitor), "val")
+        self.best_score = self.best_metrics.get(monitored, state_dict["best_score"])
 
     def facts(self) -> dict[str, Any]:
         """The best validation's metrics, and what a checkpoint takes on disk."""
@@ -240,26 +238,6 @@ class RunCheckpoint(Checkpoint):
         if last.is_file():
             facts["cost/resume_checkpoint_mib"] = last.stat().st_size / 2**20
         return facts
-
-    def _validation_may_follow(self, trainer: Trainer, batch_idx: int) -> bool:
-        # the loaders are built right before the first validation, which a resumed run has not had
-        known = trainer.val_dataloaders is not None
-        if not trainer.enable_validation or (known and not sum(trainer.num_val_batches)):
-            return False
-        epochs = trainer.check_val_every_n_epoch
-        if epochs is not None and (trainer.current_epoch + 1) % epochs:
-            return False
-        if _ends_early(trainer):
-            return True
-        if trainer.val_check_batch is None:  # validations by the clock
-            interval: float = trainer._val_check_time_interval  # type: ignore[attr-defined]
-            since: float = trainer._last_val_time  # type: ignore[attr-defined]
-            return time.monotonic() - since >= interval
-        if trainer.val_check_batch == float("inf"):
-            return trainer.is_last_batch
-        if epochs is None:
-            batch_idx = trainer.fit_loop.epoch_loop.total_batch_idx
-        return (batch_idx + 1) % trainer.val_check_batch == 0
 
     def _check_monitor(self, pl_module: LightningModule, there: list[str]) -> None:
         """Refuse a metric that this validation has not logged, unless others will."""
@@ -276,7 +254,8 @@ class RunCheckpoint(Checkpoint):
             return True
         if score == self.best_score:
             # a checkpoint carries the best state's metrics, so that a resumed run knows its loss
-            before, now = (m.get(self._tie_breaker, math.nan) for m in (self.best_metrics, metrics))
+            loss = as_result(self._tie_breaker, "val")
+            before, now = (m.get(loss, math.nan) for m in (self.best_metrics, metrics))
             return now <= before or math.isnan(before)
         return score > self.best_score if self.mode == "max" else score < self.best_score
 
@@ -311,21 +290,6 @@ class RunCheckpoint(Checkpoint):
             ) from error
         trainer.strategy.barrier("checkpoint")
         self.write_s.setdefault(name, []).append(time.perf_counter() - start)
-
-
-def _ends_early(trainer: Trainer) -> bool:
-    return trainer.should_stop and trainer.fit_loop._can_stop_early
-
-
-def _is_last_step(trainer: Trainer) -> bool:
-    """Whether the training ends after this optimiser step, as far as is known."""
-    epochs = trainer.max_epochs
-    last_epoch = epochs not in (None, -1) and trainer.current_epoch + 1 >= epochs
-    return (
-        (trainer.is_last_batch and last_epoch)
-        or -1 < trainer.max_steps <= trainer.global_step
-        or _ends_early(trainer)
-    )
 
 
 def _sweep(folder: Path) -> None:

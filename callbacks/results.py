@@ -19,7 +19,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from smolbench.callbacks.ending import OUT_OF_TIME, why_ended
 from smolbench.callbacks.folder import run_folder
 from smolbench.callbacks.graceful_stop import RunInterrupted
-from smolbench.callbacks.values import counted, plain
+from smolbench.callbacks.logged import Stage, as_result, logged
 from smolbench.files import rename_when_on_disk, write_atomically
 from smolbench.notices import begin, gathered, kept
 from smolbench.processor import processor_name
@@ -158,12 +158,12 @@ class ResultsWriter(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the metrics of ``validate``; those of a fit are its best checkpoint's."""
         if trainer.state.fn == "validate":
-            self._add_metrics(trainer, "val/")
+            self._add_metrics(logged(trainer, pl_module, "val"), "val")
             self._write(trainer, self._status_before or "finished")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write metrics and predictions."""
-        self._add_metrics(trainer, "test/")
+        self._add_metrics(logged(trainer, pl_module, "test"), "test")
         self._write(trainer, self._status_before or "finished")
         self._status_before = self.results.get("status")  # what comes behind the test can fail
         predicts = offered(pl_module, Predicts)
@@ -201,10 +201,8 @@ class ResultsWriter(Callback):
             with contextlib.suppress(OSError):  # a full disk may be what this is about
                 write_results(self.folder, self.results)
 
-    def _add_metrics(self, trainer: Trainer, prefix: str) -> None:
-        for name, value in trainer.callback_metrics.items():
-            if name.startswith(prefix):
-                self.results[name] = counted(name, plain(value))
+    def _add_metrics(self, metrics: Mapping[str, float | int], stage: Stage) -> None:
+        self.results |= {as_result(name, stage): value for name, value in metrics.items()}
 
     def _write(self, trainer: Trainer, status: str) -> None:
         if self._silent:

@@ -82,7 +82,7 @@ KINDS = (
         "=~..=.",
     ),
     Kind(
-        "other options of the trainer and of checkpoints (`trainer.max_epochs` may rise)",
+        "other options of the trainer and of checkpoints (`max_epochs` and `max_steps` may rise)",
         ("trainer.*", "checkpoint.*"),
         "=...=.",
     ),
@@ -92,8 +92,8 @@ KINDS = (
     Kind("rows tested on", ("data/test_rows", "data/test_digest"), ".~..=="),
     Kind("the dataset's commit or the digest of its files", ("data/revision",), "=~~.=."),
     Kind(
-        "weights that the training began with, the trained state's own settings",
-        ("model/revision", "signature.*"),
+        "weights that the training began with, its teacher's, the trained state's own settings",
+        ("model/revision", "model/vectors_digest", "teacher/digest", "signature.*"),
         "==.==.",
     ),
     Kind("forward paths that computed it", ("paths/*",), "...=~."),

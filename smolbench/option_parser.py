@@ -7,9 +7,9 @@ import re
 import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, Union, get_args
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from smolbench.errors import SmolbenchError
@@ -18,6 +18,21 @@ from smolbench.tasks.task import BaseTask
 _UNKNOWN = re.compile(r"^[Uu]nrecognized arguments: (--[^\s=]+)")
 _OPTION = re.compile(r"--[A-Za-z][\w.]*")
 _CLASS = re.compile(r"(?:Given value: |class_path(?:': '|', val='|='))([A-Za-z_][\w.]*)")
+
+
+def tell_counts_from_shares() -> None:
+    """Let 1 be read as one batch, and 1.0 as all of them, by the Trainer's options that know both.
+
+    Python keeps types that were made before, and takes ``Optional[Union[int, float]]`` for the same
+    as ``Optional[Union[float, int]]``. Which of the two Lightning's options have is chance, and
+    whole numbers are shares in the second: ``val_check_interval: 1`` would mean an epoch.
+    """
+    annotations = Trainer.__init__.__annotations__
+    for name, annotation in list(annotations.items()):
+        parts = get_args(annotation)
+        if {int, float} <= set(parts):
+            order = (int, float, *(part for part in parts if part not in (int, float)))
+            annotations[name] = Union[order]  # noqa: UP007 - equal to what it was
 
 
 class OptionParser(LightningArgumentParser):

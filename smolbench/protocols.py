@@ -121,6 +121,13 @@ class KeepsRows(Protocol):
         """Those of training, validation and test, by their content; ``None`` if not known."""
 
 
+class NamesLogged(Protocol):
+    """Knows what it has logged in which stage, whatever the names are."""
+
+    logged_names: dict[str, set[str]]
+    """By ``train`` (of a step), ``train_epoch``, ``val`` and ``test``, and for ``no_logger``."""
+
+
 class Predicts(Protocol):
     """Has columns for ``predictions.parquet``."""
 

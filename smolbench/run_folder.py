@@ -16,7 +16,7 @@ from smolbench.errors import SmolbenchError
 from smolbench.invocation import Invocation
 from smolbench.model_places import as_named_now, by_content, content_of, model_options
 from smolbench.runs.results import FILE_NAME
-from smolbench.runs.run_dir import make_folder, new_run_dir
+from smolbench.runs.run_dir import Run, make_folder, new_run_dir
 from smolbench.runs.settings import (
     Settings,
     changed_for_scoring,
@@ -48,6 +48,7 @@ def choose_folder(call: Invocation, settings: Settings) -> tuple[Path, bool]:
     if call.resumes:
         assert parent is not None
         before = before or read_settings(parent.config)  # a missing file is a sentence
+        before = _on_the_device(before, settings, parent)
         check_same_run(before, settings, extend=call.extend)
         if call.checkpoint is None:
             log.info("%s has no checkpoint yet: it starts from the beginning.", parent.path)
@@ -60,6 +61,31 @@ def choose_folder(call: Invocation, settings: Settings) -> tuple[Path, bool]:
         own = own or call.checkpoint != parent.checkpoint("best")
         return (_new_folder(call), True) if own else (parent.path, False)
     return _new_folder(call), True
+
+
+def _on_the_device(before: Settings, now: Settings, run: Run) -> Settings:
+    """A run's settings with the accelerator named as now, if that is the device it ran on."""
+    old, new = before.get("trainer", {}), now["trainer"]
+    device = _device(new["accelerator"])
+    if device != run.results().get("hardware/device", _device(old.get("accelerator"))):
+        return before
+    same = {"accelerator": new["accelerator"]}
+    one = ("auto", "1", 1)  # by default a CPU has one process
+    if device == "cpu" and old.get("devices") in one and new["devices"] in one:
+        same["devices"] = new["devices"]
+    return {**before, "trainer": {**old, **same}}
+
+
+def _device(accelerator: object) -> str:
+    """The type of device that an accelerator's name stands for here."""
+    from lightning.pytorch.accelerators import (  # lazy: import cost
+        CUDAAccelerator,
+        MPSAccelerator,
+    )
+
+    there = {"cuda": CUDAAccelerator.is_available(), "mps": MPSAccelerator.is_available()}
+    first = next((name for name, found in there.items() if found), "cpu")
+    return first if accelerator in ("auto", "gpu", None) else str(accelerator)
 
 
 def _new_folder(call: Invocation) -> Path:

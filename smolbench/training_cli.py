@@ -49,11 +49,12 @@ from smolbench.invocation import Invocation
 from smolbench.model_places import name_places
 from smolbench.monitors import check_monitors, unknown_metric
 from smolbench.notices import warn
-from smolbench.option_parser import OptionParser
+from smolbench.option_parser import OptionParser, tell_counts_from_shares
 from smolbench.predict_output import Labelled, Said, Summarized
 from smolbench.progress import draw_library_bars
 from smolbench.recipes import DEFAULTS
 from smolbench.run_folder import choose_folder, identity_of
+from smolbench.run_loggers import RunLoggers, check_uploads
 from smolbench.runs.results import read_results
 from smolbench.runs.settings import Settings, read_settings
 from smolbench.tasks.task import CHECKPOINT_KEY, BaseTask
@@ -121,7 +122,9 @@ class SmolCLI(LightningCLI):
         self.summarised = False
         self.config_text: str | None = None
         self.identity: dict[str, Any] = {}
+        self.loggers: RunLoggers | None = None
         set_loader("yaml", read_yaml, (yaml.YAMLError,))
+        tell_counts_from_shares()
         parser_kwargs: dict[str, Any] = {call.subcommand: {"default_config_files": [str(DEFAULTS)]}}
         super().__init__(
             model_class=BaseTask,
@@ -237,14 +240,31 @@ class SmolCLI(LightningCLI):
             say_own_code(options)
         settings = self._settings()
         self.folder, fresh = self._choose_folder(settings)
+        trainer = self.config[self.subcommand]["trainer"]
         if call.subcommand == "predict":  # nothing is measured: nobody's tracker hears of it
-            self.config[self.subcommand]["trainer"]["logger"] = False
+            trainer["logger"] = False
+        elif not call.estimate:
+            name, step, about = self._run_name(), self._scored_step(), "enable_autolog_hparams"
+            self.loggers = RunLoggers(self.folder, name, step, settings=trainer[about])
+            trainer["logger"] = self.loggers.settle(trainer["logger"])
+            trainer[about] = False  # Lightning knows the model's options alone
         # a resumed run may have become longer
         if fresh or call.resumes:
             self.config_text = yaml.safe_dump(settings, sort_keys=False)
         self.identity = identity_of(call, settings, fresh=fresh)
         if call.checkpoint is not None:
             self._check_checkpoint(read_checkpoint(call.checkpoint))
+
+    def _run_name(self) -> str:
+        """The run's name among others, as its folder has it."""
+        if self.folder.is_relative_to(self.call.runs_dir):
+            return self.folder.relative_to(self.call.runs_dir).as_posix()
+        return f"{self.call.recipe}/{self.folder.parent.name}/{self.folder.name}"
+
+    def _scored_step(self) -> int:
+        """Optimiser steps of the checkpoint of this command."""
+        checkpoint = self.call.checkpoint
+        return read_checkpoint(checkpoint).get("global_step", 0) if checkpoint is not None else 0
 
     def _choose_folder(self, settings: Settings) -> tuple[Path, bool]:
         """The folder, and whether what is written there begins with this command."""
@@ -314,7 +334,7 @@ class SmolCLI(LightningCLI):
             MemoryMonitor(),
             ThroughputMonitor(),
             TrainingGuard(),
-            MetricsCSV(),
+            MetricsCSV(self.loggers),
         ]
         # behind all others, so that it finds their measurements complete; but what is measured
         # behind a test must not keep the test from being written
@@ -325,6 +345,7 @@ class SmolCLI(LightningCLI):
         latency = self._get(self.config_init, "latency")
         if self.call.subcommand == "fit":
             check_callbacks(callbacks, logger=bool(config["logger"]))
+            check_uploads(self.config[self.subcommand]["trainer"]["logger"], callbacks)
             keep_apart(callbacks, self.folder, log.info)
         # one's own takes the place of a run's
         given = {type(one) for one in callbacks}

@@ -25,6 +25,7 @@ from smolbench.invocation import Invocation, Subcommand, read_invocation
 from smolbench.notices import begin
 from smolbench.prediction import predict
 from smolbench.run_folder import remove_empty
+from smolbench.run_loggers import loggers_in_a_sentence
 from smolbench.runs.results import FILE_NAME, read_results
 from smolbench.training_cli import SmolCLI
 from smolbench.versions import untried
@@ -67,7 +68,7 @@ def run(subcommand: Subcommand, arguments: list[str]) -> int:
             SmolCLI(call, stop, watch)
         else:
             # bars and tables, whoever draws them, are for whoever watches; stdout is for data
-            with redirect_stdout(sys.stderr):
+            with redirect_stdout(sys.stderr), loggers_in_a_sentence(lambda: _what_next(call)):
                 done = SmolCLI(call, stop, watch)
             if done.summarised:
                 sys.stdout.write(f"Run folder: {done.folder}\n")
@@ -75,7 +76,7 @@ def run(subcommand: Subcommand, arguments: list[str]) -> int:
         if call.estimate:
             log.warning("Stopped; nothing is left behind.")
             return interruption.status
-        log.warning("%s%s", interruption, _what_next(call) if subcommand == "fit" else "")
+        log.warning("%s%s", interruption, _what_next(call))
         return interruption.status
     except MisconfigurationException as error:
         raise SmolbenchError(" ".join(str(error).split())) from error
@@ -103,6 +104,8 @@ def run(subcommand: Subcommand, arguments: list[str]) -> int:
 
 def _what_next(call: Invocation) -> str:
     """What to do about a training that was stopped; nothing if it has left nothing."""
+    if call.subcommand != "fit":
+        return ""
     if not call.resumes:
         if call.made is None or not (call.made / FILE_NAME).is_file():
             return ""

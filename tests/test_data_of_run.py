@@ -6,6 +6,7 @@ import csv
 import json
 import random
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -201,7 +202,7 @@ def test_other_versions_of_libraries_are_told(run):
     (line,) = results(run)["warnings"]
     assert line == (
         "test: The run was trained with other versions of libraries than it is scored with: "
-        f"torch was '1.2.3', is '{torch.__version__}'."
+        f"torch was '1.2.3', is '{version('torch')}'."
     )
 
 

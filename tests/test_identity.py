@@ -37,6 +37,8 @@ RECORD = {
     "data/test_rows": "a",
     "data/test_digest": "a",
     "model/revision": "a",
+    "model/vectors_digest": "a",
+    "teacher/digest": "a",
     "signature.labels": ["neg", "pos"],
     "paths/prefix": True,
     "packages/torch": "2.13",
@@ -53,11 +55,13 @@ EXPECTED = {
         "seed_everything trainer.max_epochs trainer.precision trainer.limit_test_batches "
         "model.class_path model.lr data.class_path data.train_file data.limit_train "
         "data.split_seed data.test_fraction checkpoint.monitor data/id data/revision "
-        "data/train_rows data/val_rows model/revision signature.labels",
+        "data/train_rows data/val_rows model/revision model/vectors_digest teacher/digest "
+        "signature.labels",
         "packages/torch",
     ),
     "score": (
-        "data.split_seed data.test_fraction model/revision signature.labels",
+        "data.split_seed data.test_fraction model/revision model/vectors_digest teacher/digest "
+        "signature.labels",
         "seed_everything trainer.precision model.class_path model.lr data.class_path "
         "data.train_file data.limit_train data.limit_test data/id data/revision data/test_rows "
         "data/test_digest packages/torch",
@@ -66,14 +70,19 @@ EXPECTED = {
         "data/id",
         "data.split_seed data.test_fraction data/revision data/train_rows data/val_rows",
     ),
-    "cache": ("model/revision signature.labels paths/prefix packages/torch", ""),
+    "cache": (
+        "model/revision model/vectors_digest teacher/digest signature.labels paths/prefix "
+        "packages/torch",
+        "",
+    ),
     "average": (
         "trainer.max_epochs trainer.max_time training/out_of_time trainer.precision "
         "trainer.limit_test_batches model.class_path model.lr data.class_path data.train_file "
         "data.limit_train data.limit_test "
         "data.split_seed data.test_fraction checkpoint.monitor data/id data/revision "
         "data/train_rows data/val_rows data/test_rows data/test_digest model/revision "
-        "signature.labels hardware/name precision strategy metric convention",
+        "model/vectors_digest teacher/digest signature.labels hardware/name precision strategy "
+        "metric convention",
         "paths/prefix packages/torch",
     ),
     "compare": ("data/id data/test_rows data/test_digest metric convention", ""),

@@ -13,7 +13,7 @@ from smolbench.callbacks import MetricsCSV
 from smolbench.cli import main
 from smolbench.models import backbone, frozen_cache, scoring_trials
 from smolbench.tasks import ProbeTask
-from tests.helpers.command import results
+from tests.helpers.command import FEW, config, results, weights
 from tests.helpers.kill import Killed, die
 
 RUN = [
@@ -386,3 +386,18 @@ def test_scores_are_computed_by_the_paths_of_the_runs_beginning(folder_here, mon
         packed[name] = results(Path(name))["paths/packed"]
     assert_equal(folder_here / "whole", folder_here / "killed")
     assert packed == {"whole": False, "killed": False}
+
+
+def test_more_steps_and_the_device_by_another_name(folder_here):
+    fit = [option for option in FEW if "accelerator" not in option]
+    fit = ["fit", *fit, "--trainer.max_epochs=3", "--model.schedule=constant"]
+    cpu, auto = "--trainer.accelerator=cpu", "--trainer.accelerator=auto"
+    assert main([*fit, cpu, "--trainer.max_steps=5", "--run_dir=whole"]) == 0
+    parts = [*fit, "--run_dir=parts"]
+    assert main([*parts, cpu, "--trainer.max_steps=3"]) == 0
+    more = ["--ckpt_path=last", "--trainer.max_steps=5"]
+    assert main([*parts, *more, auto]) == (2 if torch.cuda.is_available() else 0)
+    assert main([*parts, *more, cpu]) == 0
+    before, after = (weights(folder_here / run) for run in ("whole", "parts"))
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert config(folder_here / "parts")["trainer"]["max_steps"] == 5

@@ -30,6 +30,14 @@ FILE_NAME = "rows.npz"
 _FORMAT = 1
 
 
+def among(keys: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Which keys stand among others, bool, of the shape of ``keys``.
+
+    By sorting: numpy 2.0's table of numbers overflows for keys of 64 bits that lie close together.
+    """
+    return np.isin(keys, known, kind="sort")
+
+
 @dataclass(frozen=True)
 class RowKeys:
     """Rows in their order.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from smolbench.data.kept_rows import KeptRows, Numbers, RowKeys
+from smolbench.data.kept_rows import KeptRows, Numbers, RowKeys, among
 from smolbench.data.sources import Source
 from smolbench.errors import SmolbenchError
 from smolbench.identity import compare, said
@@ -150,7 +150,7 @@ def found_again(
     places = wanted.places_in(there)
     drawn = kept.drawn if name == "test" else np.arange(len(wanted))
     gone = drawn[places[drawn] < 0]
-    changed = int(np.isin(wanted.texts[gone], there.texts).sum())
+    changed = int(among(wanted.texts[gone], there.texts).sum())
     _tell(name, len(drawn), len(gone), changed, _n_new(kept, there), source.id)
     present = np.flatnonzero(places >= 0)
     return _chosen([source.splits[split] for split in names], places[present]), present
@@ -173,7 +173,7 @@ def unseen_rows(dataset: Dataset, content: tuple[str, ...], kept: KeptRows) -> N
     keys = RowKeys.of(dataset, content)
     if np.array_equal(np.sort(keys.rows), np.sort(kept.test.rows)):
         return np.arange(len(keys))
-    seen = np.isin(keys.rows, kept.seen.rows)
+    seen = among(keys.rows, kept.seen.rows)
     if seen.any():
         if seen.all():
             raise SmolbenchError(
@@ -215,7 +215,7 @@ def _n_new(kept: KeptRows, there: RowKeys) -> int:
     places = known.places_in(there)
     unknown = np.ones(len(there), bool)
     unknown[places[places >= 0]] = False
-    changed = np.isin(known.texts[places < 0], there.texts[unknown]).sum()
+    changed = among(known.texts[places < 0], there.texts[unknown]).sum()
     return max(0, int(unknown.sum() - changed) - (kept.n_all - len(known)))
 
 
@@ -256,7 +256,7 @@ def _how_they_differ(before: RowKeys, there: RowKeys) -> str:
     missing = before.places_in(there) < 0
     if not missing.any():
         return f"its {rows} still stand there, but among more or fewer others than before"
-    changed = int(np.isin(before.texts[missing], there.texts).sum())
+    changed = int(among(before.texts[missing], there.texts).sum())
     lost = int(missing.sum()) - changed
     parts = [f"{changed:,} with another label now"] if changed else []
     parts += [f"{lost:,} gone"] if lost else []

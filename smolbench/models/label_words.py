@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from smolbench.errors import SmolbenchError
-from smolbench.models.seams import ids_behind
+from smolbench.models.seams import ids_behind, plain_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,7 +46,6 @@ class LabelWords:
             )
         self.words = list(words)
         self._tokenizer = tokenizer
-        self._separator = separator
         self.ids = ids_behind(tokenizer, [separator + word for word in words], behind)
         unknown = tokenizer.unk_token_id if tokenizer.unk_token_id not in _ends(tokenizer) else None
         for word, ids in zip(words, self.ids, strict=True):
@@ -79,8 +78,8 @@ class LabelWords:
         meanings = {word.strip().casefold(): k for k, word in enumerate(self.words)}
         pieces: dict[str, set[int]] = {}
         for k, word in enumerate(self.words):
-            for written in (self._separator + word, word.strip()):
-                first = tokenizer(written, add_special_tokens=False)["input_ids"][0]
+            (alone,) = plain_ids(tokenizer, [word.strip()])
+            for first in (self.ids[k][0], alone[0]):
                 pieces.setdefault(texts[first].strip().casefold(), set()).add(k)
         for piece, classes in pieces.items():
             if piece and len(classes) == 1:

@@ -69,6 +69,7 @@ def load_summarizer(
     """
     if not backbone.config.is_encoder_decoder:
         causal = load_language_model(backbone, dtype, device, **options)
+        _require_plain_search(causal, backbone.given)
         together = backbone.paths.decide("together", lambda: _is_blind_to_padding(causal, device))
         run_by(causal, replace(ways_of(causal), together=together))
         return causal
@@ -76,6 +77,7 @@ def load_summarizer(
 
     model, missing = backbone.from_pretrained(AutoModelForSeq2SeqLM, dtype=dtype, **options)
     backbone.require(missing)
+    _require_plain_search(model, backbone.given)
     model.config.use_cache = False  # else every pass keeps all layers' keys and values
     keep_gradients(model)
     network: torch.nn.Module = model  # transformers' own methods are untyped
@@ -140,6 +142,21 @@ def _beams_share(model: PreTrainedModel, device: torch.device) -> bool:
 
     with torch.no_grad():
         return proven("Sharing a document among its beams", right)
+
+
+def _require_plain_search(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model whose own generation settings ask for another search than by beams.
+
+    Raises:
+        SmolbenchError: Naming the search.
+    """
+    config: Any = _with_own_settings(model, Decoding(1, 1), frozenset({0}))
+    if (search := config.get_generation_mode().value) != "greedy_search":
+        raise SmolbenchError(
+            f"The generation_config.json of {name} asks for {search.replace('_', ' ')}, and "
+            "summaries are written greedily or by beams: take what asks for it (constraints, "
+            "force_words_ids, dola_layers, prompt_lookup_num_tokens) out of a copy of the folder."
+        )
 
 
 def summarizer_skeleton(backbone: LanguageModel) -> PreTrainedModel:
@@ -329,6 +346,7 @@ def _generation_config(
         min_length=0,
         num_beams=decoding.num_beams,
         do_sample=False,
+        **_ONE_SEARCH,
         use_cache=True,
         eos_token_id=sorted(ends),
         pad_token_id=min(ends) if padding is None else padding,
@@ -336,8 +354,16 @@ def _generation_config(
     )
 
 
+_ONE_SEARCH = {
+    "num_return_sequences": 1,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
+    "penalty_alpha": 0.0,
+}
+"""Beams of one group, and one text of them, whatever the model's own settings say."""
 _NOT_OF_THE_MODEL = frozenset(
-    {"max_new_tokens", "num_beams", "max_length", "min_length", "do_sample", "use_cache"}
+    {*_ONE_SEARCH}
+    | {"max_new_tokens", "num_beams", "max_length", "min_length", "do_sample", "use_cache"}
     | {"eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id"}
     | {"transformers_version", "return_dict_in_generate"}
     | {"output_attentions", "output_hidden_states", "output_scores", "output_logits"}
@@ -345,7 +371,7 @@ _NOT_OF_THE_MODEL = frozenset(
 """What is always said here, or decides about no text."""
 _OF_SAMPLING = frozenset(
     {"temperature", "top_k", "top_p", "min_p", "top_h", "typical_p"}
-    | {"epsilon_cutoff", "eta_cutoff", "num_return_sequences"}
+    | {"epsilon_cutoff", "eta_cutoff"}
 )
 _OF_BEAMS = frozenset({"length_penalty", "early_stopping"})
 

@@ -57,17 +57,20 @@ def flatten(settings: Settings, prefix: str = "") -> Settings:
 def check_same_run(before: Settings, now: Settings, *, extend: bool) -> None:
     """Refuse to go on with a run under settings that would change its result.
 
-    ``trainer.max_epochs`` may rise (if the learning rate falls to 0 over the planned steps, only
-    with ``extend``); see :mod:`smolbench.identity` for what else is free to differ.
+    ``trainer.max_epochs`` and ``trainer.max_steps`` may rise (if the learning rate falls to 0 over
+    the planned steps, only with ``extend``); see :mod:`smolbench.identity` for what else is free to
+    differ.
 
     Raises:
         SmolbenchError: Listing every difference that matters.
     """
     refused = compare("resume", _record(before), _record(now)).refused
-    old, new = refused.get("trainer.max_epochs", (None, None))
-    if _longer(old, new):
-        _check_extension(now, extend=extend, old=old, new=new)
-        del refused["trainer.max_epochs"]
+    for unit in ("epochs", "steps"):
+        option = f"trainer.max_{unit}"
+        old, new = refused.get(option, (None, None))
+        if _longer(old, new):
+            _check_extension(now, extend=extend, unit=unit, old=old, new=new)
+            del refused[option]
     if refused:
         raise SmolbenchError(
             f"This is not the run that was started: {said(refused)}. Give the settings it was "
@@ -113,18 +116,22 @@ def _longer(old: Any, new: Any) -> bool:  # noqa: ANN401 - values from YAML
     return new == -1 or (old != -1 and new > old)
 
 
-def _check_extension(now: Settings, *, extend: bool, old: int, new: int) -> None:
+def _check_extension(now: Settings, *, extend: bool, unit: str, old: int, new: int) -> None:
     flat = flatten(now)
     schedule, warmup = flat.get("model.schedule"), flat.get("model.warmup_steps")
-    if isinstance(warmup, float) and warmup and not extend:
+    if extend:
+        return
+    changed = f"trainer.max_{unit} was {old}, is {new}, but"
+    longer = f"{new} {unit}" if new != -1 else f"a training without a limit of {unit}"
+    if isinstance(warmup, float) and warmup:
         raise SmolbenchError(
-            f"trainer.max_epochs was {old}, is {new}, but model.warmup_steps {warmup} is a share "
-            "of the planned steps. With --extend the learning rate warms up over that share of "
-            f"{new} epochs, and goes on from where it stands then."
+            f"{changed} model.warmup_steps {warmup} is a share of the planned steps. With --extend "
+            f"the learning rate warms up over that share of {longer}, and goes on from where it "
+            "stands then."
         )
-    if schedule in _DECAYING and not extend:
+    if schedule in _DECAYING:
         raise SmolbenchError(
-            f"trainer.max_epochs was {old}, is {new}, but the {schedule} schedule let the learning "
-            f"rate fall to 0 by the end of epoch {old}. With --extend the schedule is stretched "
-            f"over {new} epochs: the learning rate jumps up to where it stands on the longer curve."
+            f"{changed} the {schedule} schedule let the learning rate fall to 0 by the end of "
+            f"{unit.removesuffix('s')} {old}. With --extend the schedule is stretched over "
+            f"{longer}: the learning rate jumps up to where it stands on the longer curve."
         )

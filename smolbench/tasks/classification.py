@@ -117,7 +117,6 @@ class ClassificationTask(BaseTask):
         Raises:
             SmolbenchError: Naming both.
         """
-        super().setup(stage)
         if stage == "predict":
             return  # the texts come without labels, and the data need not be there any more
         named = offered(self.any_data, NamesLabels)
@@ -127,6 +126,7 @@ class ClassificationTask(BaseTask):
                 f"This {type(self).__name__} is for the classes {', '.join(self._label_names)}, "
                 f"and the data has {', '.join(names)}: make a new one for other data."
             )
+        super().setup(stage)
 
     @property
     def can_build(self) -> bool:

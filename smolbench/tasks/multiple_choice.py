@@ -111,6 +111,8 @@ class MultipleChoiceTask(BaseTask):
 
     kind: ClassVar[str] = "multiple_choice"
     monitor: tuple[str, Literal["min", "max"]] = ("val/acc_norm", "max")
+    drawn = "solved examples"
+    drawn_for = ("fit", "validate", "test")
 
     def __init__(
         self,
@@ -230,6 +232,7 @@ class MultipleChoiceTask(BaseTask):
             return []
         train = self.data.split("train")
         assert train.labels is not None, "a training split has them"
+        self._draw()
         if self.num_fewshot > len(train):
             raise SmolbenchError(
                 f"model.num_fewshot is {self.num_fewshot}, but there are {len(train)} training "

@@ -16,6 +16,7 @@ from smolbench.data import TextDataModule
 from smolbench.data.batching import Rows, TokenRows, pad_rows
 from smolbench.data.columns import column_digest, column_values
 from smolbench.data.token_cache import TokenTable
+from smolbench.digest import file_digest
 from smolbench.errors import SmolbenchError
 from smolbench.models.cnn import TextCNN
 from smolbench.models.embedding import put_vectors, random_embedding
@@ -74,6 +75,9 @@ class NeuralBaselineTask(ClassificationTask):
     Raises:
         SmolbenchError: If the settings contradict each other.
     """
+
+    drawn = "the vocabulary"
+    drawn_for = ("fit",)
 
     def __init__(
         self,
@@ -154,6 +158,7 @@ class NeuralBaselineTask(ClassificationTask):
         self._vocabulary: Vocabulary | None = None
         self._continues = False
         self._pretrained_words: int | None = None
+        self._vectors_digest: str | None = None
 
     # -- words ------------------------------------------------------------------------------------
 
@@ -172,6 +177,7 @@ class NeuralBaselineTask(ClassificationTask):
                     "smolbench DataModule or from a checkpoint, and has neither."
                 )
             self._vocabulary = self._words_of(data)
+            self._draw()
         return self._vocabulary
 
     def _words_of(self, data: TextDataModule) -> Vocabulary:
@@ -249,6 +255,7 @@ class NeuralBaselineTask(ClassificationTask):
             embedding = random_embedding(len(self.vocabulary), self.embedding_dim)
             if self.vectors is not None and not self._continues:
                 self._pretrained_words = put_vectors(embedding, self.vectors, self.vocabulary)
+                self._vectors_digest = file_digest([self.vectors])
             self.network = self._drawn(embedding, classes)
         embedding.requires_grad_(not self.freeze_vectors)
 
@@ -343,4 +350,5 @@ class NeuralBaselineTask(ClassificationTask):
             assert self.vectors is not None, "they were read from there"
             facts["model/vectors"] = self.vectors.name
             facts["model/vectors_words"] = self._pretrained_words
+            facts["model/vectors_digest"] = self._vectors_digest
         return facts

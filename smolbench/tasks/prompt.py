@@ -77,6 +77,8 @@ class PromptTask(ClassificationTask):
     """
 
     method = "prompt"
+    drawn = "examples in its prompt"
+    drawn_for = ("fit", "validate", "test")
 
     def __init__(
         self,
@@ -268,6 +270,7 @@ class PromptTask(ClassificationTask):
             return ""
         split = self.data.split("train")
         assert split.labels is not None, "a training split has them"
+        self._draw()
         texts = split.examples.select_columns("text")
 
         def text_of(row: int) -> str:

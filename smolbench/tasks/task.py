@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -20,9 +20,10 @@ from torch.optim import Optimizer
 
 from smolbench.callbacks.checkpoint import read_checkpoint
 from smolbench.data.batching import Rows
+from smolbench.data.columns import column_digest
 from smolbench.data.datamodule import BaseDataModule, require_values
 from smolbench.data.token_cache import TokenTable
-from smolbench.digest import is_digest
+from smolbench.digest import is_digest, text_digest
 from smolbench.errors import SmolbenchError
 from smolbench.files import cache_root
 from smolbench.identity import compare
@@ -37,6 +38,7 @@ from smolbench.protocols import KeepsRows, offered
 from smolbench.ranks import TrainerRanks
 from smolbench.tasks.accumulation import planned_steps, weight_of_batch
 from smolbench.tasks.batch_size import largest_batch
+from smolbench.tasks.logged import LogsByStage
 
 Schedule = Literal["constant", "linear", "cosine"]
 Warmup = int | float
@@ -55,7 +57,7 @@ ALONE = (
 _ENDLESS = "but the training has no planned end: give trainer.max_epochs or max_steps"
 
 
-class BaseTask(LightningModule, ABC):
+class BaseTask(LogsByStage, ABC):
     """What every task shares.
 
     A task says how an example becomes token ids (:meth:`encode`, :meth:`encoder_key`), builds what
@@ -120,6 +122,7 @@ class BaseTask(LightningModule, ABC):
         self._gathered: list[tuple[torch.Tensor, ...]] = []
         self._built = False
         self._matrices: frozenset[str] | None = None
+        self._drawn_from: str | None = None
 
     @abstractmethod
     def encode(self, examples: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
@@ -268,6 +271,36 @@ class BaseTask(LightningModule, ABC):
                 f"{has}: give one to the Trainer, as datamodule=."
             )
         return found
+
+    drawn: str = ""
+    """What is drawn from the rows of a training, if anything is."""
+    drawn_for: ClassVar[tuple[str, ...]] = ()
+    """Stages in which that must be of the DataModule at hand."""
+
+    def _draw(self) -> None:
+        """Note that something is drawn from the training rows."""
+        self._drawn_from = self._training_rows()
+
+    def _training_rows(self) -> str:
+        split = self.data.split("train")
+        labels = "" if split.labels is None else split.labels.tobytes().hex()
+        texts = (column_digest(split.examples, name) for name in self.data.content)
+        return text_digest((*texts, labels))
+
+    def setup(self, stage: str) -> None:
+        """Refuse data of other training rows than those that something was drawn from.
+
+        Raises:
+            SmolbenchError: Saying what it is.
+        """
+        super().setup(stage)
+        if self._drawn_from is None or stage not in self.drawn_for:
+            return
+        if isinstance(self.any_data, BaseDataModule) and self._training_rows() != self._drawn_from:
+            raise SmolbenchError(
+                f"This {type(self).__name__} has {self.drawn} of other training rows than this "
+                f"{type(self.any_data).__name__}'s: make a new one for other data."
+            )
 
     @property
     def cache_dir(self) -> Path:

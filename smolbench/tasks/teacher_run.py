@@ -7,10 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from smolbench.callbacks.checkpoint import read_checkpoint
 from smolbench.data.datamodule import BaseDataModule
+from smolbench.data.kept_rows import among
 from smolbench.digest import digest, file_digest
 from smolbench.errors import SmolbenchError
 from smolbench.identity import compare, said
@@ -117,7 +116,7 @@ class TaughtRun:
             )
             seen = []
             for name, scored, theirs_seen, own_seen in pairs:
-                n = np.isin(scored.rows, theirs_seen.rows) & ~np.isin(scored.rows, own_seen.rows)
+                n = among(scored.rows, theirs_seen.rows) & ~among(scored.rows, own_seen.rows)
                 if n.any():
                     seen.append(f"{n.sum():,} of {len(n):,} {name} rows")
             self._same_rows = not seen

@@ -145,7 +145,7 @@ class TaughtTask(BaseTask, Generic[T]):
         """Also the teacher; see the base class."""
         facts = {**super().facts(), "method": f"distill_{self.method}"}
         if self._teacher is not None:
-            facts |= self._teacher.facts()
+            facts |= {**self._teacher.facts(), "teacher/digest": self._teacher.identity}
         return facts
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import math
+from datetime import timedelta
 
 import lightning.pytorch as pl
 import pytest
@@ -118,6 +120,8 @@ class DieAt(pl.Callback):
         {"max_epochs": 3, "val_check_interval": 2},
         {"max_epochs": -1, "max_steps": 12, "check_val_every_n_epoch": 2},
         {"max_epochs": -1, "max_steps": 12, "val_check_interval": 3},
+        # by the clock: after each batch
+        {"max_epochs": 3, "val_check_interval": timedelta(microseconds=1)},
     ],
 )
 def test_a_resumed_run_has_every_row_once(tmp_path, step, options):
@@ -126,6 +130,29 @@ def test_a_resumed_run_has_every_row_once(tmp_path, step, options):
         fit(tmp_path / "parts", DieAt(step), **options)
     last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
     fit(tmp_path / "parts", ckpt_path=last if last.exists() else None, **options)
+    text = (tmp_path / "whole" / "metrics.csv").read_text()
+    assert (tmp_path / "parts" / "metrics.csv").read_text() == text
+
+
+class ClockAt(pl.Callback):
+    """Lets the time of a validation come at a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == self.step:
+            trainer._last_val_time = -math.inf
+
+
+def test_a_validation_by_the_clock_at_an_epochs_end(tmp_path):
+    """It is not repeated by a resume, nor is the epoch."""
+    options = {"max_epochs": 3, "val_check_interval": timedelta(hours=1)}
+    fit(tmp_path / "whole", ClockAt(4), **options)
+    with pytest.raises(Killed):
+        fit(tmp_path / "parts", ClockAt(4), DieAt(4), **options)
+    last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
+    fit(tmp_path / "parts", ckpt_path=last, **options)
     text = (tmp_path / "whole" / "metrics.csv").read_text()
     assert (tmp_path / "parts" / "metrics.csv").read_text() == text
 

@@ -9,6 +9,7 @@ from smolbench.data.kept_rows import (
     KeptRows,
     Repeats,
     RowKeys,
+    among,
     read_kept_rows,
     text_keys,
 )
@@ -26,6 +27,12 @@ def keys(texts, labels=None, names=("neg", "pos")):
 def kept(train, val, test, drawn=None):
     drawn = np.arange(len(test)) if drawn is None else np.array(drawn)
     return KeptRows(train, val, test, drawn, len(train) + len(val) + len(test))
+
+
+def test_keys_that_lie_close_together_are_found():
+    high = np.array([2**64 - 1, 2**64 - 3, 2**63], dtype=np.uint64)
+    assert among(high, high[:2]).tolist() == [True, True, False]
+    assert not among(high, high[:0]).any()
 
 
 def test_white_space_around_a_text_does_not_count_and_everything_else_does():

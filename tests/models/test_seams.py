@@ -12,6 +12,7 @@ from transformers import LlamaConfig
 from smolbench.data import HellaSwagDataModule
 from smolbench.errors import SmolbenchError
 from smolbench.models.conventions import ChoiceEncoder, word
+from smolbench.models.export.probe_loader import Probe
 from smolbench.models.export.tokenizer import load_tokenizer, write_tokenizer
 from smolbench.models.label_words import LabelWords
 from smolbench.models.seams import bare_tokenizer, ids_behind, special_tokens
@@ -133,6 +134,32 @@ def test_parts_are_what_a_saved_tokenizer_says(kind, ends, tmp_path):
         for text in TEXTS:
             apart = [*encoder.shared_ids, *encoder.encode([text])["input_ids"][0]]
             assert apart == [*joined.shared_ids, *joined.encode([text])["input_ids"][0]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_an_exported_probe_reads_the_same_rows(kind, side):
+    tokenizer = made_tokenizer(kind, "bos" if side == "left" else "none")
+    texts = [*TEXTS, "", " ", '."', "\n a", " ".join(TEXTS)]
+    for template in TEMPLATES:
+        encoder = TemplateEncoder(tokenizer, template, 40, side)
+        shared, rows = encoder.shared_ids, encoder.rows(texts)
+        reader = object.__new__(Probe)
+        reader.tokenizer, reader.device = tokenizer, "cpu"
+        reader.settings = {
+            "template": template,
+            "head_ids": encoder.head_ids,
+            "tail_ids": encoder.tail_ids,
+            "shared": len(shared),
+            "empty_id": encoder.end_of_text(),
+            "max_length": 40,
+            "truncation_side": side,
+        }
+        ids, mask, starts, lengths = reader._rows(texts)
+        read = [row[row_mask.bool()].tolist() for row, row_mask in zip(ids, mask, strict=True)]
+        assert read == [[*shared, *row.ids] for row in rows]
+        assert starts.tolist() == [len(shared) + row.start for row in rows]
+        assert lengths.tolist() == [row.length for row in rows]
 
 
 @pytest.mark.parametrize("kind", KINDS)

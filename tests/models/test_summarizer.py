@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -192,6 +193,26 @@ def test_what_the_models_own_settings_add_is_known(tmp_path):
     for row in ids.tolist():
         pairs = [pair for pair in itertools.pairwise(row) if NO_TOKEN not in pair]
         assert len(pairs) == len(set(pairs))
+
+
+def test_another_search_of_the_model_is_left_out_or_refused(tmp_path):
+    case = Case("bart", tmp_path)
+    ends = frozenset({EOS})
+    with torch.no_grad():
+        plain = generate_ids(case.model, case.batch, Decoding(8, 4), ends)
+        for name, value in {
+            "num_beam_groups": 2,
+            "diversity_penalty": 0.5,
+            "num_return_sequences": 2,
+            "penalty_alpha": 0.6,
+        }.items():
+            setattr(case.model.generation_config, name, value)
+        assert torch.equal(generate_ids(case.model, case.batch, Decoding(8, 4), ends), plain)
+    folder = tmp_path / "dola"
+    shutil.copytree(tiny_summarizer("gpt2"), folder)
+    (folder / "generation_config.json").write_text('{"dola_layers": "low"}')
+    with pytest.raises(SmolbenchError, match=r"asks for dola generation, and summaries are"):
+        load_summarizer(LanguageModel(str(folder), None, "float32"), torch.float32)
 
 
 def test_rows_are_what_the_tokenizer_makes_of_the_whole():

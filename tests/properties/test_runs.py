@@ -56,6 +56,7 @@ SHORT_OF_ROWS = (
     "there must be two classes at least",
     "cannot be held out of",
     "No word of the training texts is left to learn from",
+    "lower model.min_count",
 )
 """What a table may be refused with that is drawn too small."""
 

@@ -171,3 +171,15 @@ def test_a_series_is_what_differs_in_the_seed_only():
         changed(checkpoint__monitor="val/loss"),
     ):
         assert series_digest(other) != series
+
+
+def test_steps_may_rise_as_epochs_do():
+    before = changed(trainer__max_steps=10, model__schedule="linear")
+    more = changed(trainer__max_steps=20, model__schedule="linear")
+    with pytest.raises(SmolbenchError, match=r"max_steps was 10, is 20.*by the end of step"):
+        check_same_run(before, more, extend=False)
+    check_same_run(before, more, extend=True)
+    with pytest.raises(SmolbenchError, match="This is not the run that was started"):
+        check_same_run(more, before, extend=True)
+    constant = changed(trainer__max_steps=10)
+    check_same_run(constant, changed(trainer__max_steps=-1), extend=False)

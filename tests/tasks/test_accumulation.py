@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +15,7 @@ from lightning.pytorch import Callback
 from smolbench.cli import main
 from smolbench.data.batching import ArrayRows, BatchLoader, BatchPlan
 from smolbench.tasks.accumulation import weight_of_batch
+from tests.helpers.processes import Process
 
 SEEN: list[dict[str, torch.Tensor]] = []
 ROWS = 22
@@ -25,6 +29,12 @@ TASKS = {
     "summaries": ["samsum_flan-t5-base", "--model.rouge_examples=0"],
     "taught summaries": ["samsum_distill_flan-t5-small", "--model.rouge_examples=0"],
 }
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 class Gradients(Callback):
@@ -63,6 +73,44 @@ def test_accumulated_batches_are_one_big_one(folder_here, name):
     assert cut.keys() == whole.keys()
     for key, one in cut.items():
         torch.testing.assert_close(one, whole[key], rtol=1e-4, atol=1e-5 * largest)
+
+
+ON_RANKS = """
+import sys, torch
+from tests.tasks.test_accumulation import TASKS, gradients
+from tests.tasks import test_accumulation
+two = ["--config=configs/trainer/ddp2_cpu.yaml", "--data.batch_size=3"]
+two += ["--trainer.accumulate_grad_batches=16"]
+for name, (recipe, *options) in TASKS.items():
+    torch.save(gradients(recipe, *options, *two), f"{name}.{sys.argv[1]}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_are_one(folder_here):
+    """With batches of 3 rows, of which the processes have 4 and 4, the last of one row."""
+    port = free_port()
+    ranks = []
+    for rank in "01":
+        env = {k: v for k, v in os.environ.items() if not k.startswith("PL_")}
+        env |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        env |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        env |= {"TORCHELASTIC_RUN_ID": "none", "SMOLBENCH_CACHE": str(folder_here / "cache")}
+        env |= {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
+        ranks.append(Process("-c", ON_RANKS, rank, env=env, cwd=folder_here))
+    for done in [rank.result() for rank in ranks]:
+        assert done.returncode == 0, done.stderr
+    for name, (recipe, *options) in TASKS.items():
+        (whole,) = gradients(
+            recipe, *options, f"--data.batch_size={ROWS}", "--trainer.accumulate_grad_batches=1"
+        )
+        largest = max(float(one.abs().max()) for one in whole.values())
+        for rank in "01":
+            (cut,) = torch.load(f"{name}.{rank}", weights_only=True)
+            assert cut.keys() == whole.keys()
+            for key, one in cut.items():
+                torch.testing.assert_close(one, whole[key], rtol=1e-4, atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize("by_tokens", [True, False])

@@ -374,6 +374,7 @@ def test_a_student_is_scored_and_used_without_its_teacher(capsys, cache, home, f
     assert fitted["teacher/id"] == tiny_backbone("bert")
     assert fitted["teacher/test_accuracy"] == results(Path("teacher"))["test/accuracy"]
     assert fitted["teacher/same_rows"] is True
+    assert fitted["teacher/digest"]
     assert fitted["cost/cache_s"] > 0
     assert fitted["cost/cache_reused"] is False
     shutil.rmtree("teacher")

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule, seed_everything
 from smolbench.cli import main
 from smolbench.data import AGNewsDataModule, IMDbDataModule, TextFilesDataModule
 from smolbench.data.columns import column_values
+from smolbench.digest import file_digest
 from smolbench.errors import SmolbenchError
 from smolbench.models.vocabulary import PAD_ID, UNKNOWN_ID, Vocabulary
 from smolbench.tasks import NeuralBaselineTask, neural
@@ -176,6 +177,7 @@ def test_pretrained_vectors_are_where_training_starts(tmp_path, frozen):
     assert torch.equal(vector, expected) == frozen
     facts = made.facts()
     assert (facts["model/vectors"], facts["model/vectors_words"]) == ("vectors.txt.gz", 2)
+    assert facts["model/vectors_digest"] == file_digest([tmp_path / "vectors.txt.gz"])
     embedding = made.network.embedding.weight.numel()
     assert facts["model/total_params"] - facts["model/trainable_params"] == embedding * frozen
     # a checkpoint holds the vectors: their file may be gone

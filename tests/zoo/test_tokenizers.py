@@ -142,7 +142,7 @@ def test_choices(name, kind, ends, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(made)
     model = AutoModelForCausalLM.from_pretrained(made).eval()
     task = MultipleChoiceTask(backbone=made, dtype="float32", max_length=500)
-    asked = HellaSwagDataModule(source="sample", limit_test=3).split("test").examples[:]
+    asked = HellaSwagDataModule(source="sample", limit_test=2).split("test").examples[:]
     n = len(asked["ctx"])
 
     def columns(start, stop):
