@@ -115,7 +115,10 @@ def _scores(origin: Origin) -> list[str]:
     if (tokenizer := origin.record.text("rouge/tokenizer")) is not None:
         said += f" ROUGE counts the words of the tokenizer `{tokenizer}`."
     details = details_of(origin.record)
-    tables = [("Class by class:", details.classes), ("What was taken for what:", details.confusion)]
+    tables = [
+        ("Class by class:", details.classes),
+        ("Confusion matrix (rows: true class):", details.confusion),
+    ]
     return [
         said,
         _scored(tested),

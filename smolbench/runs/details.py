@@ -164,7 +164,7 @@ def _confusion(record: RunRecord, names: Sequence[str]) -> Table | None:
         if row is None:
             return None
         lines.append((Cell(name), *(_cell("examples", count) for count in row)))
-    first = f"is \\ was called{of_draws(record.results)}"
+    first = f"true \\ predicted{of_draws(record.results)}"
     headings = (Heading(first, is_text=True), *(Heading(name) for name in names))
     return Table(headings, tuple(lines))
 

@@ -67,8 +67,8 @@ def sample_table(run: Path) -> Table | None:
     headings = (
         Heading("row"),
         Heading("answer", is_text=True),
-        Heading("is", is_text=True),
-        Heading("was called by the first draw" if draws else "was called", is_text=True),
+        Heading("true class", is_text=True),
+        Heading("predicted by the first draw" if draws else "predicted", is_text=True),
         Heading(f"its {kind}" if answer == "prediction" else "ahead by"),
         *(Heading(f"{kind} of {name}") for name in shown),
     )

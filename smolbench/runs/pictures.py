@@ -200,8 +200,8 @@ def confusion_matrix(table: Table, record: RunRecord) -> Figure:
             axes.text(x, y, cell.shown, ha="center", va="center", color=colour, fontsize=7)
     axes.set_xticks(range(len(names)), names, rotation=45 if len(names) > 4 else 0)
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("was called")
-    axes.set_ylabel("is")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
     axes.set_title(record.name, fontsize=8)
     return figure
 

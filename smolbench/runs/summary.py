@@ -94,7 +94,7 @@ def cost_lines(results: Results) -> list[tuple[str, str, str]]:
 
 
 def _print_classes(console: Console, results: Results) -> None:
-    """Print what a test found class by class, and what was taken for what."""
+    """Print what a test found class by class, and the confusion matrix."""
     names = results.get("test/labels")
     if not names or len(names) > MAX_CLASSES:
         return
@@ -111,8 +111,8 @@ def _print_classes(console: Console, results: Results) -> None:
     if (cells := results.get("test/confusion")) is None:
         return
     short = [name if len(name) <= 12 else f"{name[:11]}…" for name in names]
-    table = Table(title=f"What was taken for what{of} (right on the diagonal)", box=None)
-    table.add_column("is \\ was called", style="dim")
+    table = Table(title=f"Confusion matrix{of} (rows: true class)", box=None)
+    table.add_column("true \\ predicted", style="dim")
     for name in short:
         table.add_column(escape(name), justify="right")
     for number, (name, row) in enumerate(zip(short, cells, strict=True)):

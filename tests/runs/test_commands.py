@@ -134,7 +134,7 @@ def test_sample_predictions_are_written_with_the_details(two, capsys):
     assert "after training" not in (two / "report.html").read_text()
     assert main(["report", "--details", "--csv", "tables"]) == 0
     predictions = (two / "tables" / "run-imdb_probe_1-predictions.csv").read_text().splitlines()
-    assert predictions[0].startswith("row,answer,is,was called,its score")
+    assert predictions[0].startswith("row,answer,true class,predicted,its score")
     assert predictions[1] == "3,wrong,a,b,0.7,0.3,0.7"
     samples = (two / "tables" / "run-samsum_1-samples.csv").read_text().splitlines()
     assert samples[0] == "document,before training,after training,reference"
@@ -165,7 +165,7 @@ def test_tables_as_csv(two, capsys):
     assert mine[2]["± over examples"] == ""
     assert "0.8900 ± 0.0020 (over draws ± 0.0100)" in capsys.readouterr().out
     confusion = (two / "tables" / "run-imdb_probe_2-confusion.csv").read_text().splitlines()
-    assert confusion == ["is \\ was called,neg,pos", "neg,8.0,2.0", "pos,1.0,9.0"]
+    assert confusion == ["true \\ predicted,neg,pos", "neg,8.0,2.0", "pos,1.0,9.0"]
     assert (two / "tables" / "Rowan_hellaswag-1-leaderboard.csv").exists()
     (two / "file").touch()
     assert main(["report", "--csv", "file"]) == 2

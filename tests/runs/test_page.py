@@ -143,7 +143,7 @@ def test_each_run_has_its_details(tmp_path):
         ["p|os", "", "683"],
     ]
     assert confusion == [
-        ["is \\ was called", "neg", "p|os"],
+        ["true \\ predicted", "neg", "p|os"],
         ["neg", "1,200", "34"],
         ["p|os", "5", "678"],
     ]

@@ -137,7 +137,7 @@ def test_confusion_matrices_come_with_the_details(three):
     found = {tuple(map(int, text.get_position())): text.get_text() for text in axes.texts}
     assert found == {(0, 0): "1,200", (1, 0): "300", (0, 1): "0", (1, 1): "700"}
     assert [label.get_text() for label in axes.get_yticklabels()] == ["neg", "pos"]
-    assert axes.get_ylabel() == "is"
+    assert axes.get_ylabel() == "true"
 
 
 def test_a_single_run_has_nothing_to_weigh(folder_here):

@@ -70,7 +70,7 @@ CLASSES = {
 
 def test_classes_of_a_test_are_shown(capsys):
     out = lines(capsys, RESULTS | CLASSES, "test")
-    for said in ("World", "[bold]", "0.8571", "1,200", "60.0%", "897", "is \\ was called"):
+    for said in ("World", "[bold]", "0.8571", "1,200", "60.0%", "897", "true \\ predicted"):
         assert said in out
     assert "Class by class" not in lines(capsys, RESULTS | CLASSES, "val")
 
