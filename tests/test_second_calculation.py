@@ -553,8 +553,11 @@ def test_every_figure_of_a_leaderboard(made, reported):
             columns = [name for name in row if name in costs]
             for name in columns:
                 assert (float(row[name]) if row[name] else None) == pytest.approx(costs[name]), name
+            assert row["measured on"] == results["hardware/name"]
+            assert row.get("computed in", "") == results.get("model/dtype", "")
             known = {"rank", metric, "± over examples", "± over draws", "run", "model", "method",
-                     "seeds", "p to the best", "notes", *columns}  # fmt: skip
+                     "seeds", "p to the best", "measured on", "computed in", "notes",
+                     *columns}  # fmt: skip
             assert set(row) <= known, "a column that nothing has computed again"
             assert row["seeds"] == "1.0" or row["seeds"] == "1"
     assert sorted(seen) == sorted(made)

@@ -73,6 +73,8 @@ def leaderboard_table(board: Board) -> Table:
         Heading("p to the best"),
         Heading("to published"),
         *(Heading(cost.label) for cost in costs),
+        Heading("measured on", is_text=True),
+        Heading("computed in", is_text=True),
         Heading("notes", is_text=True),
     ]
     lines = []
@@ -89,6 +91,8 @@ def leaderboard_table(board: Board) -> Table:
                 Cell(_p_text(row.p_value), row.p_value),
                 Cell(gap, row.difference),
                 *(_cost_cell(cost.key, row) for cost in costs),
+                Cell(machines(row)),
+                Cell(_computed_in(row)),
                 Cell(marks(row)),
             ]
         )
@@ -202,7 +206,28 @@ def title(board: Board) -> str:
         said.append(f"on {board.n:,} examples")
     if board.limit is not None:
         said.append("(limited)")
-    return f"{' '.join(said)}, test set {board.test_digest}"
+    apart = len({found for row in board.rows if (found := machines(row))}) > 1
+    costs = ", costs of different hardware" if apart else ""
+    return f"{' '.join(said)}, test set {board.test_digest}{costs}"
+
+
+def machines(row: Row) -> str:
+    """The hardware behind a row's costs, where it is known."""
+    found = []
+    for record in row.records:
+        for stage in ("", "_test"):
+            name = record.text(f"hardware/name{stage}")
+            processes = record.number(f"hardware/world_size{stage}") or 1
+            found.append(f"{processes:.0f} x {name}" if name and processes > 1 else name)
+    return _joined(found)
+
+
+def _computed_in(row: Row) -> str:
+    return _joined([record.text("model/dtype") for record in row.records])
+
+
+def _joined(said: Iterable[str | None]) -> str:
+    return " and ".join(dict.fromkeys(each for each in said if each))
 
 
 def costs_of(rows: Iterable[Row]) -> list[Cost]:

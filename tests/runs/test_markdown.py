@@ -51,12 +51,28 @@ def test_a_leaderboard_is_a_table(tmp_path):
         "checkpoint, MiB": "0.90",
         "test samples/s": "30.0",
         "latency p50, ms": "60.0",
+        "measured on": "AMD EPYC",
         "notes": "",
     }
     (failed,) = [row for row in board if row[2] == "imdb_probe/b"]
     assert failed[0] == ""
     assert failed[-1] == "not finished: failed"
     assert comparison[2][:5] == ["imdb_probe/a", "accuracy", "0.8920", "0.9000", "+0.0080"]
+
+
+def test_a_board_says_that_its_costs_are_of_different_hardware(tmp_path):
+    gpus = {"hardware__name": "NVIDIA H100", "hardware__world_size": 4, "model__dtype": "bfloat16"}
+    write_run(tmp_path / "a", test__accuracy=0.9, model__dtype="float32")
+    assert "different hardware" not in rendered(tmp_path)
+    write_run(tmp_path / "b", test__accuracy=0.8, series_digest="other", **gpus)
+    text = rendered(tmp_path)
+    assert "test set aaaaaaaaaaaaaaaa, costs of different hardware" in text
+    head, *rows = tables(text)[0]
+    found = {row[head.index("run")]: dict(zip(head, row, strict=True)) for row in rows}
+    assert found["imdb_probe/a"]["measured on"] == "AMD EPYC"
+    assert found["imdb_probe/b"]["measured on"] == "4 x NVIDIA H100"
+    assert found["imdb_probe/a"]["computed in"] == "float32"
+    assert found["imdb_probe/b"]["computed in"] == "bfloat16"
 
 
 def test_costs_that_no_run_has_are_no_columns(tmp_path):
