@@ -6,11 +6,14 @@ what is typed for such an option, or stands behind its name in a configuration, 
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -25,6 +28,7 @@ _TEXTS = {_PLAIN: _PLAIN, _MAYBE: _MAYBE, "dict[str, str]": _MAPPING, _MAPPING: 
 _MARK = "\ue000"
 """In front of a typed text while options are parsed: of Unicode's private use, and in no text."""
 _TYPED = re.compile(rf"--(?:{'|'.join(_SECTIONS)})\.(?:init_args\.)?(\w+)")
+_CLASS_PATH = re.compile(r"\bclass_path[\"']?\s*:\s*[\"']?([\w.]+)")
 _NOTHING = {"null", "~", ""}
 _STR = "tag:yaml.org,2002:str"
 
@@ -55,6 +59,7 @@ def marked(arguments: Sequence[str]) -> list[str]:
     Args:
         arguments: Options with their values behind them or behind ``=``.
     """
+    _import_named(arguments)
     options, done, behind = text_options(), list(arguments), None
     for number, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
@@ -102,6 +107,27 @@ def as_given(config: Any) -> Any:  # noqa: ANN401 - whatever a configuration hol
     if isinstance(config, Enum):  # a default of Lightning's, which could not be written
         return config.value
     return config.removeprefix(_MARK) if isinstance(config, str) else config
+
+
+def _import_named(arguments: Sequence[str]) -> None:
+    """Import the modules of classes that the command line or its configurations name.
+
+    The option parser does so when it comes to them, which is too late to know their options. What
+    cannot be imported is told by it.
+    """
+    paths: list[str] = []
+    for number, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        value = value if equals else "".join(arguments[number + 1 : number + 2])
+        if name in {f"--{section}" for section in _SECTIONS}:
+            paths.append(value)
+        elif name == "--config" and Path(value).is_file():
+            with suppress(OSError, UnicodeDecodeError):
+                paths += _CLASS_PATH.findall(Path(value).read_text(encoding="utf-8"))
+    for path in paths:
+        if module := path.rpartition(".")[0]:
+            with suppress(Exception):
+                importlib.import_module(module)
 
 
 def _as_text(value: str, kind: str) -> str:

@@ -87,3 +87,27 @@ def test_a_template_with_a_colon(folder_here, template):
 def test_no_template_is_a_sentence(folder_here, capsys):
     assert main(["fit", *FEW, "--model.template", "null"]) == 2
     assert "must hold {text} exactly once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["typed", "configured"])
+def test_a_class_of_the_users_that_is_not_imported_yet(folder_here, monkeypatch, how):
+    """The second option's name is no option of any class of smolbench's."""
+    module = f"own_text_{how}"
+    Path(f"{module}.py").write_text(
+        "from smolbench.tasks import ProbeTask\n\n\nclass Noted(ProbeTask):\n"
+        f"    def __init__(self, {module}: str = '', **options):\n"
+        "        super().__init__(**options)\n"
+    )
+    monkeypatch.syspath_prepend(".")
+    Path("own.yaml").write_text(f"model:\n  class_path: {module}.Noted\n")
+    named = ["--config=own.yaml"] if how == "configured" else ["--model", f"{module}.Noted"]
+    *_, option = marked([*named, f"--model.{module}=1e3"])
+    assert as_given(read_yaml(option.partition("=")[2])) == "1e3"
+    text = f"model:\n  class_path: {module}.Noted\n  init_args:\n    {module}: 1e3\n"
+    assert read_yaml(text)["model"]["init_args"] == {module: "1e3"}
+
+
+def test_what_cannot_be_imported_is_left_to_the_option_parser(folder_here):
+    Path("damaged.yaml").write_bytes(b"class_path: \xff")
+    given = ["--config", "damaged.yaml", "--config=absent.yaml", "--model=no.such.Class", "--data"]
+    assert marked(given) == given
