@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from smolbench.data.readers import ENDINGS, FileReader, Quoting, file_reader, has_quotes
-from smolbench.data.tables import Chunk, check_texts, refuse_encoding
+from smolbench.data.tables import Chunk, check_texts, missing_said, refuse_encoding
 from smolbench.errors import SmolbenchError
 from smolbench.notices import warn
 
@@ -179,7 +179,7 @@ def _read_table(reader: FileReader) -> Inputs:
         raise SmolbenchError(f"{reader.name} has no rows: add some, or name another file.")
     texts = columns[reader.text_column]
     texts = texts if isinstance(texts, list) else texts.to_pylist()
-    check_texts(Chunk(texts, [], numbers), reader)
+    remarks = missing_said(check_texts(Chunk(texts, [], numbers), reader), reader)
     for values in columns.values():
         if not isinstance(values, list):
             continue  # Arrow's strings are valid
@@ -189,6 +189,6 @@ def _read_table(reader: FileReader) -> Inputs:
         except UnicodeEncodeError:
             kept = [value if isinstance(value, str) else "" for value in values]
             refuse_encoding(Chunk(kept, [], numbers), reader)
-    for line in reader.remarks():
+    for line in [*reader.remarks(), *remarks]:
         warn("%s", line)
     return Inputs(texts, columns)

@@ -6,13 +6,15 @@ by a digest of where the rows came from.
 
 from __future__ import annotations
 
+import html
+import itertools
 import json
 import logging
 import re
 import shutil
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -32,9 +34,21 @@ SimilarLabels = Literal["refuse", "merge", "keep"]
 """What becomes of labels that differ only in how they are spelled."""
 MAX_CLASSES = 10_000
 """More different labels than this are taken for a mistake, such as the text's column."""
+MISSING = frozenset(
+    ("nan", "NaN", "NAN", "NaT", "<NA>", "NA", "N/A", "n/a", "#N/A", "null", "NULL", "None", "\\N")
+)
+"""What programs write where a value is missing."""
 
 log = logging.getLogger("smolbench")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
+_COMMA = re.compile(r"(?<=\d),0{1,2}$")
+"""Thousands, and whole numbers, as spreadsheets of some languages write them."""
+_QUOTES = tuple("\"'`\u2018\u2019\u201a\u201c\u201d\u201e\xab\xbb\u2039\u203a")
+_ENDS = ".,;:!\u3002\u3001\u0964\u061b\u060c"
+_SHAPING = "\u034f\ufe0e\ufe0f"
+_MINUS = re.compile(r"(?<![^\W_])-(?=\d)")
+_SEPARATORS = re.compile(r"(?<=[^ _-])[ _-]+(?=[^ _-])")
 _SHOWN = 40
 """Characters shown of a value in a message."""
 
@@ -103,7 +117,7 @@ def checked_table(
         known: Names of the classes that may occur, in the order of their numbers; without, all
             labels that occur are classes, in numerical order if all are numbers, else sorted.
         known_from: Where the known classes come from, for messages.
-        similar: What becomes of labels that differ only in case, width or the spelling of a number.
+        similar: What becomes of labels that are alike, see :func:`spelling_key`.
 
     Raises:
         SmolbenchError: If a row is not a text with a label, a label is not known or spelled in two
@@ -182,7 +196,7 @@ def _write(entry: Path, reader: Reader, classes: _Classes) -> None:
     shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
     try:
         part.mkdir()
-        _write_rows(part / "rows.arrow", reader, classes)
+        remarks = _write_rows(part / "rows.arrow", reader, classes)
         names, numbers = classes.finished()
         if numbers != list(range(len(numbers))):
             _renumber(part / "rows.arrow", numbers)
@@ -191,7 +205,7 @@ def _write(entry: Path, reader: Reader, classes: _Classes) -> None:
             "bytes": (part / "rows.arrow").stat().st_size,
             "crc32": crc32(part / "rows.arrow"),
             "label_names": names,
-            "remarks": reader.remarks(),
+            "remarks": [*reader.remarks(), *remarks, *classes.remarks()],
         }
         (part / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         part.replace(entry)
@@ -199,14 +213,16 @@ def _write(entry: Path, reader: Reader, classes: _Classes) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _write_rows(path: Path, reader: Reader, classes: _Classes) -> None:
+def _write_rows(path: Path, reader: Reader, classes: _Classes) -> list[str]:
+    """Write the rows; returns what there is to be known of their texts."""
     import pyarrow as pa  # lazy: import cost
 
     schema = pa.schema({"text": pa.string(), "label": pa.int64()})
     count = 0
+    missing: Counter[str] = Counter()
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as sink:
         for chunk in reader.chunks():
-            check_texts(chunk, reader)
+            missing += check_texts(chunk, reader)
             try:
                 texts = pa.array(chunk.texts, pa.string())
             except UnicodeEncodeError:
@@ -217,6 +233,7 @@ def _write_rows(path: Path, reader: Reader, classes: _Classes) -> None:
             count += len(chunk.texts)
     if not count:
         raise SmolbenchError(f"{reader.name} has no rows: add some, or name another source.")
+    return missing_said(missing, reader)
 
 
 def _renumber(path: Path, numbers: list[int]) -> None:
@@ -247,10 +264,11 @@ def checked_pairs(reader: Reader) -> tuple[list[str], list[str]]:
     """
     texts: list[str] = []
     summaries: list[str] = []
+    missing: dict[str, Counter[str]] = {"text": Counter(), "summary": Counter()}
     for chunk in reader.chunks():
         second = Chunk(chunk.labels, [], chunk.numbers)
         for part, what in ((chunk, "text"), (second, "summary")):
-            check_texts(part, reader, what)
+            missing[what] += check_texts(part, reader, what)
             try:
                 "".join(part.texts).encode()
             except UnicodeEncodeError:
@@ -259,7 +277,8 @@ def checked_pairs(reader: Reader) -> tuple[list[str], list[str]]:
         summaries += chunk.labels
     if not texts:
         raise SmolbenchError(f"{reader.name} has no rows: add some, or name another source.")
-    for line in reader.remarks():
+    said = [missing_said(counts, reader, what) for what, counts in missing.items()]
+    for line in itertools.chain(reader.remarks(), *said):
         notices.warn("%s", line)
     return texts, summaries
 
@@ -267,14 +286,16 @@ def checked_pairs(reader: Reader) -> tuple[list[str], list[str]]:
 # -- checks ---------------------------------------------------------------------------------------
 
 
-def check_texts(chunk: Chunk, reader: Reader, what: str = "text") -> None:
-    """Refuse what is not a text with something in it; ``what`` is how messages call it."""
+def check_texts(chunk: Chunk, reader: Reader, what: str = "text") -> Counter[str]:
+    """Refuse what is not a text with something in it; ``what`` is how messages call it.
+
+    Returns:
+        How often each of :data:`MISSING` is a text, for :func:`missing_said`.
+    """
     texts = chunk.texts
-    if set(map(type, texts)) <= {str} and all(map(str.strip, texts)):
-        joined = "".join(texts)
-        if "\0" not in joined:
-            return
-    for text, number in zip(texts, chunk.numbers, strict=True):
+    plain = set(map(type, texts)) <= {str} and all(map(str.strip, texts))
+    suspect = () if plain and "\0" not in "".join(texts) else texts
+    for text, number in zip(suspect, chunk.numbers, strict=False):
         if text is None or (isinstance(text, str) and not text.strip()):
             raise SmolbenchError(
                 f"{reader.place(number)}: the {what} is {'missing' if text is None else 'empty'};"
@@ -290,6 +311,24 @@ def check_texts(chunk: Chunk, reader: Reader, what: str = "text") -> None:
                 f"{reader.place(number)}: the {what} holds a NUL character (byte 0); remove it, or"
                 f" {reader.encoding_advice()}."
             )
+    return Counter(text for text in texts if text in MISSING)
+
+
+def missing_said(counts: Mapping[str, int], reader: Reader, what: str = "text") -> list[str]:
+    """At most one line of what may be missing and was taken for a text or class.
+
+    Args:
+        counts: How many rows have each of :data:`MISSING`.
+        reader: Where they come from.
+        what: How the line calls it.
+    """
+    if not counts:
+        return []
+    found = " and ".join(f"{shown(value)} ({count:,})" for value, count in sorted(counts.items()))
+    return [
+        f"{reader.name}: a {what} of its rows is {found}, which is how programs write that it is"
+        f" missing; it is taken for a {what}: if it is none, remove these rows."
+    ]
 
 
 def refuse_encoding(chunk: Chunk, reader: Reader, what: str = "text") -> None:
@@ -373,6 +412,16 @@ class _Classes:
             names.sort(key=(lambda name: (float(name), name)) if numeric else None)
         return names, [names.index(name) for name in classes]
 
+    def remarks(self) -> list[str]:
+        """What there is to be known of the classes: which were merged, and what may be none."""
+        counts = {n: c for n, c in zip(self._spelled, self._counts, strict=True) if c}
+        lines = missing_said(
+            {n: c for n, c in counts.items() if n in MISSING}, self._reader, "label"
+        )
+        if self._similar == "merge" and (groups := self._groups()):
+            lines.append(f"{self._reader.name}: one class each are {self._said(groups)}.")
+        return lines
+
     def _groups(self) -> list[list[int]]:
         """Numbers of spellings that differ, but not in what they say."""
         groups: dict[str | Decimal, list[int]] = {}
@@ -384,17 +433,20 @@ class _Classes:
         groups = self._groups() if self._similar == "refuse" else []
         if not groups:
             return
-        said = [
-            " and ".join(f"{shown(self._spelled[n])} ({self._counts[n]})" for n in group)
-            for group in groups
-        ]
-        more = f", and {len(said) - 6} more" if len(said) > 6 else ""
         raise SmolbenchError(
             f"{self._reader.name} has labels that differ only in how they are spelled, with the"
-            f" rows of each: {', '.join(said[:6])}{more}; correct them, or give"
+            f" rows of each: {self._said(groups)}; correct them, or give"
             " --data.similar_labels merge, which makes one class of each group, or keep, which"
             " leaves every spelling a class."
         )
+
+    def _said(self, groups: Sequence[Sequence[int]]) -> str:
+        """Groups of labels as they stand in a message, with their rows."""
+        said = [
+            " and ".join(f"{shown(self._spelled[n])} ({self._counts[n]:,})" for n in group)
+            for group in groups
+        ]
+        return ", ".join(said[:6]) + (f", and {len(said) - 6} more" if len(said) > 6 else "")
 
     def _number_of(self, value: object, number: int) -> int:
         name, spelled = self._name(value, number)
@@ -477,12 +529,36 @@ def composed(label: str) -> str:
 
 
 def spelling_key(name: str) -> str | Decimal:
-    """What spellings of one name share: a number's value, else the name without case and width."""
-    letters = "".join(c for c in name if unicodedata.category(c) != "Cf")
-    plain = unicodedata.normalize("NFKC", letters)
-    if _NUMBER.fullmatch(plain):
-        return Decimal(plain)
-    return " ".join(unicodedata.normalize("NFKC", plain.casefold()).split())
+    """What spellings of one name share.
+
+    A number's value; else the name without case, width, what nobody sees, quotation marks around
+    it, punctuation behind it, and blanks, hyphens and underscores inside it. Those between two
+    digits (``1-2``) and a minus before a digit tell names apart.
+    """
+    letters = "".join(map(_seen, html.unescape(name)))
+    plain = unicodedata.normalize("NFKC", letters).strip()
+    if plain[:1] in _QUOTES and plain[-1:] in _QUOTES:
+        plain = plain[1:-1].strip() or plain
+    number = plain.replace(",", "") if _GROUPED.fullmatch(plain) else _COMMA.sub("", plain)
+    if _NUMBER.fullmatch(number):
+        return Decimal(number)
+    folded = " ".join(unicodedata.normalize("NFKC", plain.casefold()).split())
+    bare = folded.rstrip(_ENDS).strip("_ ") or folded
+    return _SEPARATORS.sub(_between, _MINUS.sub("\0", bare))
+
+
+def _seen(character: str) -> str:
+    """A character as a reader sees it: nothing of those that only shape others, one dash of all."""
+    kind = unicodedata.category(character)
+    if kind == "Cf" or character in _SHAPING:
+        return ""
+    return "-" if kind == "Pd" or character == "\u2212" else character
+
+
+def _between(found: re.Match[str]) -> str:
+    """What is left of blanks and dashes: they matter only between two digits."""
+    before, after = found.string[found.start() - 1], found.string[found.end()]
+    return "-" if before.isdigit() and after.isdigit() else ""
 
 
 def _kind(value: object) -> str:

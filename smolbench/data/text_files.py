@@ -47,8 +47,9 @@ class TextFilesDataModule(TextDataModule):
         positive_label: The class that precision, recall, specificity and F1 are of, and by whose F1
             runs are compared. Without it, where there are two classes, nothing says which one is
             looked for: the four are left out and runs are compared by the macro average of F1.
-        similar_labels: What becomes of labels that differ only in case, width or the spelling of a
-            number, as ``Pos`` and ``pos``, ``1`` and ``1.0``, or ``true`` and ``"True"``:
+        similar_labels: What becomes of labels that differ only in case, width, blanks, hyphens or
+            underscores inside, punctuation behind or the spelling of a number, as ``Pos`` and
+            ``pos.``, ``sci-fi`` and ``sci_fi``, ``1`` and ``1.0``, or ``true`` and ``"True"``:
             ``refuse`` names them; ``merge`` makes one class of them, with the name that most
             training rows have; ``keep`` leaves each a class.
         test_fraction: Share of the rows held out for the test, stratified by label and drawn with
@@ -234,7 +235,7 @@ class TextFilesDataModule(TextDataModule):
     def _table_key(self, content: str, names: Sequence[str] | None) -> str:
         return digest(
             {
-                "table": 2,
+                "table": 3,
                 "content": content,
                 "columns": [self.own.text_column, self.own.other_column],
                 "encoding": self.own.encoding,

@@ -256,6 +256,7 @@ SPELLINGS = [
     (["true", "True", "True", "no"], "'true' (1) and 'True' (2)", ["True", "no"]),
     (["\uff21", "a", "a", "b"], "'\uff21' (1) and 'a' (2)", ["a", "b"]),
     (["a b", "A  B", "A  B", "b"], "'a b' (1) and 'A  B' (2)", ["A  B", "b"]),
+    (["sci-fi", "Sci_Fi", "Sci_Fi", "b"], "'sci-fi' (1) and 'Sci_Fi' (2)", ["Sci_Fi", "b"]),
 ]
 
 
@@ -271,6 +272,74 @@ def test_two_spellings_of_a_label_are_refused_merged_or_kept(module, kind, label
     counts = [3, 1] if merged[0] in labels[:3] else [1, 3]
     assert np.bincount(data.load_hub().splits["test"]["label"]).tolist() == counts
     assert len(module(files, val_fraction=0, similar_labels="keep").label_names) == 3
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        ("sci-fi", "sci_fi", "sci fi", "SciFi", "sci\u2011fi", "sci \u2013 fi"),
+        ("not spam", "not  spam", "not\u00a0spam", "not\u200bspam", "Not-Spam"),
+        ("pos", "pos.", "pos,", "p\u00ados", "'pos'", "\u201cpos\u201d", "pos_"),
+        ("class 2", "class\uff12", "class_2", "class-2", "\uff43lass 2"),
+        ("12", "\uff11\uff12", "12.0", "12,0", "012", "\u0967\u0968"),
+        ("1000", "1,000", "1e3"),
+        ("-1", "\u22121", "\u20131", "-1.0"),
+        ("18-25", "18\u201325", "18 - 25", "18_25"),
+        ("\u2764", "\u2764\ufe0f"),
+        ("R&D", "r & d", "R&amp;D"),
+    ],
+)
+def test_what_hyphens_blanks_and_marks_leave_one_class(spelled):
+    assert len(set(map(tables.spelling_key, spelled))) == 1
+
+
+def test_what_only_looks_like_two_spellings():
+    apart = ["c", "c++", "c#", "c*", "a", "a-", "a+", "-1", "1", "1-2", "12", "1/2", "u.s.", "us"]
+    apart += [
+        "level -1",
+        "level 1",
+        "1 1",
+        "1 -1",
+        "-1 1",
+        "> -5",
+        "> 5",
+        "< 5",
+        "5%",
+        "5",
+        "co",
+        "yes",
+    ]
+    apart += [
+        "yes?",
+        ".net",
+        "net",
+        ".",
+        "_",
+        "-",
+        "--",
+        "\u0915\u093f",
+        "\u0915",
+        "caf\u00e9",
+        "cafe",
+    ]
+    keys = list(map(tables.spelling_key, apart))
+    assert len(set(keys)) == len(keys)
+
+
+def test_what_may_be_missing_is_counted_and_what_is_merged_named(module):
+    rows = [("good", "pos"), ("nan", "neg"), ("None", "nan"), ("NULL", "Neg")] * 2
+    content = "text,label\n" + "".join(f"{text},{label}\n" for text, label in rows)
+    for _ in range(2):  # the second time from the table that is kept
+        notices.begin()
+        module(
+            {"t.csv": content, "e.csv": content}, val_fraction=0, similar_labels="merge"
+        ).load_hub()
+        lines = notices.gathered([], "fit")
+        assert any(
+            "a text of its rows is 'NULL' (2) and 'None' (2) and 'nan' (2)" in x for x in lines
+        )
+        assert any("a label of its rows is 'nan' (2), which is how" in x for x in lines)
+        assert "t.csv: one class each are 'neg' (2) and 'Neg' (2)." in lines
 
 
 @pytest.mark.parametrize(
