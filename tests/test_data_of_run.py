@@ -178,7 +178,7 @@ def test_runs_of_earlier_versions_are_tested_and_go_on(data, capsys):
 def test_what_stands_twice_is_said_at_fit_and_at_test(data, capsys):
     rows = read()
     write([*rows, *rows[:50], [rows[60][0], "neg"], [rows[60][0], "pos"]], "train.csv")
-    write([*rows[:19], ["a row that is new", "pos"]], "test.csv")
+    write([*rows[:19], ["w1 in a row that is new", "pos"]], "test.csv")
     given = ["--data.train_file=train.csv", "--data.test_file=test.csv"]
     assert main(["fit", *CLASSICAL, *given]) == 0
     (line,) = results(data / "run")["warnings"]

@@ -1,8 +1,9 @@
 """The rows that a run was made of, known by their content wherever they stand in a file.
 
-A row is known by two keys of 64 bits each: of its text, and of text and label (or whatever else
-belongs to the text). White space around a text counts for neither. Of rows that stand several times
-the first copy is the first, the second the second: as many are found again as there were.
+A row is known by keys of 64 bits: of its text, and of text and label (or whatever else belongs to
+the text). White space around a text counts for neither; a third key, in which it does, says whether
+a tokenizer would see the same. Of rows that stand several times the first copy is the first, the
+second the second: as many are found again as there were.
 """
 
 from __future__ import annotations
@@ -45,16 +46,20 @@ class RowKeys:
     Attributes:
         texts: Keys of the texts alone, shape ``(N,)``.
         rows: Keys of text and label, shape ``(N,)``.
+        exact: The same with white space around texts, shape ``(N,)``; ``None`` in runs of earlier
+            versions.
     """
 
     texts: Keys
     rows: Keys
+    exact: Keys | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def __getitem__(self, chosen: npt.NDArray[Any]) -> RowKeys:
-        return RowKeys(self.texts[chosen], self.rows[chosen])
+        exact = None if self.exact is None else self.exact[chosen]
+        return RowKeys(self.texts[chosen], self.rows[chosen], exact)
 
     @classmethod
     def of(cls, examples: Dataset, content: Sequence[str]) -> RowKeys:
@@ -64,20 +69,25 @@ class RowKeys:
             examples: Rows with the columns of ``content``, and ``label`` where there are any.
             content: Columns that make an example what it is; the first holds the text.
         """
-        parts = [text_keys(map(str, column_values(examples, column))) for column in content]
+        columns = (map(str, column_values(examples, column)) for column in content)
+        parts, exact = map(list, zip(*map(_both_keys, columns), strict=True))
         if "label" in examples.column_names:
             numbers, places = np.unique(column_numbers(examples, "label"), return_inverse=True)
             names = getattr(examples.features["label"], "names", None)
             called = [names[number] if names else str(number) for number in numbers]
-            parts.append(text_keys(called)[places])
-        return cls(parts[0], _mixed(*parts))
+            labels = text_keys(called)[places]
+            parts.append(labels)
+            exact.append(labels)
+        return cls(parts[0], _mixed(*parts), _mixed(*exact))
 
     @classmethod
     def joined(cls, *parts: RowKeys) -> RowKeys:
         """Rows behind each other."""
+        exact = [part.exact for part in parts if part.exact is not None]
         return cls(
             np.concatenate([part.texts for part in parts]),
             np.concatenate([part.rows for part in parts]),
+            np.concatenate(exact) if len(exact) == len(parts) else None,
         )
 
     @property
@@ -86,13 +96,32 @@ class RowKeys:
         return _digest(self.rows)
 
     def places_in(self, others: RowKeys) -> Numbers:
-        """Where each row stands among others, shape ``(N,)``; -1 where it does not."""
-        wanted, there = _copies_apart(self.rows), _copies_apart(others.rows)
-        if not len(there):
-            return np.full(len(wanted), -1)
-        order = np.argsort(there)
-        at = order[np.minimum(np.searchsorted(there, wanted, sorter=order), len(there) - 1)]
-        return np.where(there[at] == wanted, at, -1)
+        """Where each row stands among others, shape ``(N,)``; -1 where it does not.
+
+        If there is one with the same white space around its text, it is that one.
+        """
+        if self.exact is None or others.exact is None:
+            return _found(self.rows, others.rows)
+        places = _found(self.exact, others.exact)
+        left = np.flatnonzero(places < 0)
+        free = np.ones(len(others), bool)
+        free[places[places >= 0]] = False
+        numbers = np.flatnonzero(free)
+        at = _found(self.rows[left], others.rows[numbers])
+        places[left[at >= 0]] = numbers[at[at >= 0]]
+        return places
+
+    def n_respaced(self, others: RowKeys, places: Numbers) -> int:
+        """How many rows have other white space around their texts where they stand now.
+
+        Args:
+            others: The rows as they are now.
+            places: Where each row stands among them, from :meth:`places_in`.
+        """
+        if self.exact is None or others.exact is None:
+            return 0
+        found = places >= 0
+        return int((self.exact[found] != others.exact[places[found]]).sum())
 
 
 @dataclass(frozen=True)
@@ -196,10 +225,12 @@ class KeptRows:
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         keys = {"train": self.train, "val": self.val, "test": self.test}
+        exact = {n: part.exact for n, part in keys.items() if part.exact is not None}
         return {
             "format": np.array([_FORMAT], np.int64),
             **{f"{name}_texts": part.texts for name, part in keys.items()},
             **{f"{name}_rows": part.rows for name, part in keys.items()},
+            **{f"{name}_exact": column for name, column in exact.items()},
             "drawn": self.drawn,
             "n_all": np.array([self.n_all], np.int64),
         }
@@ -224,7 +255,7 @@ def read_kept_rows(folder: Path) -> KeptRows | None:
         with np.load(path, allow_pickle=False) as found:
             arrays = {name: found[name] for name in found.files}
         train, val, test = (
-            RowKeys(arrays[f"{name}_texts"], arrays[f"{name}_rows"])
+            RowKeys(arrays[f"{name}_texts"], arrays[f"{name}_rows"], arrays.get(f"{name}_exact"))
             for name in ("train", "val", "test")
         )
         if int(arrays["format"][0]) != _FORMAT:
@@ -244,11 +275,32 @@ def text_keys(texts: Iterable[str]) -> Keys:
 
     Two of ten million texts share one by chance with a probability of 3 in a million.
     """
-    raw = b"".join(
-        hashlib.blake2b(text.strip().encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        for text in texts
-    )
-    return np.frombuffer(raw, "<u8").astype(np.uint64)
+    return _both_keys(texts)[0]
+
+
+def _both_keys(texts: Iterable[str]) -> tuple[Keys, Keys]:
+    """Keys of texts without white space around them, and with it, each of shape ``(N,)``."""
+    bare, exact = bytearray(), bytearray()
+    for text in texts:
+        stripped = text.strip()
+        key = _hashed(stripped)
+        bare += key
+        exact += key if len(stripped) == len(text) else _hashed(text)
+    return tuple(np.frombuffer(raw, "<u8").astype(np.uint64) for raw in (bare, exact))  # type: ignore[return-value]
+
+
+def _hashed(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def _found(rows: Keys, others: Keys) -> Numbers:
+    """Where each key stands among others, each copy at another place; -1 where it does not."""
+    wanted, there = _copies_apart(rows), _copies_apart(others)
+    if not len(there):
+        return np.full(len(wanted), -1)
+    order = np.argsort(there)
+    at = order[np.minimum(np.searchsorted(there, wanted, sorter=order), len(there) - 1)]
+    return np.where(there[at] == wanted, at, -1)
 
 
 def _mixed(*parts: Keys) -> Keys:

@@ -88,7 +88,8 @@ class OfRun:
         if kept.n_all != now.n_all:  # rows have come or gone
             return False
         there = RowKeys.joined(*(RowKeys.of(s, content) for s in source.splits.values()))
-        return bool((kept.seen.places_in(there) >= 0).all())
+        places = kept.seen.places_in(there)
+        return bool((places >= 0).all()) and not kept.seen.n_respaced(there, places)
 
     def refuse_other(self, source: Source, now: KeptRows, content: tuple[str, ...]) -> None:
         """Refuse to train further on other rows.
@@ -111,7 +112,8 @@ class OfRun:
             old["data/revision"] = self.results["data/revision"]
             new["data/revision"] = source.revision
         refused = compare("resume", old, new).refused
-        if not refused:
+        same = np.arange(0 if self.kept is None or refused else len(self.kept.seen))
+        if not refused and not (self.kept and self.kept.seen.n_respaced(now.seen, same)):
             return
         how = said(refused)
         if self.kept is not None and "data/id" not in refused:
@@ -143,15 +145,19 @@ def found_again(
     wanted: RowKeys = getattr(kept, name)
     names = [split for split in _SEARCHED[name] if split in source.splits]
     keys = [RowKeys.of(source.splits[names[0]], content)]
-    if len(wanted) == 0 or np.array_equal(keys[0].rows, wanted.rows):
-        return source.splits[names[0]].select(range(len(wanted))), np.arange(len(wanted))
+    same = np.arange(len(wanted))
+    if len(wanted) == 0 or (
+        np.array_equal(keys[0].rows, wanted.rows) and not wanted.n_respaced(keys[0], same)
+    ):
+        return source.splits[names[0]].select(same), same
     keys += [RowKeys.of(source.splits[split], content) for split in names[1:]]
     there = RowKeys.joined(*keys)
     places = wanted.places_in(there)
     drawn = kept.drawn if name == "test" else np.arange(len(wanted))
     gone = drawn[places[drawn] < 0]
     changed = int(among(wanted.texts[gone], there.texts).sum())
-    _tell(name, len(drawn), len(gone), changed, _n_new(kept, there), source.id)
+    respaced = wanted[drawn].n_respaced(there, places[drawn])
+    _tell(name, len(drawn), len(gone), changed, _n_new(kept, there), respaced, source.id)
     present = np.flatnonzero(places >= 0)
     return _chosen([source.splits[split] for split in names], places[present]), present
 
@@ -219,7 +225,9 @@ def _n_new(kept: KeptRows, there: RowKeys) -> int:
     return max(0, int(unknown.sum() - changed) - (kept.n_all - len(known)))
 
 
-def _tell(name: str, n: int, n_gone: int, n_changed: int, n_new: int, source_id: str) -> None:
+def _tell(
+    name: str, n: int, n_gone: int, n_changed: int, n_new: int, n_respaced: int, source_id: str
+) -> None:
     """Say in one line what has become of a run's rows."""
     rows = f"{_WORDS[name]} rows"
     lost = n_gone - n_changed
@@ -232,14 +240,16 @@ def _tell(name: str, n: int, n_gone: int, n_changed: int, n_new: int, source_id:
             f"{source_id} now ({', '.join(parts)}). Put the data back as it was, or name a test "
             "set of its own (--data.test_file)."
         )
-    if parts:
+    if parts or n_respaced:
+        spaced = f", {n_respaced:,} of them with other white space around" if n_respaced else ""
         warn(
             "The data has changed since the run was trained: of its %s %s %s are still there and "
-            "used; not used: %s.",
+            "used%s%s.",
             f"{n:,}",
             rows,
             f"{n - n_gone:,}",
-            ", ".join(parts),
+            spaced,
+            f"; not used: {', '.join(parts)}" if parts else "",
         )
     else:
         log.info("The run's %s %s stand elsewhere than they did; they are the ones used.", n, rows)
@@ -253,7 +263,10 @@ def _how_they_differ(before: RowKeys, there: RowKeys) -> str:
         there: All rows of the data as it is now.
     """
     rows = f"{len(before):,} training and validation rows"
-    missing = before.places_in(there) < 0
+    places = before.places_in(there)
+    missing = places < 0
+    if not missing.any() and (respaced := before.n_respaced(there, places)):
+        return f"of its {rows} {respaced:,} with other white space around their texts now"
     if not missing.any():
         return f"its {rows} still stand there, but among more or fewer others than before"
     changed = int(among(before.texts[missing], there.texts).sum())

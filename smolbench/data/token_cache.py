@@ -65,6 +65,12 @@ class Ragged:
         """The largest of all values; -1 if there are none."""
         return int(self._values.max(initial=-1))
 
+    @property
+    def largest_of_rows(self) -> npt.NDArray[np.int32]:
+        """The largest value of each row [N]; no row may be empty."""
+        largest: npt.NDArray[np.int32] = np.maximum.reduceat(self._values, self._offsets[:-1])
+        return largest
+
     def __len__(self) -> int:
         """Return the number of rows, N."""
         return len(self.lengths)

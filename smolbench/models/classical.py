@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -126,6 +127,20 @@ def class_scores(pipeline: Pipeline, texts: Sequence[str], classes: int) -> np.n
     scores = np.full((len(texts), classes), -np.inf, dtype=np.float32)
     scores[:, classifier.classes_] = known
     return scores
+
+
+def without_words(pipeline: Pipeline, texts: Iterable[str]) -> int:
+    """In how many texts a fitted pipeline finds none of its words: they are all scored alike."""
+    vectorizer = pipeline.named_steps["tfidf"]
+    known, words = vectorizer.vocabulary_, re.compile(vectorizer.token_pattern).finditer
+    prepared, analyzed = vectorizer.build_preprocessor(), vectorizer.build_analyzer()
+
+    def nothing(text: str) -> bool:
+        if any(word[0] in known for word in words(prepared(text))):
+            return False  # of most texts after a word or two
+        return not any(feature in known for feature in analyzed(text))
+
+    return sum(map(nothing, texts))
 
 
 def learned_numbers(pipeline: Pipeline) -> int:

@@ -68,6 +68,26 @@ def find_words(text: str, split: Split) -> list[str]:
     return _pattern(split).findall(text)
 
 
+def tell_unread(split: str, n: int, of: int) -> None:
+    """Say in how many texts a model on words sees nothing; a warning from a hundredth of them.
+
+    Args:
+        split: Whose texts they are; nothing is said of those to validate on.
+        n: Texts that have none of its words.
+        of: All texts.
+    """
+    if not n or split == "val":
+        return
+    name = {"train": "training texts", "predict": "texts"}.get(split, f"{split} texts")
+    (warn if 100 * n >= of else log.info)(
+        "%s of %s %s have no word that the model knows (by its vocabulary of the training texts): "
+        "whatever they say, it sees nothing in them.",
+        f"{n:,}",
+        f"{of:,}",
+        name,
+    )
+
+
 def sklearn_pattern(split: Split) -> str:
     """The same tokens as scikit-learn's vectorisers take them: of two letters at least, no signs.
 

@@ -28,10 +28,11 @@ from smolbench.models.classical import (
     pipeline_to_bytes,
     scores_on_trial,
     sklearn_version,
+    without_words,
 )
 from smolbench.models.export.check import Expected, Trial
 from smolbench.models.export.exported import Exported
-from smolbench.models.words import Tokens, split_of
+from smolbench.models.words import Tokens, split_of, tell_unread
 from smolbench.tasks.classification import Batch, ClassificationTask
 from smolbench.tasks.task import CHECKPOINT_KEY
 
@@ -154,6 +155,8 @@ class ClassicalTask(ClassificationTask):
         if labels is not None:
             arrays["labels"] = labels
         rows = ArrayRows(arrays)
+        if split != "train" and self.pipeline is not None:
+            self._tell_unread(split)
         return _OneBatch(rows) if split == "train" else rows
 
     # -- fitting ----------------------------------------------------------------------------------
@@ -201,6 +204,7 @@ class ClassicalTask(ClassificationTask):
         self._tokens = split.partition("-")[0]
         self.pipeline = build_pipeline(self.options, self.seed, split)
         fit_pipeline(self.pipeline, texts, batch["labels"].cpu().numpy())
+        self._tell_unread("train")
         saved = np.frombuffer(pipeline_to_bytes(self.pipeline), dtype=np.uint8)
         self.pipeline_bytes = torch.from_numpy(saved.copy())
         with torch.no_grad():
@@ -210,6 +214,13 @@ class ClassicalTask(ClassificationTask):
     def largest_batch(self, rows: Rows, effective: int) -> int:
         """All rows are one batch, whatever its size; see the base class."""
         return effective
+
+    def _tell_unread(self, split: Any) -> None:  # noqa: ANN401 - one of a DataModule's
+        """Say in how many texts none of its words stands; see ``tell_unread``."""
+        examples = self.data.split(split).examples
+        if self.trainer.is_global_zero and split != "val":
+            n = without_words(self.pipeline, column_values(examples, "text"))
+            tell_unread(split, n, len(examples))
 
     def _examples(self) -> Dataset:
         """The split that is being read, with its texts only."""

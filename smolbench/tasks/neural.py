@@ -21,9 +21,9 @@ from smolbench.errors import SmolbenchError
 from smolbench.models.cnn import TextCNN
 from smolbench.models.embedding import put_vectors, random_embedding
 from smolbench.models.lstm import TextLSTM
-from smolbench.models.vocabulary import PAD_ID, Vocabulary, remembered
+from smolbench.models.vocabulary import PAD_ID, UNKNOWN_ID, Vocabulary, remembered
 from smolbench.models.word_vectors import check_vectors
-from smolbench.models.words import SAMPLE, Split, Tokens, split_of
+from smolbench.models.words import SAMPLE, Split, Tokens, split_of, tell_unread
 from smolbench.tasks.adapting import refuse_unused
 from smolbench.tasks.classification import Batch, ClassificationTask
 from smolbench.tasks.task import CHECKPOINT_KEY, Schedule, Warmup, saved_signature
@@ -223,6 +223,9 @@ class NeuralBaselineTask(ClassificationTask):
             table: The split's words.
             labels: Classes, shape ``(N,)``; ``None`` for texts to predict.
         """
+        if self.trainer.is_global_zero:
+            unread = table.ragged["input_ids"].largest_of_rows <= UNKNOWN_ID
+            tell_unread(split, int(unread.sum()), len(table))
         return TokenRows(table, labels, PAD_ID)
 
     def start_reading(self) -> Callable[[Sequence[str]], Batch]:

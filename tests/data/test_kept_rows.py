@@ -85,6 +85,16 @@ def test_a_shuffle_is_found_again(n):
     assert [texts[order[place]] for place in places] == texts
 
 
+def test_white_space_around_a_text_tells_copies_apart_and_is_counted():
+    before, now = keys(["a", " a", "b", "c"]), keys(["c ", " a", "x", "a", "b"])
+    places = before.places_in(now)
+    assert places.tolist() == [3, 1, 4, 0]
+    assert before.n_respaced(now, places) == 1
+    old = RowKeys(before.texts, before.rows)
+    assert old.places_in(now).tolist() == [1, 3, 4, 0]
+    assert old.n_respaced(now, places) == 0
+
+
 def test_what_stands_more_than_once():
     seen = keys(["a", "b ", "\nb", "b", "A", "c"], ["pos", "pos", "pos", "neg", "pos", "pos"])
     test = keys([" a", "a", "x", "b"], ["neg", "pos", "pos", "pos"])
@@ -106,6 +116,11 @@ def test_the_file_says_what_was_written(tmp_path):
     found = read_kept_rows(tmp_path)
     assert (found.digest, found.digests, found.n_all) == (rows.digest, rows.digests, 4)
     assert found.drawn.tolist() == [1]
+    assert found.train.exact.tolist() == rows.train.exact.tolist()
+    old = kept(*(RowKeys(part.texts, part.rows) for part in (rows.train, rows.val, rows.test)))
+    old.write(tmp_path)
+    assert read_kept_rows(tmp_path).digest == old.digest != rows.digest
+    rows.write(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == [FILE_NAME]
     content = (tmp_path / FILE_NAME).read_bytes()
     for damaged in (b"", content[:-40], content[:100], b"\0" * 200):

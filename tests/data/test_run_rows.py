@@ -135,6 +135,27 @@ def test_rows_have_gone_changed_and_come(run):
     )
 
 
+def test_white_space_around_texts_is_what_a_tokenizer_sees(run):
+    path, rows = files(run)
+    first = run.test[0]
+    write(path, [(f"{a} ", b) if (a, b) == first else (a, b) for a, b in rows], run.columns)
+    data = run.again()
+    assert run.pairs(data, "test") == [(f"{first[0]} ", first[1]), *run.test[1:]]
+    assert data.facts()["data/test_digest"] != run.digest
+    n = len(run.test)
+    assert gathered([], "fit") == [
+        f"The data has changed since the run was trained: of its {n} test rows {n} are still there"
+        " and used, 1 of them with other white space around."
+    ]
+    seen = ROWS[:90] if path != run.file else rows
+    for order in (1, -1):
+        changed = [(f"\n{a}", b) if a == run.train[0][0] else (a, b) for a, b in seen]
+        write(run.file, changed[::order], run.columns)
+        data = run.again(goes_on=True)
+        with pytest.raises(SmolbenchError, match="rows 1 with other white space around"):
+            data._keep()
+
+
 def test_all_labels_are_swapped(run):
     path, rows = files(run)
     write(path, [other_label(row) for row in rows], run.columns)

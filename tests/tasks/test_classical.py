@@ -15,6 +15,7 @@ from smolbench.cli import main
 from smolbench.data import AGNewsDataModule, IMDbDataModule
 from smolbench.errors import SmolbenchError
 from smolbench.tasks import ClassicalTask
+from tests.helpers.command import QUIET
 from tests.helpers.training import plain_trainer
 
 RUN = ["--config=imdb_naive_bayes", "--config=tiny", "--trainer.accelerator=cpu"]
@@ -72,6 +73,34 @@ def test_margins_are_no_probabilities(tmp_path):
     assert rows["margin_pos"] == pytest.approx(margins, abs=1e-5)
     assert rows["margin_neg"] == pytest.approx(-margins, abs=1e-5)
     assert not [name for name in rows if name.startswith("score_")]
+
+
+@pytest.mark.parametrize("options", [[], ["NeuralBaselineTask", "--model.embedding_dim=4"]])
+def test_texts_without_a_word_that_is_known_are_counted(folder_here, capsys, options):
+    nothing = ["\U0001f44d\U0001f3fd \U0001f389", "?!... :-)", "x", "unheard-of", "\u200b."]
+    words = ["a good film", "a bad film", "the good one", "the bad one", "film film", "one one"]
+    for name, texts in (("train", words * 4 + nothing[:2]), ("test", words[:3] + nothing)):
+        rows = [f'"{text}",{"ny"[n % 2]}\n' for n, text in enumerate(texts)]
+        (folder_here / f"{name}.csv").write_text("text,label\n" + "".join(rows), encoding="utf-8")
+    task, *more = options or ["ClassicalTask"]
+    files = [
+        "--data=TextFilesDataModule",
+        "--data.train_file=train.csv",
+        "--data.test_file=test.csv",
+    ]
+    run = ["--run_dir=run", "--latency.examples=0", *QUIET]
+    fit = ["--trainer.max_epochs=1", "--data.val_fraction=0"]
+    assert main(["fit", f"--model={task}", *more, *files, *fit, *run]) == 0
+    said = results(folder_here)["warnings"]
+    assert any("2 of 26 training texts have no word that the model knows" in x for x in said)
+    assert main(["test", *run]) == 0
+    said = results(folder_here)["warnings"]
+    assert any("test: 5 of 8 test texts have no word" in line for line in said)
+    capsys.readouterr()
+    assert (
+        main(["predict", "--run_dir=run", "--text=\U0001f44d", "--text=a good film", *QUIET]) == 0
+    )
+    assert "1 of 2 texts have no word that the model knows" in capsys.readouterr().err
 
 
 def test_fit_test_and_predict_by_the_command_line(folder_here, capsys):
