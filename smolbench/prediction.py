@@ -52,7 +52,8 @@ def predict(call: Invocation, stop: GracefulStop, watch: BatchWatch) -> None:
             found = SmolCLI(one, stop, watch, inputs.texts, labels, kinds).said
         assert found is not None, "predict has run"
         said[id(one)] = found
-        gc.collect()  # memory holds one model at a time; trainer and model refer to each other
+        if len(calls) > 1:
+            gc.collect()  # memory holds one model at a time; trainer and model refer to each other
     if call.before is not None and call.before.checkpoint is call.checkpoint is None:
         raise SmolbenchError(
             "--before none is the same model, because nothing of it is trained: leave it out, or "
