@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from smolbench.data.batching import IGNORE_LABEL
+from smolbench.errors import SmolbenchError
+from smolbench.models.backbone import TINY, TINY_T5
 from smolbench.models.summarizer import target_logits
 from smolbench.notices import warn
 from smolbench.tasks.summarize import SummarizationTask
@@ -18,6 +20,8 @@ from smolbench.tasks.writing import Batch
 log = logging.getLogger("smolbench")
 _COMPARED = 1000
 """Tokens of the first references that a teacher is compared with, in the passes of the training."""
+_NOTICEABLE = 2.0
+"""Standard errors by which it must say them better than their commonest token does."""
 
 
 class SummaryDistillationTask(TaughtTask[WritingTeacher], SummarizationTask):
@@ -64,6 +68,7 @@ class SummaryDistillationTask(TaughtTask[WritingTeacher], SummarizationTask):
         self._references: list[torch.Tensor] = []
         self._agreement: float | None = None
         self._compared = 0
+        self._goes_on = False
 
     @property
     def _kinds(self) -> WritingTeachers:
@@ -83,6 +88,7 @@ class SummaryDistillationTask(TaughtTask[WritingTeacher], SummarizationTask):
     def on_train_start(self) -> None:
         """Compare the teacher with the first references, before most is learned from it."""
         super().on_train_start()
+        self._goes_on = self.trainer.global_step > 0
         self._right, self._references = ([] if self.alpha > 0 else None), []
 
     def _compare(self, taught: torch.Tensor, labels: torch.Tensor) -> None:
@@ -92,30 +98,39 @@ class SummaryDistillationTask(TaughtTask[WritingTeacher], SummarizationTask):
         self._right.append(taught.argmax(dim=1) == labels)
         self._references.append(labels)
         if sum(map(len, self._references)) >= _COMPARED:
-            self._say_agreement()
+            # the built-in models know nothing, and are there to try a recipe out
+            built_in = self.backbone.name in {TINY, TINY_T5}
+            self._say_agreement(refuse=not built_in and not self._goes_on)
 
-    def _say_agreement(self) -> None:
+    def _say_agreement(self, *, refuse: bool = False) -> None:
+        """Say how far the teacher agrees, and refuse or warn of one at chance.
+
+        Raises:
+            SmolbenchError: If it is to be refused.
+        """
         if not self._right:
             return
         right, references = torch.cat(self._right), torch.cat(self._references)
         self._right = None
         self._agreement = float(right.float().mean())
         self._compared = len(right)
-        if not self.trainer.is_global_zero:
-            return
         commonest = float(references.bincount().max() / len(references))
+        error = (commonest * (1 - commonest) / len(references)) ** 0.5
         said = (
             f"The teacher {self.teacher.name} agrees with {self._agreement:.4f} of the first "
             f"{len(right):,} tokens of the references"
         )
-        if self._agreement > commonest:
+        chance = f"{said}, hardly more than their commonest token is ({commonest:.4f})"
+        if self._agreement <= commonest + _NOTICEABLE * error:
+            if refuse:
+                raise SmolbenchError(
+                    f"{chance}: it has nothing to teach. Take another teacher, such as a run that "
+                    "was trained on these summaries, or train without one (SummarizationTask)."
+                )
+            if self.trainer.is_global_zero:
+                warn("%s: it may have nothing to teach.", chance)
+        elif self.trainer.is_global_zero:
             log.info("%s.", said)
-        else:
-            warn(
-                "%s, no more than their commonest token is (%.4f): it may have nothing to teach.",
-                said,
-                commonest,
-            )
 
     def on_train_end(self) -> None:
         """Say how far a teacher agrees of whom little was heard."""

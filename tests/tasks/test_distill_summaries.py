@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from smolbench.cli import main
 from smolbench.data import SAMSumDataModule
 from smolbench.errors import SmolbenchError
-from smolbench.tasks import SummarizationTask, SummaryDistillationTask
+from smolbench.tasks import SummarizationTask, SummaryDistillationTask, distill_summaries
 from tests.helpers.command import assert_equal_runs, results, weights
 from tests.helpers.kill import die
 from tests.helpers.tiny import tiny_summarizer
@@ -122,6 +122,24 @@ def test_how_far_the_teacher_agrees_with_the_references_is_told(tmp_path, caplog
     assert task.facts()["teacher/agreement"] == pytest.approx(float(said.float().mean()))
     assert task.facts()["teacher/agreement_n"] == len(said)
     assert "may have nothing to teach" in caplog.text
+
+
+def test_a_teacher_at_chance_is_refused_unless_a_training_goes_on(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(distill_summaries, "_COMPARED", 60)
+    with pytest.raises(
+        SmolbenchError, match=r"hardly more than their commonest token .* nothing to"
+    ):
+        fitted(tmp_path, student("t5"))
+    monkeypatch.setattr(distill_summaries, "_NOTICEABLE", -1e3)  # as if it were a good one
+    folder = tmp_path / "first"
+    trainer = plain_trainer(folder, max_steps=1)
+    trainer.fit(student("t5"), data(tmp_path))
+    trainer.save_checkpoint(folder / "last.ckpt")
+    assert "may have nothing to teach" not in caplog.text
+    monkeypatch.setattr(distill_summaries, "_NOTICEABLE", 2.0)
+    trainer = plain_trainer(folder, max_steps=3)
+    trainer.fit(student("t5"), data(tmp_path), ckpt_path=folder / "last.ckpt")
+    assert "hardly more than their commonest token" in caplog.text
 
 
 def test_without_a_share_of_the_teacher_it_is_the_plain_training(tmp_path):
