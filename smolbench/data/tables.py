@@ -35,16 +35,18 @@ SimilarLabels = Literal["refuse", "merge", "keep"]
 MAX_CLASSES = 10_000
 """More different labels than this are taken for a mistake, such as the text's column."""
 MISSING = frozenset(
-    ("nan", "NaN", "NAN", "NaT", "<NA>", "NA", "N/A", "n/a", "#N/A", "null", "NULL", "None", "\\N")
+    r"nan NaN NAN NaT <NA> NA N/A n/a null NULL None \N"
+    r" #N/A #REF! #NAME? #VALUE! #DIV/0! #NUM! #NULL!".split()
 )
-"""What programs write where a value is missing."""
+"""What programs write where there is no value."""
 
 log = logging.getLogger("smolbench")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+")
 _COMMA = re.compile(r"(?<=\d),0{1,2}$")
 """Thousands, and whole numbers, as spreadsheets of some languages write them."""
-_QUOTES = tuple("\"'`\u2018\u2019\u201a\u201c\u201d\u201e\xab\xbb\u2039\u203a")
+_AROUND = tuple("\"'`()[]\u2018\u2019\u201a\u201c\u201d\u201e\xab\xbb\u2039\u203a")
+_TRUTHS = {"true": Decimal(1), "false": Decimal(0)}
 _ENDS = ".,;:!\u3002\u3001\u0964\u061b\u060c"
 _SHAPING = "\u034f\ufe0e\ufe0f"
 _MINUS = re.compile(r"(?<![^\W_])-(?=\d)")
@@ -326,8 +328,8 @@ def missing_said(counts: Mapping[str, int], reader: Reader, what: str = "text") 
         return []
     found = " and ".join(f"{shown(value)} ({count:,})" for value, count in sorted(counts.items()))
     return [
-        f"{reader.name}: a {what} of its rows is {found}, which is how programs write that it is"
-        f" missing; it is taken for a {what}: if it is none, remove these rows."
+        f"{reader.name}: a {what} of its rows is {found}, which is what programs write where there"
+        f" is none; it is taken for a {what}: if it is none, remove these rows."
     ]
 
 
@@ -498,7 +500,7 @@ class _Classes:
             raise SmolbenchError(
                 f"{place(number)}: the label is missing; fill it in, or remove the row."
             )
-        if not isinstance(value, str | int | float):
+        if not isinstance(value, str | int | float) or value in (float("inf"), float("-inf")):
             raise SmolbenchError(
                 f"{place(number)}: the label is {_kind(value)} ({shown(value)}); a label is a"
                 " string or a whole number."
@@ -531,20 +533,22 @@ def composed(label: str) -> str:
 def spelling_key(name: str) -> str | Decimal:
     """What spellings of one name share.
 
-    A number's value; else the name without case, width, what nobody sees, quotation marks around
-    it, punctuation behind it, and blanks, hyphens and underscores inside it. Those between two
-    digits (``1-2``) and a minus before a digit tell names apart.
+    A number's value, 1 and 0 of true and false; else the name without case, width, what nobody
+    sees, quotation marks and brackets around it, punctuation behind it, and blanks, hyphens and
+    underscores inside it. Those between two digits (``1-2``) and a minus before a digit tell names
+    apart.
     """
     letters = "".join(map(_seen, html.unescape(name)))
     plain = unicodedata.normalize("NFKC", letters).strip()
-    if plain[:1] in _QUOTES and plain[-1:] in _QUOTES:
-        plain = plain[1:-1].strip() or plain
+    while plain[:1] in _AROUND and plain[-1:] in _AROUND and plain[1:-1].strip():
+        plain = plain[1:-1].strip()
     number = plain.replace(",", "") if _GROUPED.fullmatch(plain) else _COMMA.sub("", plain)
     if _NUMBER.fullmatch(number):
         return Decimal(number)
     folded = " ".join(unicodedata.normalize("NFKC", plain.casefold()).split())
     bare = folded.rstrip(_ENDS).strip("_ ") or folded
-    return _SEPARATORS.sub(_between, _MINUS.sub("\0", bare))
+    joined = _SEPARATORS.sub(_between, _MINUS.sub("\0", bare))
+    return _TRUTHS.get(joined, joined)
 
 
 def _seen(character: str) -> str:

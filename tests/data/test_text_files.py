@@ -287,6 +287,9 @@ def test_two_spellings_of_a_label_are_refused_merged_or_kept(module, kind, label
         ("18-25", "18\u201325", "18 - 25", "18_25"),
         ("\u2764", "\u2764\ufe0f"),
         ("R&D", "r & d", "R&amp;D"),
+        ("true", "True", "1", "1.0"),
+        ("FALSE", "0"),
+        ("a", "['a']", "(A)", '["a"]'),
     ],
 )
 def test_what_hyphens_blanks_and_marks_leave_one_class(spelled):
@@ -326,6 +329,44 @@ def test_what_only_looks_like_two_spellings():
     assert len(set(keys)) == len(keys)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("t.csv", "text,label\na,x\nb,y\ntext,label\nc,x\n", "row 4 repeats the names of the col"),
+        ("t.tsv", "label\ttext\nx\ta\n Label \tText\n", "row 3 repeats the names of the columns"),
+        (
+            "t.jsonl",
+            '{"text": "a", "label": "x"}\n{"text": "b", "label": "x", "label": "y"}\n',
+            "line 2 has 'label' 2 times",
+        ),
+        ("t.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": 1e999}\n', "label is a num"),
+    ],
+)
+def test_files_put_behind_each_other_and_names_that_stand_twice(module, name, content, sentence):
+    with pytest.raises(SmolbenchError, match=sentence):
+        module({name: content}).load_hub()
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv.gz", "jsonl"])
+def test_bytes_of_another_encoding_are_told(module, ending):
+    content = f"text,label\nna\u00efve {ACCENT},x\nb,y\n".replace(
+        ",", "\t" if "t" in ending else ","
+    )
+    if ending == "jsonl":
+        content = '{"text": "na\u00efve", "label": "x"}\n{"text": "b", "label": "y"}\n'
+    for encoding in ("utf-8", "cp1252"):
+        raw = content.replace(ACCENT, "").encode(encoding)
+        raw = gzip.compress(raw) if ending.endswith("gz") else raw
+        notices.begin()
+        module(
+            {f"t.{ending}": raw, f"e.{ending}": raw}, encoding="cp1252", val_fraction=0
+        ).load_hub()
+        said = "\n".join(notices.gathered([], "fit"))
+        assert ("was read as cp1252, and all of its bytes are valid UTF-8" in said) == (
+            encoding != "cp1252"
+        )
+
+
 def test_what_may_be_missing_is_counted_and_what_is_merged_named(module):
     rows = [("good", "pos"), ("nan", "neg"), ("None", "nan"), ("NULL", "Neg")] * 2
     content = "text,label\n" + "".join(f"{text},{label}\n" for text, label in rows)
@@ -338,7 +379,7 @@ def test_what_may_be_missing_is_counted_and_what_is_merged_named(module):
         assert any(
             "a text of its rows is 'NULL' (2) and 'None' (2) and 'nan' (2)" in x for x in lines
         )
-        assert any("a label of its rows is 'nan' (2), which is how" in x for x in lines)
+        assert any("a label of its rows is 'nan' (2), which is what programs" in x for x in lines)
         assert "t.csv: one class each are 'neg' (2) and 'Neg' (2)." in lines
 
 

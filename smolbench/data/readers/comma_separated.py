@@ -98,9 +98,23 @@ class CsvReader(TextReader):
                     numbers: Sequence[int] = range(first, number + 1)
                     if set(map(len, block)) != {len(names)}:
                         block, numbers = self._whole(block, numbers, len(names))
+                    self._refuse_header(names, block, numbers)
                     yield Records(names, block, numbers)
             except csv.Error as error:
                 self._explain(error)
+
+    def _refuse_header(
+        self, names: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int]
+    ) -> None:
+        """Refuse a row that repeats the header, as where two files were put behind each other."""
+        header = [name.casefold() for name in names]
+        for row, number in zip(rows, numbers, strict=True):
+            # most rows differ in the first cell already
+            first = row[0].strip().casefold() == header[0] and len(names) > 1
+            if first and [cell.strip().casefold() for cell in row] == header:
+                raise SmolbenchError(
+                    f"{self.place(number)} repeats the names of the columns: remove it."
+                )
 
     def place(self, number: int) -> str:
         """Where a row is found: its number, and its line where rows span several."""
@@ -110,14 +124,16 @@ class CsvReader(TextReader):
 
     def remarks(self) -> list[str]:
         """Says which row may hold others because a text in it begins with a quotation mark."""
+        lines = super().remarks()
         if self._bare or self._scan is None or not self._scan.holding:
-            return []
+            return lines
         (first, last), *more = self._scan.holding
         also = f", and so do {len(more)} more rows" if more else ""
         return [
+            *lines,
             f"{self.name}: the lines {first} to {last} are one row, because a quotation mark opens"
             f" on the first and closes on the last, though each could be a row of its own{also}; if"
-            f" quotation marks are a part of the texts, give {self.prefix}quoting none."
+            f" quotation marks are a part of the texts, give {self.prefix}quoting none.",
         ]
 
     @property

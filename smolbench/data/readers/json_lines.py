@@ -48,8 +48,14 @@ class JsonLinesReader(TextReader):
         advice = ""
         if number == 1 and line.lstrip().startswith("["):
             advice = " A JSON array must be turned into one object per line first."
+        outer: list[tuple[str, Any]] = []  # of objects in each other the outer one is read last
+
+        def noted(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            outer[:] = pairs
+            return dict(pairs)
+
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=noted)
         except (ValueError, RecursionError) as error:
             raise SmolbenchError(
                 f"{self.place(number)} is not valid JSON ({error}): correct it; every line must be"
@@ -59,6 +65,12 @@ class JsonLinesReader(TextReader):
             needed = " and ".join(repr(wanted) for _, wanted in self._wanted())
             raise SmolbenchError(
                 f"{self.place(number)} is {shown(row)}, not an object with {needed}.{advice}"
+            )
+        if len(outer) > len(row):
+            names = [name for name, _ in outer]
+            doubled = next(name for name in names if names.count(name) > 1)
+            raise SmolbenchError(
+                f"{self.place(number)} has {doubled!r} {names.count(doubled)} times: leave one."
             )
         for option, wanted in self._wanted():
             if wanted not in row:

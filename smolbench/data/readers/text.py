@@ -57,5 +57,29 @@ class TextReader(FileReader):
         except OSError as error:
             raise SmolbenchError(unreadable(self.path, error)) from error
 
+    def remarks(self) -> list[str]:
+        """Says that the bytes make sense as UTF-8 where they were read as something else."""
+        if self._assumes_utf8() or not self._is_utf8():
+            return []
+        return [
+            f"{self.name} was read as {self.encoding}, and all of its bytes are valid UTF-8: if"
+            f" letters with accents come out as two or three others, leave {self.prefix}encoding"
+            " out."
+        ]
+
+    def _is_utf8(self) -> bool:
+        """Whether there are characters beyond ASCII and all are valid UTF-8."""
+        compressed = self.name.lower().endswith(".gz")
+        decoder, beyond = codecs.getincrementaldecoder("utf-8")(), False
+        with gzip.open(self.path) if compressed else self.path.open("rb") as raw:
+            try:
+                while block := raw.read(1 << 20):
+                    beyond = beyond or not block.isascii()
+                    decoder.decode(block)
+                decoder.decode(b"", final=True)
+            except UnicodeDecodeError:
+                return False
+        return beyond
+
     def _assumes_utf8(self) -> bool:
         return codecs.lookup(self.encoding).name in {"utf-8", "utf-8-sig"}
