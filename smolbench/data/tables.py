@@ -34,10 +34,10 @@ SimilarLabels = Literal["refuse", "merge", "keep"]
 """What becomes of labels that differ only in how they are spelled."""
 MAX_CLASSES = 10_000
 """More different labels than this are taken for a mistake, such as the text's column."""
-MISSING = frozenset(
-    r"nan NaN NAN NaT <NA> NA N/A n/a null NULL None \N"
-    r" #N/A #REF! #NAME? #VALUE! #DIV/0! #NUM! #NULL!".split()
-)
+MISSING = frozenset((
+    "nan", "NaN", "NAN", "NaT", "<NA>", "NA", "N/A", "n/a", "null", "NULL", "None", "\\N", "#N/A",
+    "#REF!", "#NAME?", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!",
+))  # fmt: skip
 """What programs write where there is no value."""
 
 log = logging.getLogger("smolbench")
