@@ -313,7 +313,7 @@ def check_texts(chunk: Chunk, reader: Reader, what: str = "text") -> Counter[str
                 f"{reader.place(number)}: the {what} holds a NUL character (byte 0); remove it, or"
                 f" {reader.encoding_advice()}."
             )
-    return Counter(text for text in texts if text in MISSING)
+    return Counter(text for text in map(str.strip, texts) if text in MISSING)
 
 
 def missing_said(counts: Mapping[str, int], reader: Reader, what: str = "text") -> list[str]:
