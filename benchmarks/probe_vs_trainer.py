@@ -203,6 +203,7 @@ def smolbench_twice(folder: Path, options: argparse.Namespace) -> dict[str, Meas
             f"--data.batch_size={options.batch_size}",
             f"--trainer.max_epochs={options.epochs}",
             "--trainer.accumulate_grad_batches=1",
+            "--model.warmup_steps=0.1",  # of few steps, however few rows there are
             "--trainer.accelerator=cpu",
             "--trainer.enable_progress_bar=false",
             f"--run_dir={run}",
