@@ -43,7 +43,7 @@ from harness import (
     write_results,
 )
 
-FIRST_BOUND, SECOND_BOUND = 12.0, 50.0
+FIRST_BOUND, SECOND_BOUND = 10.0, 50.0
 """How many times faster than the peer the first and the second run are to be."""
 CHECKPOINT_BOUND_MB = 5.0
 FIRST, SECOND, PEER = "smolbench, first run", "smolbench, another head", "Trainer"
