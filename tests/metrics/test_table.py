@@ -38,11 +38,8 @@ def test_direction(metric, mode):
     assert direction(metric) == mode
 
 
-OF_CLASSES = {
-    f"{name}{end}"
-    for name in ("precision", "recall", "specificity", "f1")
-    for end in ("", "_macro", "_weighted")
-}
+OF_CLASS = {"precision", "recall", "specificity", "f1"}
+OF_CLASSES = {f"{name}{end}" for name in OF_CLASS for end in ("", "_macro", "_weighted")}
 ACCURACIES = {"accuracy", "accuracy_unknown_wrong", "accuracy_uncalibrated", "accuracy_contextual"}
 ACCURACIES |= {"accuracy_pmi", "acc", "acc_norm", "acc_bytes"}
 COUNTS = {"n", "n_truncated", "n_references_cut", "n_without_tokens"}
