@@ -65,6 +65,7 @@ from smolbench.text_options import as_given, marked, read_yaml
 from smolbench.trainer_checks import (
     check_callbacks,
     check_options,
+    check_precision,
     check_seed,
     check_training_options,
     keep_apart,
@@ -362,12 +363,15 @@ class SmolCLI(LightningCLI):
         if (profiler := self.profiled.profiler()) is not None and not config["fast_dev_run"]:
             kwargs["profiler"] = profiler
         try:
-            return super().instantiate_trainer(
+            trainer = super().instantiate_trainer(
                 default_root_dir=str(self.folder), callbacks=callbacks, **kwargs
             )
         # an unknown strategy or accelerator, for example, or one whose package is not there
         except (ValueError, TypeError, ImportError) as error:
             raise SmolbenchError(" ".join(str(error).split())) from error
+        plugs = "The precision of trainer.plugins" if config["plugins"] else "trainer.precision"
+        check_precision(str(trainer.precision), plugs)
+        return trainer
 
     def before_fit(self) -> None:
         """Say where the run goes, and refuse what would stop it later."""

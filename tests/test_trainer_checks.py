@@ -47,6 +47,11 @@ def said(folder_here, capsys):
         ("trainer.precision=bf16-true", "bf16-mixed"),
         ("trainer.precision=64-true", "32-true"),
         ("trainer.strategy=ddp_spawn", "take ddp"),
+        (
+            "trainer.plugins=lightning.pytorch.plugins.DoublePrecision",
+            "of trainer.plugins is 64-true, but",
+        ),
+        ("trainer.plugins=[lightning.pytorch.plugins.HalfPrecision]", "stays in float32"),
         ("trainer.plugins=lightning.pytorch.plugins.AsyncCheckpointIO", "leave it out"),
         ("seed_everything=-5", "from 0 to 4,294,967,295"),
         ("seed_everything=4294967296", "from 0 to 4,294,967,295"),
@@ -95,8 +100,15 @@ def test_what_fails_before_the_training_leaves_no_run(folder_here, monkeypatch):
     assert not Path("run").exists()
 
 
-def test_a_modelcheckpoint_among_the_runs_files_is_refused(said):
-    own = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath=run/checkpoints"]
+def test_a_strategy_that_spawns_by_its_class_is_refused(said):
+    named = "--trainer.strategy=lightning.pytorch.strategies.DDPStrategy"
+    assert "take ddp" in said(named, "--trainer.strategy.start_method=spawn")
+
+
+@pytest.mark.parametrize("name", ["ModelCheckpoint", "OnExceptionCheckpoint"])
+def test_checkpoints_among_the_runs_files_are_refused(said, name):
+    """The second removes its file when all went well, and it may be named last."""
+    own = [f"--trainer.callbacks+={name}", "--trainer.callbacks.dirpath=run/checkpoints"]
     assert "give another folder" in said(*own)
 
 
