@@ -58,6 +58,7 @@ class ResultsWriter(Callback):
         self._status_before: str | None = None
         self._warnings: list[str] = []
         self._silent = False
+        self._trains = False
 
     def claim(self, folder: Path) -> None:
         """Make a folder a run's that has not begun: downloads and encoding come before it.
@@ -68,12 +69,19 @@ class ResultsWriter(Callback):
         self._write_config()
         write_results(folder, {**self.identity, "status": "running", "attempts": 0})
 
-    def withdraw(self) -> None:
-        """Give up a claim if the run has never begun."""
+    def withdraw(self, *, failed: bool = False) -> None:
+        """Give up a claim if the run has never begun.
+
+        Args:
+            failed: Whether it has ended by an error: if it was set up, but has not trained, nothing
+                can go on, and it would be taken for the newest run.
+        """
         path = self.folder / FILE_NAME
-        if path.is_file() and read_results(self.folder).get("attempts") == 0:
-            path.unlink()
-            (self.folder / "config.yaml").unlink(missing_ok=True)
+        if not path.is_file() or self._trains:
+            return
+        if failed or read_results(self.folder).get("attempts") == 0:
+            for name in (FILE_NAME, "config.yaml", "environment.json", "metrics.csv"):
+                (self.folder / name).unlink(missing_ok=True)
 
     def note(self, facts: Mapping[str, Any]) -> None:
         """Write what a run has decided before it has begun, so that it goes on with that."""
@@ -123,6 +131,7 @@ class ResultsWriter(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is known once the model is built."""
+        self._trains = True
         self._write(trainer, "running")
         self._write_samples(pl_module)
         keeps = offered(trainer.datamodule, KeepsRows)  # type: ignore[attr-defined]

@@ -180,7 +180,8 @@ def _split(subcommand: Subcommand, arguments: list[str]) -> tuple[dict[str, list
         else:
             # a text may start like an option; nothing else does
             found = value if equals else next(rest, None)
-            if found is None or (not equals and name != "--text" and found.startswith("--")):
+            lacks = not found or (not equals and found.startswith("--"))
+            if found is None or (lacks and name != "--text"):
                 raise SmolbenchError(f"{name} needs a value.")
             if name == "--config":
                 found = str(resolve_config(found))

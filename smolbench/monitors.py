@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
@@ -22,7 +22,12 @@ _SINCE_THE_START = ("epoch", "step")
 """What ``ModelCheckpoint`` knows beside the metrics."""
 
 
-def check_monitors(task: BaseTask, callbacks: Sequence[Callback], every: int | None) -> None:
+def check_monitors(
+    task: BaseTask,
+    callbacks: Sequence[Callback],
+    every: int | None,
+    validates: Callable[[], bool] = lambda: True,
+) -> None:
     """Refuse before a training what watches a metric that it will not log, or the wrong way round.
 
     Where somebody else's code takes part, which may log anything, no name is refused: the training
@@ -32,17 +37,26 @@ def check_monitors(task: BaseTask, callbacks: Sequence[Callback], every: int | N
         task: What is trained.
         callbacks: What may watch.
         every: Epochs from one validation to the next; ``None`` if they do not count.
+        validates: Says whether there is a validation; asked only where one is watched.
 
     Raises:
         SmolbenchError: Naming the metrics that there will be, or the mode.
     """
     watched = list(_watched(callbacks))
     _check_names(task, callbacks, watched, every)
+    of_validation = {f"val/{name}" for name in task.validated()}
+    for option, metric, callback in watched:
+        strict = getattr(callback, "strict", True)
+        if metric in of_validation and strict and not validates():
+            raise SmolbenchError(
+                f"{option} is {metric!r}, but there is nothing to validate on: data.val_fraction "
+                f"is 0. Raise it, or leave out {option}."
+            )
     own, own_mode = getattr(task, "monitor", (None, None))
     for one in callbacks:
-        if isinstance(one, RunCheckpoint) and (metric := one.monitor or own) is not None:
-            known = own_mode if own == metric else None
-            mode_of("checkpoint.mode", metric, one.mode or known)
+        if isinstance(one, RunCheckpoint) and (best := one.monitor or own) is not None:
+            known = own_mode if own == best else None
+            mode_of("checkpoint.mode", best, one.mode or known)
     for _, metric, callback in watched:
         if isinstance(callback, (EarlyStopping, ModelCheckpoint)):
             # of the latter some keep all states or none, whatever they are worth

@@ -12,6 +12,9 @@ from smolbench.errors import SmolbenchError
 
 CONFIGS = Path(__file__).parent / "configs"
 DEFAULTS = Path(__file__).parent / "defaults.yaml"
+_CLASSES = ("model", "data")
+_SECTIONS = (*_CLASSES, "trainer", "checkpoint", "latency")
+_SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
 def recipe_names() -> list[str]:
@@ -89,6 +92,23 @@ def _check_mapping(path: Path) -> None:
             f"The configuration {path} must hold settings such as `model:` and `data:`, but it is "
             f"{'empty' if settings is None else 'a ' + type(settings).__name__}."
         )
+    nested = [settings[name] for name in _SUBCOMMANDS if isinstance(settings.get(name), dict)]
+    for one in (settings, *nested):
+        for section in _SECTIONS:
+            _check_section(path, section, one.get(section, {}))
+
+
+def _check_section(path: Path, section: str, given: object) -> None:
+    """Say what stands where options should; a class or a file of them may be named alone."""
+    name = section
+    if isinstance(given, dict) and section in _CLASSES:
+        name, given = f"{section}.init_args", given.get("init_args", {})
+    if isinstance(given, dict) or (isinstance(given, str) and given and name == section):
+        return
+    raise SmolbenchError(
+        f"The configuration {path} must hold options below {name}, but there is "
+        f"{'nothing' if given in (None, '') else given}: give some, or leave out {name}."
+    )
 
 
 def describe(name: str) -> str:

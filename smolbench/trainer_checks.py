@@ -15,6 +15,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
     BatchSizeFinder,
+    Checkpoint,
     DeviceStatsMonitor,
     LearningRateFinder,
     LearningRateMonitor,
@@ -93,20 +94,14 @@ def check_options(trainer: Mapping[str, Any]) -> None:
             f"trainer.val_check_interval is {interval}: give a number of batches, or a share of an "
             "epoch above 0 and up to 1.0 (data.val_fraction 0 trains without validation)."
         )
-    precision = str(trainer.get("precision"))
-    if (precision.endswith("-true") and precision != "32-true") or precision in {"64", "16"}:
+    check_precision(str(trainer.get("precision")))
+    strategy = trainer.get("strategy")
+    options = strategy.get("init_args") if isinstance(strategy, Namespace) else None
+    started = (options or {}).get("start_method") or "popen"
+    given = str(strategy) if started == "popen" else f"one with start_method {started}"
+    if given.startswith(("ddp_spawn", "ddp_fork", "ddp_notebook", "one with")):
         raise SmolbenchError(
-            f"trainer.precision is {precision}, but what trains stays in float32: leave it at "
-            "32-true, or take bf16-mixed or 16-mixed; model.dtype is the format of what is frozen."
-        )
-    if precision.startswith("transformer-engine"):
-        raise SmolbenchError(
-            f"trainer.precision is {precision}, which replaces layers of the network, so that no "
-            "checkpoint would fit it without: take bf16-mixed."
-        )
-    if str(trainer.get("strategy")).startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
-        raise SmolbenchError(
-            f"trainer.strategy is {trainer['strategy']}, whose processes cannot hand their results "
+            f"trainer.strategy is {given}, whose processes cannot hand their results "
             "back: take ddp."
         )
     plugins = trainer.get("plugins")
@@ -117,6 +112,28 @@ def check_options(trainer: Mapping[str, Any]) -> None:
                 "takes them for complete: leave it out; a write takes moments here, because a "
                 "checkpoint holds only what trains."
             )
+
+
+def check_precision(precision: str, option: str = "trainer.precision") -> None:
+    """Refuse number formats that what trains would not stay in.
+
+    Args:
+        precision: The option, or what a plugin of the Trainer says of itself.
+        option: What has settled it.
+
+    Raises:
+        SmolbenchError: Naming those that work.
+    """
+    if (precision.endswith("-true") and precision != "32-true") or precision in {"64", "16"}:
+        raise SmolbenchError(
+            f"{option} is {precision}, but what trains stays in float32: leave it at "
+            "32-true, or take bf16-mixed or 16-mixed; model.dtype is the format of what is frozen."
+        )
+    if precision.startswith("transformer-engine"):
+        raise SmolbenchError(
+            f"{option} is {precision}, which replaces layers of the network, so that no "
+            "checkpoint would fit it without: take bf16-mixed."
+        )
 
 
 def check_training_options(trainer: Mapping[str, Any]) -> None:
@@ -212,14 +229,15 @@ def keep_apart(callbacks: Iterable[Callback], folder: Path, say: Callable[[str],
     """
     own = folder / "checkpoints"
     for one in callbacks:
-        if not isinstance(one, ModelCheckpoint):
+        given = getattr(one, "dirpath", None)
+        if not isinstance(one, Checkpoint):
             continue
-        if one.dirpath is None:
+        if isinstance(one, ModelCheckpoint) and given is None:
             one.dirpath = str(folder / OWN_FOLDER)
             say(f"{type(one).__name__} writes to {one.dirpath}.")
-        elif Path(one.dirpath).resolve() == own.resolve():
+        elif isinstance(given, (str, os.PathLike)) and Path(given).resolve() == own.resolve():
             raise SmolbenchError(
-                f"{type(one).__name__}.dirpath is {one.dirpath}, where the run keeps the "
+                f"{type(one).__name__}.dirpath is {given}, where the run keeps the "
                 "checkpoints that it goes on from: give another folder."
             )
 

@@ -35,6 +35,7 @@ from smolbench.callbacks import (
     MetricsCSV,
     ResultsWriter,
     RunCheckpoint,
+    RunInterrupted,
     ThroughputMonitor,
     TrainingGuard,
 )
@@ -50,7 +51,7 @@ from smolbench.invocation import Invocation
 from smolbench.model_places import name_places
 from smolbench.monitors import check_monitors, unknown_metric
 from smolbench.notices import warn
-from smolbench.option_parser import OptionParser, tell_counts_from_shares
+from smolbench.option_parser import OptionParser, refuse_null, tell_counts_from_shares
 from smolbench.predict_output import Labelled, Said, Summarized
 from smolbench.progress import draw_library_bars
 from smolbench.recipes import DEFAULTS
@@ -64,6 +65,7 @@ from smolbench.text_options import as_given, marked, read_yaml
 from smolbench.trainer_checks import (
     check_callbacks,
     check_options,
+    check_precision,
     check_seed,
     check_training_options,
     keep_apart,
@@ -147,6 +149,8 @@ class SmolCLI(LightningCLI):
         super().parse_arguments(parser, args)
         self.config = as_given(self.config)
         settings = self.config[self.call.subcommand]
+        for section in ("model", "data", "trainer"):
+            refuse_null(settings.get(section), section)
         check_options(settings["trainer"])
         if self.call.subcommand == "fit" and not self.call.resumes:
             check_training_options(settings["trainer"])
@@ -359,12 +363,15 @@ class SmolCLI(LightningCLI):
         if (profiler := self.profiled.profiler()) is not None and not config["fast_dev_run"]:
             kwargs["profiler"] = profiler
         try:
-            return super().instantiate_trainer(
+            trainer = super().instantiate_trainer(
                 default_root_dir=str(self.folder), callbacks=callbacks, **kwargs
             )
         # an unknown strategy or accelerator, for example, or one whose package is not there
-        except (ValueError, ImportError) as error:
+        except (ValueError, TypeError, ImportError) as error:
             raise SmolbenchError(" ".join(str(error).split())) from error
+        plugs = "The precision of trainer.plugins" if config["plugins"] else "trainer.precision"
+        check_precision(str(trainer.precision), plugs)
+        return trainer
 
     def before_fit(self) -> None:
         """Say where the run goes, and refuse what would stop it later."""
@@ -388,7 +395,8 @@ class SmolCLI(LightningCLI):
         self.model.check_inputs()
         trainer: Namespace = self._get(self.config_init, "trainer")
         callbacks = [self._get(self.config_init, "checkpoint"), *_listed(trainer["callbacks"])]
-        check_monitors(self.model, callbacks, trainer["check_val_every_n_epoch"])
+        every = trainer["check_val_every_n_epoch"]
+        check_monitors(self.model, callbacks, every, lambda: has_validation(self.datamodule))
 
     @property
     def _begins(self) -> bool:
@@ -397,15 +405,20 @@ class SmolCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:  # noqa: ANN401 - as Lightning types it
         """Train; what fails before the training begins leaves no run behind."""
+        failed = True
         try:
             self.trainer.fit(**kwargs)
+            failed = False
+        except (RunInterrupted, KeyboardInterrupt):
+            failed = False
+            raise
         except (RuntimeError, ValueError, MisconfigurationException) as error:
             if (said := unknown_metric(error, self.trainer) or _objection_in_fit(error)) is None:
                 raise
             raise SmolbenchError(said) from error
         finally:
             if self._begins:
-                self.writer.withdraw()
+                self.writer.withdraw(failed=failed)
 
     def after_fit(self) -> None:
         """Print what came out."""
@@ -498,6 +511,13 @@ class SmolCLI(LightningCLI):
             print_summary(self.writer.results, self.folder, splits=splits)
             self.profiled.show()
             self.summarised = True
+
+
+def has_validation(data: object) -> bool:
+    """Whether there are validation rows: held out, or the dataset's own, for which it is read."""
+    if not isinstance(data, BaseDataModule) or data.val_fraction > 0:
+        return True
+    return len(data.split("val")) > 0
 
 
 def _listed(callbacks: Any) -> list[Any]:  # noqa: ANN401 - none, one or several

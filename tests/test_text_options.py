@@ -86,7 +86,7 @@ def test_a_template_with_a_colon(folder_here, template):
 
 def test_no_template_is_a_sentence(folder_here, capsys):
     assert main(["fit", *FEW, "--model.template", "null"]) == 2
-    assert "must hold {text} exactly once" in capsys.readouterr().err
+    assert "model.template is null, which it cannot be" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", ["typed", "configured"])

@@ -47,6 +47,11 @@ def said(folder_here, capsys):
         ("trainer.precision=bf16-true", "bf16-mixed"),
         ("trainer.precision=64-true", "32-true"),
         ("trainer.strategy=ddp_spawn", "take ddp"),
+        (
+            "trainer.plugins=lightning.pytorch.plugins.DoublePrecision",
+            "of trainer.plugins is 64-true, but",
+        ),
+        ("trainer.plugins=[lightning.pytorch.plugins.HalfPrecision]", "stays in float32"),
         ("trainer.plugins=lightning.pytorch.plugins.AsyncCheckpointIO", "leave it out"),
         ("seed_everything=-5", "from 0 to 4,294,967,295"),
         ("seed_everything=4294967296", "from 0 to 4,294,967,295"),
@@ -63,15 +68,47 @@ def test_what_cannot_work_is_refused(said, option, sentence):
     assert sentence in said(f"--{option}")
 
 
-def test_what_lightning_refuses_is_a_sentence(folder_here, capsys):
-    assert main([*FIT, "--trainer.val_check_interval=1000"]) == 2
-    err = capsys.readouterr().err
-    assert "Traceback" not in err
-    assert "less than or equal to the number of the training batches" in err.splitlines()[-1]
+WATCH = "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=val/loss"
 
 
-def test_a_modelcheckpoint_among_the_runs_files_is_refused(said):
-    own = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath=run/checkpoints"]
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--trainer.val_check_interval=1000", "to the number of the training batches"),
+        (f"--data.val_fraction=0 {WATCH}", "EarlyStopping.monitor is 'val/loss', but there is no"),
+        (
+            "--data.val_fraction=0 --checkpoint.monitor=val/loss",
+            "Raise it, or leave out checkpoint",
+        ),
+        ("--model.layer=99", "There is no layer 99"),
+        ("--data.limit_train=1", "raise data.limit_train"),
+    ],
+)
+def test_what_is_refused_before_the_training_leaves_no_run(said, options, sentence):
+    """Also where data and model are there already: it would be the newest run."""
+    assert sentence in said(*options.split())
+    assert not Path("run").exists()
+
+
+def test_what_fails_before_the_training_leaves_no_run(folder_here, monkeypatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("before the first step")
+
+    monkeypatch.setattr("smolbench.callbacks.MetricsCSV.on_train_start", fail)
+    with pytest.raises(RuntimeError, match="before the first step"):
+        main(FIT)
+    assert not Path("run").exists()
+
+
+def test_a_strategy_that_spawns_by_its_class_is_refused(said):
+    named = "--trainer.strategy=lightning.pytorch.strategies.DDPStrategy"
+    assert "take ddp" in said(named, "--trainer.strategy.start_method=spawn")
+
+
+@pytest.mark.parametrize("name", ["ModelCheckpoint", "OnExceptionCheckpoint"])
+def test_checkpoints_among_the_runs_files_are_refused(said, name):
+    """The second removes its file when all went well, and it may be named last."""
+    own = [f"--trainer.callbacks+={name}", "--trainer.callbacks.dirpath=run/checkpoints"]
     assert "give another folder" in said(*own)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,8 +16,6 @@ from typing import Any
 
 from smolbench.errors import SmolbenchError
 from smolbench.sweep.process import last_words_of
-
-_TELLING = re.compile(r"Option .* is not accepted|Expected an? .*|[Uu]nrecognized arguments.*")
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ def _check_here(settings: Sequence[Sequence[str]]) -> list[dict[str, Any] | str]
     from smolbench.callbacks import BatchWatch, GracefulStop  # lazy: torch, and what it brings
     from smolbench.invocation import read_invocation
     from smolbench.tasks.task import BaseTask
-    from smolbench.training_cli import SmolCLI
+    from smolbench.training_cli import SmolCLI, has_validation
 
     class Settings(SmolCLI):
         """Reads settings, builds model and data of them, and stops there."""
@@ -100,12 +97,12 @@ def _check_here(settings: Sequence[Sequence[str]]) -> list[dict[str, Any] | str]
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
                 call = read_invocation("fit", list(arguments))
                 cli = Settings(call, GracefulStop(), BatchWatch())
-                validates = _validates(cli.datamodule)
+                validates = has_validation(cli.datamodule)
         except SmolbenchError as error:
             found.append(str(error))
             break
         except SystemExit:
-            found.append(_short(said.getvalue()))
+            found.append(" ".join(said.getvalue().split()))
             break
         model: BaseTask = cli.model
         chosen = cli.config["fit"]["checkpoint"]
@@ -122,22 +119,6 @@ def _check_here(settings: Sequence[Sequence[str]]) -> list[dict[str, Any] | str]
             }
         )
     return found
-
-
-def _validates(data: object) -> bool:
-    """Whether there are validation rows: held out, or the dataset's own, for which it is read."""
-    from smolbench.data import BaseDataModule  # lazy: see above
-
-    if not isinstance(data, BaseDataModule) or data.val_fraction > 0:
-        return True
-    return len(data.split("val")) > 0
-
-
-def _short(said: str) -> str:
-    """What matters of the option parser's words."""
-    error = said.rpartition("error: ")[2]
-    telling = [found for found in _TELLING.findall(error) if "NoneType" not in found]
-    return "; ".join(dict.fromkeys(telling)) or " ".join(error.split())
 
 
 if __name__ == "__main__":

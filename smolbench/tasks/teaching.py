@@ -105,6 +105,12 @@ class TaughtTask(BaseTask, Generic[T]):
     def _trains(self) -> bool:
         return self._trainer is not None and self._trainer.state.fn == "fit"
 
+    def setup(self, stage: str) -> None:
+        """Check the teacher against further data, too; see the base class."""
+        super().setup(stage)
+        if self._trains and self._built:
+            self._check_teacher()
+
     def build_model(self) -> None:
         """Check the teacher, then build the student."""
         if self._trains:

@@ -50,8 +50,8 @@ class Gradients(Callback):
 
 def gradients(recipe: str, *options: str) -> list[dict[str, torch.Tensor]]:
     SEEN.clear()
-    fit = ["fit", f"--config={recipe}", "--config=tiny", *options, "--model.warmup_steps=0"]
-    fit += [f"--data.limit_train={ROWS}", "--data.limit_val=4", "--model.lr=1e-12"]
+    fit = ["fit", f"--config={recipe}", "--config=tiny", f"--data.limit_train={ROWS}", *options]
+    fit += ["--model.warmup_steps=0", "--data.limit_val=4", "--model.lr=1e-12"]
     fit += [] if "cnn" in recipe else ["--model.dtype=float32"]
     fit += ["--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
     fit += ["--trainer.gradient_clip_val=null", "--trainer.enable_progress_bar=false"]
@@ -60,19 +60,28 @@ def gradients(recipe: str, *options: str) -> list[dict[str, torch.Tensor]]:
     return list(SEEN)
 
 
+def assert_one_big_one(cut: list[dict[str, torch.Tensor]], whole: dict[str, torch.Tensor]) -> None:
+    """The only step of an epoch that was cut has the gradient of the epoch in one batch."""
+    largest = max(float(one.abs().max()) for one in whole.values())
+    (step,) = cut
+    assert step.keys() == whole.keys()
+    for key, one in step.items():
+        torch.testing.assert_close(one, whole[key], rtol=1e-4, atol=1e-5 * largest)
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_accumulated_batches_are_one_big_one(folder_here, name):
+    """Also in an epoch that is over before its only step is full."""
     recipe, *options = TASKS[name]
+    options.append("--data.limit_train=16")
     (whole,) = gradients(
-        recipe, *options, f"--data.batch_size={ROWS}", "--trainer.accumulate_grad_batches=1"
+        recipe, *options, "--data.batch_size=16", "--trainer.accumulate_grad_batches=1"
     )
-    largest = max(float(one.abs().max()) for one in whole.values())
-    # batches of 4 and 3 rows, in an epoch that is over before its only step is full
-    cut_up = ["--data.batch_size=4", "--trainer.accumulate_grad_batches=16"]
-    (cut,) = gradients(recipe, *options, *cut_up)
-    assert cut.keys() == whole.keys()
-    for key, one in cut.items():
-        torch.testing.assert_close(one, whole[key], rtol=1e-4, atol=1e-5 * largest)
+    # the last batch has one row, or a batch and the step are full
+    cuts = [(3, 6), (4, 4), (3, 16)] if name in ("full", "choice") else [(3, 16)]
+    for size, count in cuts:
+        cut_up = [f"--data.batch_size={size}", f"--trainer.accumulate_grad_batches={count}"]
+        assert_one_big_one(gradients(recipe, *options, *cut_up), whole)
 
 
 ON_RANKS = """
@@ -105,16 +114,13 @@ def test_two_processes_are_one(folder_here):
         (whole,) = gradients(
             recipe, *options, f"--data.batch_size={ROWS}", "--trainer.accumulate_grad_batches=1"
         )
-        largest = max(float(one.abs().max()) for one in whole.values())
         for rank in "01":
-            (cut,) = torch.load(f"{name}.{rank}", weights_only=True)
-            assert cut.keys() == whole.keys()
-            for key, one in cut.items():
-                torch.testing.assert_close(one, whole[key], rtol=1e-4, atol=1e-5 * largest)
+            assert_one_big_one(torch.load(f"{name}.{rank}", weights_only=True), whole)
 
 
+@pytest.mark.parametrize("accumulated", [1, 3])
 @pytest.mark.parametrize("by_tokens", [True, False])
-def test_batches_of_all_processes_weigh_by_what_they_hold(by_tokens):
+def test_batches_of_all_processes_weigh_by_what_they_hold(by_tokens, accumulated):
     lengths = np.array([3, 9, 4, 1, 7, 7, 2, 5, 8, 6, 1, 30, 4, 4, 11, 5, 6])
     sizes = lengths if by_tokens else np.ones_like(lengths)
     steps: dict[int, list[tuple[float, int]]] = {}
@@ -124,14 +130,16 @@ def test_batches_of_all_processes_weigh_by_what_they_hold(by_tokens):
             train_dataloader=BatchLoader(ArrayRows({"length": lengths}), plan),
             world_size=2,
             global_rank=rank,
-            accumulate_grad_batches=3,
+            accumulate_grad_batches=accumulated,
             num_training_batches=len(plan),
         )
         for number, rows in enumerate(plan.batches()):
             # what Lightning and the strategy divide by
-            share = weight_of_batch(trainer, number, lengths if by_tokens else None) / 6
-            steps.setdefault(number // 3, []).append((share, int(sizes[rows].sum())))
-    assert [len(parts) for parts in steps.values()] == [6, 2], "the last step is not full"
+            share = weight_of_batch(trainer, number, lengths if by_tokens else None)
+            share /= 2 * accumulated
+            steps.setdefault(number // accumulated, []).append((share, int(sizes[rows].sum())))
+    full = {1: [2, 2, 2, 2], 3: [6, 2]}  # the last one of 3 is not
+    assert [len(parts) for parts in steps.values()] == full[accumulated]
     for parts in steps.values():
         together = sum(own for _, own in parts)
         assert [share for share, _ in parts] == pytest.approx([own / together for _, own in parts])

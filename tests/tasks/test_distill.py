@@ -17,7 +17,7 @@ from lightning.pytorch import seed_everything
 from transformers import AutoModelForSequenceClassification
 
 from smolbench.cli import main
-from smolbench.data import AGNewsDataModule, IMDbDataModule
+from smolbench.data import AGNewsDataModule, IMDbDataModule, Sentiment140DataModule
 from smolbench.errors import SmolbenchError
 from smolbench.tasks import DistillationTask, FineTuneTask
 from smolbench.tasks.find_teacher import find_teacher
@@ -580,3 +580,12 @@ def test_without_a_datamodule_of_smolbench_it_says_so(cache, tmp_path):
     task = student("tiny", num_classes=2)
     with pytest.raises(SmolbenchError, match="smolbench DataModule"):
         plain_trainer(tmp_path, max_steps=1).fit(task, [])
+
+
+def test_a_second_dataset_is_asked_about_as_the_first_one_is(home, cache, tmp_path):
+    """By a student that has been trained with this teacher already."""
+    task = student(home / "bert")
+    plain_trainer(tmp_path, max_steps=1).fit(task, data())
+    other = Sentiment140DataModule(source="sample", **LIMITS)
+    with pytest.raises(SmolbenchError, match="was trained on sample/imdb, but this run learns"):
+        plain_trainer(tmp_path, max_steps=1).fit(task, other)

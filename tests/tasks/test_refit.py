@@ -15,14 +15,16 @@ from smolbench.data import (
 from smolbench.errors import SmolbenchError
 from smolbench.tasks import (
     ClassicalTask,
+    DistillationTask,
     FineTuneTask,
     MultipleChoiceTask,
     NeuralBaselineTask,
     ProbeTask,
     PromptTask,
     SummarizationTask,
+    SummaryDistillationTask,
 )
-from tests.helpers.tiny import tiny_language_model
+from tests.helpers.tiny import tiny_language_model, tiny_summarizer
 from tests.helpers.training import plain_trainer
 
 
@@ -31,7 +33,16 @@ def made(name: str):
     torch.manual_seed(0)
     small = {"backbone": tiny_language_model("llama"), "dtype": "float32", "max_length": 120}
     words = {"neg": "bad", "pos": "good"}
+    short = {"max_length": 40, "max_summary_length": 8}
     return {
+        "student": lambda: DistillationTask(**small, teacher="tiny", method="full"),
+        "writing student": lambda: SummaryDistillationTask(
+            backbone=tiny_summarizer("gpt2"),
+            teacher=str(tiny_summarizer("gpt2", seed=1)),
+            **short,
+            method="full",
+            rouge_examples=0,
+        ),
         "probe": lambda: ProbeTask(**small, head="linear"),
         "full": lambda: FineTuneTask(**small, method="full"),
         "words": lambda: NeuralBaselineTask(network="cnn", embedding_dim=6, filters=6),
@@ -107,3 +118,27 @@ def test_a_task_scores_the_second_data_as_a_new_one_does(tmp_path, name, first, 
     ]
     assert scores[0] == scores[1]
     assert scores[0]["test/n"] == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("student", IMDbDataModule, Sentiment140DataModule),
+        ("writing student", SAMSumDataModule, SAMSumDataModule),
+    ],
+)
+def test_a_student_learns_from_the_second_data_as_a_new_one_does(tmp_path, name, first, second):
+    """Also what its teacher says: a built-in one is fitted to the rows that it teaches."""
+    task, fresh = made(name), made(name)
+    run(task, few(first, tmp_path), tmp_path)
+    if name == "student":
+        fresh.label_names = task.label_names
+    fresh.configure_model()
+    fresh.load_state_dict(task.state_dict())
+    for one in (task, fresh):
+        torch.manual_seed(1)
+        run(one, few(second, tmp_path, limit_train=12), tmp_path)
+    again = fresh.state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in task.state_dict().items())
+    told = [{k: v for k, v in one.facts().items() if "teacher" in k} for one in (task, fresh)]
+    assert told[0] == told[1]
