@@ -70,7 +70,7 @@ def last_states(
         options = prefix.arguments(body, len(batch["input_ids"]))
     if "branch" in batch and ways.branches:
         seen = visible(batch["branch"], 0 if prefix is None else prefix.length)
-        if ways.packed and seen.device.type == "cpu" and not torch.is_grad_enabled():
+        if ways.packed and seen.is_cpu and not torch.is_grad_enabled():
             with _products(model):
                 return packed_states(model, batch, seen, prefix)
         options["attention_mask"] = seen[:, None]
@@ -153,7 +153,7 @@ def _sliceable_head(model: PreTrainedModel) -> torch.nn.Linear | None:
     if type(head) not in {torch.nn.Linear, QuickLinear} or head._forward_hooks:
         return None  # adapted, quantised, watched
     assert isinstance(head, torch.nn.Linear)
-    return head if head.weight.device.type == "cpu" else None
+    return head if head.weight.is_cpu else None
 
 
 def _by_slices(
@@ -189,7 +189,7 @@ def next_token_logits(model: PreTrainedModel, states: torch.Tensor) -> torch.Ten
     with _products(model):
         if _rounds(head) and not torch.is_grad_enabled():
             assert isinstance(head, torch.nn.Linear), "what rounds is one"
-            step = VOCABULARY_SLICE if states.device.type == "cpu" else 8 * VOCABULARY_SLICE
+            step = VOCABULARY_SLICE if states.is_cpu else 8 * VOCABULARY_SLICE
             logits = states.new_empty(len(states), head.out_features, dtype=torch.float32)
             for begin in range(0, head.out_features, step):
                 these = slice(begin, begin + step)

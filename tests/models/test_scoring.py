@@ -356,3 +356,13 @@ def test_rows_are_packed_where_that_was_decided_and_nothing_is_learned(
     with torch.set_grad_enabled(learns):
         log_likelihoods(model, batch)
     assert set(calls) == ({"packed_states", "onednn_products"} if packed and not learns else set())
+
+
+def test_no_keys_and_values_of_a_row_are_kept(tmp_path):
+    model, batch = load("llama"), everything(rows(tmp_path, questions(), shared=False))
+    asked = []
+    model.base_model.register_forward_pre_hook(
+        lambda *call: asked.append(call[2]["use_cache"]), with_kwargs=True
+    )
+    log_likelihoods(model, batch)
+    assert asked == [False]
