@@ -101,14 +101,16 @@ class _Builder:
         competing, others = self.competing(records)
         for row in self.rows(competing):
             found = self.compared(figures, row)
-            repeats = {f.metric for f, differs in found if not differs}
+            # as far as is known: what a source leaves open is said, too
+            repeated = [f for f, differs in found if set(differs) <= set(f.unknown)]
+            repeats = {figure.metric for figure in repeated}
             for figure, differs in found:
                 ours = _mean(row.records, f"test/{figure.metric}")
                 # a run that repeats one figure need not stand beside those of other models
                 beside = figure.metric == metric and metric not in repeats
-                if ours is not None and (beside or not differs):
+                if ours is not None and (beside or figure in repeated):
                     comparisons.append(Comparison(figure, row, ours, differs))
-            main = next((f for f, differs in found if f.metric == metric and not differs), None)
+            main = next((figure for figure in repeated if figure.metric == metric), None)
             if main is not None and row.value is not None:
                 row = replace(row, difference=row.value - main.value)
             rows.append(row)

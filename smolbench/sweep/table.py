@@ -158,7 +158,7 @@ def legend_of(results: Sequence[Result], best: Sequence[Result], metric: str) ->
         parts.append(f"Best by {metric}{seeds}: {chosen}.")
     parts.append(
         "Runtime is training with frozen passes; the memory delta is resident memory at the end of "
-        "training minus at its start, in a process of its own, without passes that were cached."
+        "training minus at its start, in a process of its own, without what frozen passes left."
     )
     return " ".join(parts)
 

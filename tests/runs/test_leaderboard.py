@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from smolbench.runs.cells import comparison_tables
+from smolbench.runs.cells import BESIDE, comparison_tables
 from smolbench.runs.leaderboard import build_report
 from smolbench.runs.record import find_folders, read_records
 from tests.helpers.written_runs import MULTIPLE_CHOICE, SUMMARIES, write_run
@@ -379,6 +379,26 @@ def test_what_is_not_quite_the_experiment_stands_beside_it(tmp_path, runs, other
     assert comparison.differs == (() if differs is None else (differs,))
     (title,) = comparison_tables(board)
     assert ("reproduce" in title) == (differs is None)
+
+
+@pytest.mark.parametrize(
+    ("n", "differs"),
+    [
+        (114_000, ("training examples not stated by the source",)),
+        (250, ("training examples 250, not 114,000, the recipe's",
+               "training examples not stated by the source")),
+    ],
+)  # fmt: skip
+def test_what_a_source_leaves_open_is_no_reproduction(tmp_path, runs, n, differs):
+    news = {"data__id": "fancyzhx/ag_news", "test__n": 7_600, "training__max_epochs": 15}
+    gpt2 = {"recipe": "ag_news_gpt2", "method": "full", "model__id": "openai-community/gpt2"}
+    runs("a", **news, **gpt2, data__n_train=n, test__accuracy=0.95, test__f1_macro=0.94)
+    board = only_board(tmp_path)
+    found = {c.figure.metric: c.differs for c in board.comparisons}
+    assert found == {"accuracy": differs} | ({} if n == 250 else {"f1_macro": differs})
+    assert list(comparison_tables(board)) == [BESIDE]
+    (row,) = ours(board)
+    assert row.difference == (None if n == 250 else pytest.approx(0.95 - 0.9442))
 
 
 def test_epochs_of_an_earlier_version_stand_in_its_settings(tmp_path, runs):
