@@ -97,8 +97,8 @@ class Published:
             rows = "unknown" if n is None else f"{n:,.0f}"
             found.append(f"training examples {rows}, not {self._said('n_train', self.n_train)}")
         if self.epochs is not None and (now := trained.planned_epochs) != self.epochs:
-            said = "unknown" if now is None else now
-            found.append(f"epochs {said}, not {self._said('epochs', self.epochs)}")
+            epochs = "unknown" if now is None else now
+            found.append(f"epochs {epochs}, not {self._said('epochs', self.epochs)}")
         if trained.out_of_time:
             found.append("its training was cut")
         return (*found, *self.unknown)
