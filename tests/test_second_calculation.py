@@ -14,6 +14,7 @@ import functools
 import json
 import math
 import re
+import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -679,6 +680,30 @@ def holm(rows, made, metric):
         most = max(most, min(1.0, (len(found) - place) * found[kind]))
         adjusted[kind] = most
     return adjusted
+
+
+def test_p_values_of_runs_that_differ_clearly(made, tmp_path, monkeypatch):
+    whole = made["classical"]
+    right_of = {"all": N, "most": 18, "some": 16, "few": 14}
+    monkeypatch.chdir(tmp_path)
+    for name, right in right_of.items():
+        folder = tmp_path / "runs" / name
+        shutil.copytree(whole.path, folder, ignore=shutil.ignore_patterns("checkpoints"))
+        said = np.where(np.arange(N) < right, whole.label, 1 - whole.label)
+        table = pyarrow.parquet.read_table(folder / "predictions.parquet")
+        place = table.column_names.index("prediction")
+        changed = table.set_column(place, "prediction", [said.astype(np.int64)])
+        pyarrow.parquet.write_table(changed, folder / "predictions.parquet")
+        facts = {**whole.results, "series_digest": name, "test/accuracy": right / N}
+        (folder / "results.json").write_text(json.dumps(facts))
+    assert main(["report", "--runs_dir=runs", "--significance", "--csv=csv"]) == 0
+    with next((tmp_path / "csv").glob("*-leaderboard.csv")).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    # one coin for each text that the best run alone has right, times the tests still to come
+    expected = ["", 3 * 2 * 0.5**10, 2 * 2 * 0.5**8, 2 * 0.5**6]
+    by_rank = [rows[0]["p to the best"], *(row["p to the best"] for row in reversed(rows[1:]))]
+    assert by_rank[0] == expected[0]
+    assert [float(p) for p in by_rank[1:]] == pytest.approx(expected[1:])
 
 
 def test_every_figure_of_a_card(made, reported):
