@@ -1,4 +1,4 @@
-# Targets: demo, test, lint, bench, clean. Everything is installed into .venv, which is made when absent,
+# Targets: demo, test, lint, bench, docs, dist, clean. Everything is installed into .venv, which is made when absent,
 # in the versions of .ci/constraints.txt, with which smolbench was tried.
 #
 #   make demo PYTHON=python3.12             another interpreter for .venv
@@ -8,6 +8,8 @@
 #   make test-oldest                        the tests, with the oldest; on Linux gigabytes of CUDA
 #   make properties                         random tables through every command, many and always new
 #   make mutants                            mutation tests of what numbers come from (tests/mutants)
+#   make docs                               the site, in build/docs; strict
+#   make dist                               wheel and sdist, checked, in dist
 #   make lock                               renew .ci/constraints.txt
 
 PYTHON ?= python3
@@ -26,7 +28,7 @@ LOCK := .ci/constraints.txt
 INSTALL := $(PIP) install --quiet $(if $(LOCK),--constraint $(LOCK),--upgrade --upgrade-strategy eager)
 DEMO := --config imdb_probe --config tiny
 
-.PHONY: demo test test-zoo test-newest test-oldest properties mutants lint bench lock clean
+.PHONY: demo test test-zoo test-newest test-oldest properties mutants lint bench docs docs-links dist lock clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.installed
@@ -85,6 +87,21 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/distillation.py
 	$(BIN)/python benchmarks/summarization.py
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
+	@echo "== build/docs/index.html"
+
+# what the site points to elsewhere is there; needs the internet
+docs-links: $(VENV)/.installed-docs
+	$(BIN)/sphinx-build -q -W --keep-going -b linkcheck docs build/links
+
+# the wheel is built from the sdist, so that both hold all files
+dist: .venv-dist/.created
+	@.venv-dist/bin/python -m pip --disable-pip-version-check install --quiet "build>=1.3,<2" "twine>=6.2,<7"
+	@rm -rf dist
+	.venv-dist/bin/python -m build
+	.venv-dist/bin/twine check --strict dist/*
+
 # One version of each package for all systems and interpreters; uv, because pip resolves for the
 # machine that it runs on only. What only other systems than Linux and macOS need is left out.
 lock: .venv-lock/.created
@@ -95,7 +112,7 @@ lock: .venv-lock/.created
 	@mv .venv-lock/lock.txt .ci/constraints.txt
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-oldest .venv-lock build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-newest .venv-oldest .venv-lock .venv-dist build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find benchmarks callbacks smolbench tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are older than pyproject.toml or the lock when the dependencies may have changed.
@@ -112,6 +129,11 @@ $(VENV)/.installed-dev: pyproject.toml setup.py $(LOCK) | $(VENV)/.created
 $(VENV)/.installed-bench: pyproject.toml setup.py $(LOCK) | $(VENV)/.created
 	@echo "== Installing smolbench and what it is compared with into $(VENV) ..."
 	@$(INSTALL) --editable ".[bench]"
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: pyproject.toml setup.py $(LOCK) | $(VENV)/.created
+	@echo "== Installing smolbench and what builds its site into $(VENV) ..."
+	@$(INSTALL) --editable ".[docs]"
 	@touch $(VENV)/.installed $@
 
 $(VENV)/oldest.txt: pyproject.toml .ci/oldest.py | $(VENV)/.created

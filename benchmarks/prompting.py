@@ -44,7 +44,9 @@ DATASETS = {
     "AG News": ("ag_news_few_shot_smollm2-135m", ["--model.shot_seeds=[0]"]),
 }
 """Recipe and what is changed in it, by the texts' origin."""
-SPEED_BOUNDS = {"IMDb": 2.0, "AG News": 5.0}
+SPEED_BOUNDS = {"IMDb": 1.3, "AG News": 3.5}
+"""What the shared beginning can save: 86 of 368 and 276 of 345 tokens of SmolLM2, 1.3x
+and 5.0x, of which short rows that attend to a long beginning keep a part."""
 SCORE_BOUND, MEMORY_BOUND = 1e-3, 1.0
 OURS, PEER = "smolbench", "whole prompts"
 

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from smolbench import __version__
 from smolbench.callbacks.ending import OUT_OF_TIME, why_ended
 from smolbench.callbacks.folder import run_folder
 from smolbench.callbacks.graceful_stop import RunInterrupted
@@ -27,7 +28,7 @@ from smolbench.protocols import HasFacts, KeepsRows, Predicts, ShowsSamples, off
 from smolbench.runs.results import FILE_NAME, Results, read_results, write_results
 from smolbench.runs.samples import write_samples
 
-_PACKAGES = ("torch", "lightning", "transformers", "datasets", "peft", "bitsandbytes", "smolbench")
+_PACKAGES = ("torch", "lightning", "transformers", "datasets", "peft", "bitsandbytes")
 
 
 class ResultsWriter(Callback):
@@ -254,7 +255,7 @@ def packages_here() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return found | {"smolbench": __version__}
 
 
 def _write_parquet(path: Path, columns: Mapping[str, Any]) -> None:

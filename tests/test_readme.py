@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -15,7 +16,13 @@ from tests.helpers.command import rows
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *sorted(ROOT.glob("docs/**/*.md")), ROOT / "CONTRIBUTING.md"]
+# pages of the site that are other files, or made of docstrings
+OF_THE_SITE = {"index", "contributing", "changelog", "benchmarks", "api"}
+PAGES = [
+    README,
+    *(page for page in sorted(ROOT.glob("docs/**/*.md")) if page.stem not in OF_THE_SITE),
+    ROOT / "CONTRIBUTING.md",
+]
 LINES_OF_README = 150
 
 
@@ -71,6 +78,30 @@ def test_python_runs_as_it_stands(folder_here, capsys):
     exec(compile(code, "python.md", "exec"), {})
     assert "cost/train_tokens_per_s" in capsys.readouterr().out
     assert (folder_here / "my_run" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_the_notebook_runs_as_it_stands(folder_here, monkeypatch, capfd):
+    """Without a network; commands in this process, which has imported what they need."""
+    notebook = json.loads((ROOT / "docs/quickstart.ipynb").read_text(encoding="utf-8"))
+    names: dict[str, object] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        code = "".join(cell["source"])
+        for line in re.findall(r"^!smolbench (.*)$", code, flags=re.MULTILINE):
+            assert main(shlex.split(line.removesuffix(" > /dev/null"))) == 0, line
+        exec(compile(re.sub(r"(?m)^!.*$", "", code), "quickstart.ipynb", "exec"), names)
+    assert names["results"]["test/n"] == 200
+    assert len(names["predictions"]) == 200
+    assert "imdb_logistic_regression+tiny" in capfd.readouterr().out  # the report
+
+
+def test_nothing_tells_to_install_the_package_of_the_same_name():
+    """``smolbench`` on PyPI is somebody else's."""
+    texts = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "docs/quickstart.ipynb"]
+    texts += [*ROOT.glob("smolbench/**/*.py"), *ROOT.glob("callbacks/*.py"), ROOT / "docs/conf.py"]
+    wrong = re.compile(r"pip install (?:-\S+ )*[\"']?smolbench(?![-\w])")
+    assert not [file for file in texts if wrong.search(file.read_text(encoding="utf-8"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -641,7 +641,10 @@ def verify_signature(
             differences are listed.
     """
     saved = saved_signature(checkpoint, task)
-    before, now = ({f"signature.{k}": v for k, v in one.items()} for one in (saved, signature))
+    # what a checkpoint of an earlier version does not name was not there to be set
+    before, now = (
+        {f"signature.{k}": one.get(k) for k in {**saved, **signature}} for one in (saved, signature)
+    )
     differing = {name.partition(".")[2] for name in compare("score", before, now).refused}
     for name, content in _KNOWN_BY.items():
         # a folder that was moved, or named by another path: what it holds is the same

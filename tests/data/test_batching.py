@@ -86,6 +86,28 @@ def test_megabatch_bounds_how_far_rows_are_sorted():
     assert min(spread) > 100
 
 
+def test_a_megabatch_is_of_as_many_batches_as_it_says():
+    """The rows of so many batches, in the order of the epoch, are sorted among themselves."""
+    lengths = np.random.default_rng(1).permutation(70)
+    plan = BatchPlan(lengths, 10, shuffle=True, seed=5, megabatch=3)
+    order = np.random.default_rng([5, 0]).permutation(70)
+    windows = [set(order[begin : begin + 30].tolist()) for begin in (0, 30, 60)]
+    for batch in plan.batches():
+        rows = set(batch.tolist())
+        (window,) = [window for window in windows if rows <= window]
+        ranks = sorted(lengths[list(window)]).index(lengths[list(rows)].min())
+        assert ranks % 10 == 0
+        assert np.ptp(np.searchsorted(sorted(lengths[list(window)]), lengths[list(rows)])) == 9
+
+
+def test_sizes_count_padding():
+    (plan,) = plans(np.array([5, 3, 2, 9, 4]), 2, shuffle=False)
+    assert listed(plan.batches()) == [[3, 0], [4, 1], [2]]
+    assert plan.sizes() == [18, 8, 2]
+    (alike,) = plans(5, 2, shuffle=False)
+    assert alike.sizes() == [2, 2, 1]
+
+
 def test_ranks_get_like_lengths_at_the_same_step():
     lengths = np.arange(4000)
     first, second = (plan.batches() for plan in plans(lengths, 10, 2, megabatch=400))
@@ -231,6 +253,15 @@ def loader(num_workers=0, n_rows=103, **options):
 
 def drawn(batches):
     return [batch["index"].tolist() for batch in batches]
+
+
+def test_the_middle_batch_moves_nothing():
+    batches = loader(shuffle=False)
+    left = iter(batches)
+    next(left)
+    before = batches.state_dict()
+    assert batches.middle()["index"].tolist() == list(range(48, 56))  # the seventh of 13
+    assert batches.state_dict() == before
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

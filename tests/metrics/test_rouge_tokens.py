@@ -12,7 +12,7 @@ from rouge_score.tokenizers import DefaultTokenizer
 
 from smolbench.data.sample_samsum import samsum_sample
 from smolbench.metrics.rouge import ROUGE, rouge_scores
-from smolbench.metrics.rouge_tokens import UnicodeTokenizer, sentences, shares_read
+from smolbench.metrics.rouge_tokens import UnicodeTokenizer, sentences, shares_read, tokenizer_named
 
 SAMPLE = samsum_sample("test")
 ENGLISH = [
@@ -149,3 +149,12 @@ def test_how_much_of_a_text_is_read():
     assert shares_read(texts, "unicode").tolist() == [1, 1, 1, 1, 0, 1]
     for name in ("rouge_score", "unicode"):  # as it is written, not its stem; down to one letter
         assert shares_read(["running", "x", "é"], name).tolist() == [1, 1, float(name == "unicode")]
+
+
+def test_the_stemmer_is_asked_for_by_name_and_made_once():
+    assert tokenizer_named(name="unicode", use_stemmer=False).tokenize("Äpfel") == ["äpfel"]
+    plain = tokenizer_named("rouge_score", use_stemmer=False)
+    assert plain is tokenizer_named("rouge_score", use_stemmer=False)
+    assert plain is not tokenizer_named("rouge_score", use_stemmer=True)
+    with pytest.raises(TypeError):
+        UnicodeTokenizer(True)

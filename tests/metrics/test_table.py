@@ -38,6 +38,55 @@ def test_direction(metric, mode):
     assert direction(metric) == mode
 
 
+OF_CLASS = {"precision", "recall", "specificity", "f1"}
+OF_CLASSES = {f"{name}{end}" for name in OF_CLASS for end in ("", "_macro", "_weighted")}
+ACCURACIES = {"accuracy", "accuracy_unknown_wrong", "accuracy_uncalibrated", "accuracy_contextual"}
+ACCURACIES |= {"accuracy_pmi", "acc", "acc_norm", "acc_bytes"}
+COUNTS = {"n", "n_truncated", "n_references_cut", "n_without_tokens"}
+LOSSES = {"loss", "choice_loss", "ending_loss"}
+
+
+def test_the_whole_table_said_the_other_way_round():
+    """By each property, the metrics that have it."""
+
+    def those(has):
+        return {name for name, metric in METRICS.items() if has(metric)}
+
+    assert those(lambda m: m.mode == "min") == {"ece", "brier", *LOSSES}
+    assert those(lambda m: m.mode == "max") == {"auroc", *ACCURACIES, *OF_CLASSES, *ROUGE}
+    assert those(lambda m: m.error == "rows") == {"brier", "loss", *ACCURACIES, *ROUGE}
+    assert those(lambda m: m.error == "bootstrap") == {"ece", *OF_CLASSES}
+    assert those(lambda m: m.error == "DeLong") == {"auroc"}
+    assert those(lambda m: m.of_class) == OF_CLASS
+    assert those(lambda m: m.of_probabilities) == {"ece", "brier", "loss"}
+    assert those(lambda m: not m.averaged) == {"n_draws", *COUNTS}
+    assert those(lambda m: m.unit == "nats") == LOSSES
+    assert those(lambda m: m.unit == "examples") == {"n_unknown", *COUNTS}
+    assert those(lambda m: m.unit == "tokens") == {"gen_tokens"}
+    assert those(lambda m: m.unit) == {"gen_tokens", "n_unknown", *COUNTS, *LOSSES}
+    endless = {"gen_tokens", "n_unknown", "n_draws", *COUNTS, *LOSSES}
+    assert those(lambda m: m.high == np.inf) == endless
+    assert those(lambda m: m.high == 2) == {"brier"}
+    assert those(lambda m: m.high == 1) == set(METRICS) - endless - {"brier"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [
+        ("val/rouge3", "max"),
+        ("val/accuracy_of_mine", "max"),
+        ("val/accuracy_of_mine_std", None),
+        ("val/my_loss", "min"),
+        ("val/perplexity", "min"),
+        ("val/token_perplexity", "min"),
+        ("val/lossless", None),
+        ("val/rough", None),
+    ],
+)
+def test_direction_of_what_tasks_of_ones_own_log(metric, mode):
+    assert direction(metric) == mode
+
+
 def test_what_was_said_counts_where_nothing_is_known():
     assert mode_of("checkpoint.mode", "val/mine", "min") == "min"
     assert mode_of("checkpoint.mode", "val/loss", None) == "min"
@@ -45,9 +94,11 @@ def test_what_was_said_counts_where_nothing_is_known():
         mode_of("checkpoint.mode", "val/mine", None)
 
 
-def test_a_mode_that_would_keep_the_worst_is_refused():
-    with pytest.raises(SmolbenchError, match=r"give --mode min"):
-        mode_of("--mode", "val/loss", "max")
+@pytest.mark.parametrize(("metric", "mode"), [("val/loss", "min"), ("val/accuracy", "max")])
+def test_a_mode_that_would_keep_the_worst_is_refused(metric, mode):
+    assert mode_of("--mode", metric, mode) == mode
+    with pytest.raises(SmolbenchError, match=f"give --mode {mode}"):
+        mode_of("--mode", metric, "min" if mode == "max" else "max")
 
 
 def check(found):

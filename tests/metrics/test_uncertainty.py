@@ -12,6 +12,7 @@ from smolbench.metrics.uncertainty import (
     confusion_scores,
     confusion_stderrs,
     mean_over_seeds,
+    mean_stderr,
 )
 
 
@@ -79,7 +80,16 @@ def test_calibration_error_of_one_bin_is_a_mean():
     assert calibration_stderr(confidence, right, 15) == pytest.approx(expected, rel=0.1)
 
 
-def test_one_row_has_no_standard_error():
+def test_gaps_of_unlike_confidence_do_not_cancel():
+    """Sure rows that are wrong and unsure ones that are right: the error is 0.9 each time."""
+    confidence = np.repeat([0.1, 0.9], 40)
+    assert calibration_stderr(confidence, confidence < 0.5, 15) == pytest.approx(0, abs=1e-12)
+    assert calibration_stderr(confidence, confidence < 0.5, 1) > 0.05
+
+
+def test_one_row_has_no_standard_error(recwarn):
+    assert np.isnan(mean_stderr(np.array([1.0])))
+    assert not recwarn
     found = classification_metrics(torch.tensor([[1.0, 2.0]]), torch.tensor([1]))
     assert all(np.isnan(value) for name, value in found.items() if name.endswith("_stderr"))
     assert np.isnan(list(confusion_stderrs(np.array([0]), np.array([0]), 2).values())).all()

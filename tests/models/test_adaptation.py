@@ -170,6 +170,14 @@ def test_targets_that_fit_nothing_are_refused_and_existing_ones_named():
         adapted_layers(model("llama"), ("score",))
 
 
+def test_of_many_layers_the_first_are_named(monkeypatch):
+    with pytest.raises(SmolbenchError, match=r"there are down_proj.*v_proj\.$"):
+        adapted_layers(model("llama"), ("wrong",))
+    monkeypatch.setattr("smolbench.models.adaptation.NAMED", 2)
+    with pytest.raises(SmolbenchError, match=r"there are down_proj, gate_proj \.\.\.\.$"):
+        adapted_layers(model("llama"), ("wrong",))
+
+
 def test_targets_are_whole_names():
     assert adapted_layers(model("llama"), ("layers.1.self_attn.k_proj",)) == [
         "model.layers.1.self_attn.k_proj"
@@ -202,6 +210,43 @@ def test_what_trains_is_said_in_one_line():
     assert said.endswith("score.weight")
     assert "\n" not in said
     assert not re.search(r"\.\d", said.split("): ")[1])
+
+
+def test_what_no_text_reaches_is_counted_apart():
+    network = nn.Module()
+    network.text = nn.Linear(3, 2, bias=False)
+    network.tower = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    network.token = nn.Parameter(torch.zeros(4))
+    network.text.requires_grad_(True)
+    network.tower.requires_grad_(False)
+    network.token.requires_grad_(False)
+    unused = {name for name, _ in network.named_parameters() if name != "text.weight"}
+    assert describe(network, "full", 24, unused) == (
+        "full: 6 of 24 parameters train (25 %): text.weight; no text reaches 16, which stay as "
+        "they are: tower, token"
+    )
+
+
+class Params4bit(nn.Parameter):
+    """Called as that of bitsandbytes, which packs two weights into a byte on its first use."""
+
+
+def test_four_bit_weights_are_two_to_a_stored_element():
+    network = nn.Module()
+    network.packed = Params4bit(torch.zeros(5, dtype=torch.uint8), requires_grad=False)
+    network.not_yet = Params4bit(torch.zeros(70), requires_grad=False)
+    network.bytes = nn.Parameter(torch.zeros(300, dtype=torch.uint8), requires_grad=False)
+    network.usual = nn.Parameter(torch.zeros(1000))
+    assert parameter_count(network) == 2 * 5 + 70 + 300 + 1000
+    assert parameter_count(network, {"packed", "bytes"}) == 310
+    assert parameter_count(network, set()) == 0
+
+
+def test_adapters_begin_as_linear_layers_do():
+    """Uniformly within one over the root of the layer's width, as peft and PyTorch have it."""
+    for name, parameter in adapted("llama", "lora", r=64).named_parameters():
+        if "lora_A" in name:
+            assert 0.9 < parameter.abs().max() * parameter.shape[1] ** 0.5 <= 1, name
 
 
 REAL = {

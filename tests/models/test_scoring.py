@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -285,3 +286,73 @@ def test_a_head_that_learns_is_the_library_s_own():
     states = torch.randn(3, 16).to(torch.bfloat16).requires_grad_()
     expected = model.get_output_embeddings()(states).float()
     torch.testing.assert_close(scoring.next_token_logits(model, states), expected, rtol=0, atol=0)
+
+
+def test_a_head_takes_states_of_a_wider_format_where_it_learns():
+    """As OPT-350m's and others', whose last norm computes in float32."""
+    model = load("llama", torch.bfloat16)
+    states = torch.randn(3, 16).to(torch.bfloat16).requires_grad_()
+    expected = scoring.next_token_logits(model, states)
+    assert torch.equal(scoring.next_token_logits(model, states.float()), expected)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("logits_scaling", 4.0, lambda logits: logits / 4),  # Granite
+        ("logit_scale", 0.25, lambda logits: logits * 0.25),  # Cohere
+        ("final_logit_softcapping", 0.5, lambda logits: 0.5 * torch.tanh(logits / 0.5)),  # Gemma 2
+    ],
+)
+def test_what_comes_behind_a_head(option, value, expected):
+    model = load("llama")
+    states = torch.randn(5, 16)
+    bare = scoring.next_token_logits(model, states)
+    setattr(model.config, option, value)
+    torch.testing.assert_close(scoring.next_token_logits(model, states), expected(bare))
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_log_probabilities_are_negative_losses(learns, smoothing):
+    model = load("llama")
+    states, tokens = torch.randn(7, 16, requires_grad=learns), torch.arange(7)
+    logs = model.get_output_embeddings()(states).log_softmax(-1)
+    expected = (1 - smoothing) * logs.gather(1, tokens[:, None])[:, 0] + smoothing * logs.mean(1)
+    with torch.set_grad_enabled(learns):
+        found = scoring.token_log_probs(model, states, tokens, smoothing)
+    torch.testing.assert_close(found, expected)
+    assert found.requires_grad == learns
+
+
+def test_what_a_token_sees():
+    """The context and its own branch as far as it stands behind them, whatever their order."""
+    seen = scoring.visible(torch.tensor([[0, 0, 2, 2, 1]]), before=1)[0].int().tolist()
+    assert seen == [
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 0],
+        [1, 1, 1, 0, 0, 1],
+    ]
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
+def test_rows_are_packed_where_that_was_decided_and_nothing_is_learned(
+    tmp_path, monkeypatch, learns, packed
+):
+    model, batch = load("llama"), everything(rows(tmp_path, questions()))
+    ways = dataclasses.replace(ways_of(model), packed=packed, onednn=packed)
+    monkeypatch.setattr(scoring, "ways_of", lambda _: ways)
+    calls = []
+
+    def watched(name):
+        whole = getattr(scoring, name)
+        return lambda *args: calls.append(name) or whole(*args)
+
+    for name in ("packed_states", "onednn_products"):
+        monkeypatch.setattr(scoring, name, watched(name))
+    with torch.set_grad_enabled(learns):
+        log_likelihoods(model, batch)
+    assert set(calls) == ({"packed_states", "onednn_products"} if packed and not learns else set())

@@ -104,6 +104,16 @@ def test_every_row_is_tested_against_the_best(tmp_path):
     assert values["far"] == pytest.approx(2 * binomtest(0, 60).pvalue)
 
 
+def test_of_several_seeds_the_newest_run_is_tested(tmp_path):
+    write(tmp_path / "best", first(180))
+    series = {"series_digest": "one", "started_at": "2026-01-01T12:00:00+00:00"}
+    write(tmp_path / "old", np.arange(N) >= 40, seed=0, **series)
+    series["started_at"] = "2026-01-02T12:00:00+00:00"
+    write(tmp_path / "new", first(160), seed=1, **series)
+    values = p_values(tmp_path)[0]
+    assert values == {"best": None, "new": pytest.approx(binomtest(0, 20).pvalue)}
+
+
 @pytest.mark.parametrize("base", [None, MULTIPLE_CHOICE])
 def test_the_order_of_the_file_does_not_matter(tmp_path, base):
     """Paired by another order, texts that both are right on would count for either of the two."""
@@ -125,12 +135,17 @@ def test_what_is_not_ranked_is_not_tested(tmp_path):
     assert set(p_values(tmp_path)[0].values()) == {None}
 
 
-def test_predictions_that_are_missing_or_of_another_score_are_not_tested(tmp_path):
+def test_predictions_that_are_missing_or_of_another_score_are_not_tested(tmp_path, recwarn):
     write(tmp_path / "best", first(180))
+    empty = pyarrow.table({name: pyarrow.array([], "int64") for name in ("index", "label")})
+    empty = empty.append_column("prediction", pyarrow.array([], "int64"))
+    pyarrow.parquet.write_table(empty, write(tmp_path / "empty", first(90)) / "predictions.parquet")
     write(tmp_path / "missing", first(100)).joinpath("predictions.parquet").unlink()
     write(tmp_path / "other", first(100), test__accuracy=0.6)
     values, refused = p_values(tmp_path)
-    assert (values["missing"], values["other"], refused) == (None, None, [])
+    assert [values[name] for name in ("missing", "other", "empty")] == [None] * 3
+    assert not refused
+    assert not recwarn
 
 
 def test_a_damaged_file_is_named(tmp_path, monkeypatch, capsys):
@@ -245,6 +260,17 @@ def test_f1_is_tested_by_resampling_the_texts(tmp_path, metric, positive):
     number = None if metric == "f1_macro" else ["neg", "pos"].index(positive)
     assert paired_bootstrap_of_f1(*pairs, number) == pytest.approx(expected, abs=0.08)
     assert paired_bootstrap_of_f1(pairs[0], pairs[0], number) == 1
+
+
+def test_the_mean_over_classes_is_tested_whatever_class_is_the_positive_one(tmp_path):
+    truth = (np.arange(N) % 5 == 0).astype(int)
+    less = np.where(np.arange(N) % 40 == 0, 1 - truth, truth)
+    for folder, given in (("named", "pos"), ("bare", None)):
+        for name, called in (("best", truth), ("less", less)):
+            write_f1(tmp_path / folder / name, called, "f1_macro", positive_label=given)
+    named, bare = (p_values(tmp_path / folder)[0]["less"] for folder in ("named", "bare"))
+    assert named == bare
+    assert named is not None
 
 
 def test_f1_of_other_classes_is_on_boards_of_their_own(tmp_path):

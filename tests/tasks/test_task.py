@@ -377,3 +377,11 @@ def test_weights_that_the_strategy_has_loaded_are_not_missed(tmp_path):
     Toy().on_load_checkpoint(checkpoint)
     with pytest.raises(SmolbenchError, match="other settings"):
         Toy(width=4).on_load_checkpoint(checkpoint)
+
+
+def test_a_checkpoint_from_before_an_option_is_one_without_it():
+    signature = {"head": "linear", "teacher_labels": None}
+    before = {CHECKPOINT_KEY: {"task": "Toy", "signature": {"head": "linear"}}}
+    verify_signature(before, "Toy", signature)
+    with pytest.raises(SmolbenchError, match=r"teacher_labels was None, is \['a'\]"):
+        verify_signature(before, "Toy", {**signature, "teacher_labels": ["a"]})

@@ -99,13 +99,12 @@ def _parts(branch: torch.Tensor, real: torch.Tensor, seen: torch.Tensor) -> list
 def _attention_by_parts(model: PreTrainedModel) -> Iterator[None]:
     """Let a model attend by :func:`_attend`, which also keeps transformers from building a mask."""
     _register()
-    config = model.config
-    usual = config._attn_implementation
-    config._attn_implementation = _NAME
+    usual = model.config._attn_implementation  # set in public, but only to be read here
+    model.set_attn_implementation(_NAME)
     try:
         yield
     finally:
-        config._attn_implementation = usual
+        model.set_attn_implementation(usual)
 
 
 @functools.cache
