@@ -371,7 +371,8 @@ def _ranked_by(row: Row, level: _Level) -> float:
     if row.value is None:
         return -math.inf
     falls = row.metric is not None and direction(row.metric) == "min"
-    return -level[row.value] if falls else level[row.value]
+    value = level.get(row.value, row.value)  # rows that were not scored have no levels
+    return -value if falls else value
 
 
 def _ranked(rows: Sequence[Row], level: _Level) -> tuple[Row, ...]:
