@@ -193,7 +193,8 @@ class MemoryMonitor(pl.Callback):
     Facts: ``cost/peak_rss_process_mib``; ``cost/peak_rss_mib``, and on CUDA and MPS
     ``cost/peak_allocated_mib`` and ``cost/peak_reserved_mib``, each also per stage
     (``cost/peak_rss_mib_fit``), the plain key being the maximum over the stages;
-    ``cost/rss_delta_mib``, resident memory at the end of training minus at the start of fit, which
+    ``cost/rss_delta_mib``, resident memory at the end of training minus at the start of fit,
+    without what frozen passes have left, so that it does not matter whether they had been kept; it
     may be negative; ``cost/rss_method`` and ``cost/allocated_method``, "high-water mark" or
     "sampled".
 
@@ -326,6 +327,10 @@ class MemoryMonitor(pl.Callback):
         if self._stage == "fit" and self._start_mib is not None:
             self._delta_mib = resident_mib() - self._start_mib
 
+    def _leave_out(self, mib: float) -> None:
+        if self._start_mib is not None:
+            self._start_mib += mib
+
     def _merge(self, stage: str, peaks_mib: dict[str, float]) -> None:
         known = self._peaks_mib.setdefault(stage, {})
         for kind, peak in peaks_mib.items():
@@ -364,10 +369,12 @@ _monitors: weakref.WeakSet[MemoryMonitor] = weakref.WeakSet()
 def peaks_within(device: torch.device) -> Generator[Callable[[], dict[str, float]]]:
     """Measure a part of a stage: peaks since the start of the block, in MiB, by kind.
 
-    What the stage has reached before is kept by its monitor.
+    What the stage has reached before is kept by its monitor. What the block leaves resident is not
+    in the stage's delta: a run that finds what the block computes has none of it.
     """
     for monitor in _monitors:
         monitor._update()
+    before = resident_mib()
     readers = readers_for(device)
     for reader in readers:
         reader.start()
@@ -378,6 +385,9 @@ def peaks_within(device: torch.device) -> Generator[Callable[[], dict[str, float
     try:
         yield peaks
     finally:
+        left = resident_mib() - before
+        for monitor in _monitors:
+            monitor._leave_out(left)
         for reader in readers:
             reader.stop()
 

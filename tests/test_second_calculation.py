@@ -14,6 +14,7 @@ import functools
 import json
 import math
 import re
+import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -26,7 +27,7 @@ import yaml
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.special import log_softmax, logsumexp
 from scipy.stats import binomtest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import smolbench.data
 from smolbench.cli import main
@@ -41,7 +42,12 @@ FEW = ["--config=tiny", f"--data.limit_test={N}", "--latency.examples=2", *QUIET
 ONCE = ["--data.limit_val=16", "--trainer.max_epochs=1"]
 KINDS = {
     "probe": ["--config=imdb_probe", "--data.limit_train=48", "--model.warmup_steps=0"],
-    "fine_tune": ["--config=imdb_full_smollm2-135m", "--data.limit_train=32", "--model.lr=1e-2"],
+    "fine_tune": [
+        "--config=imdb_full_smollm2-135m",
+        "--data.limit_train=32",
+        "--data.batch_size=4",
+        "--model.lr=1e-2",
+    ],
     "classical": ["--config=imdb_naive_bayes", "--data.limit_train=64"],
     "svm": [
         "--config=ag_news_logistic_regression",
@@ -97,11 +103,11 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("second")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for kind, options in KINDS.items():
+        for kind, (recipe, *options) in KINDS.items():  # options behind all files: they count
             if kind in UNTRAINED:
-                assert main(["test", *options, *FEW, f"--run_dir=runs/{kind}"]) == 0
+                assert main(["test", recipe, *FEW, *options, f"--run_dir=runs/{kind}"]) == 0
             else:
-                assert main(["fit", *options, *FEW, *ONCE, f"--run_dir=runs/{kind}"]) == 0
+                assert main(["fit", recipe, *FEW, *ONCE, *options, f"--run_dir=runs/{kind}"]) == 0
                 assert main(["test", f"--run_dir=runs/{kind}", *QUIET]) == 0
         for name, calibration in CALIBRATIONS.items():
             for seed in (0, 1):
@@ -290,6 +296,52 @@ def summarized(run):
     return found
 
 
+@functools.cache
+def plain_loss(run):
+    """Nats per token of the references, by transformers on what the run exports."""
+    folder = run.path.parents[1] / f"{run.kind}-exported"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(run.path.parents[1])
+        assert main(["export", f"runs/{run.kind}", str(folder)]) == 0
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    examples = run.data().split("test").examples
+    total = tokens = 0.0
+    for document, reference in zip(examples["document"], examples["summary"], strict=True):
+        own = tokenizer(reference, add_special_tokens=False)["input_ids"]
+        labels = torch.tensor([[*own, tokenizer.eos_token_id]])
+        read = tokenizer(document, return_tensors="pt", truncation=True)["input_ids"]
+        with torch.no_grad():
+            total += float(model(input_ids=read, labels=labels).loss) * labels.shape[1]
+        tokens += labels.shape[1]
+    return total / tokens
+
+
+def of_validation(run):
+    """What scikit-learn says of the validation texts, as ``predict`` scores them."""
+    texts = run.data().split("val")
+    column = next(n for n in ("text", "document") if n in texts.examples.column_names)
+    given = [f"--text={text}" for text in texts.examples.select_columns(column)[:][column]]
+    if not given:
+        return {}  # all of the training split is learned from
+    output = run.path.parent / f"{run.kind}-val.parquet"
+    assert main(["predict", f"--run_dir={run.path}", *given, f"--output={output}", *QUIET]) == 0
+    columns = pyarrow.parquet.read_table(output).to_pydict()
+    name = "score" if f"score_{run.names[0]}" in columns else "margin"
+    scores = np.stack([columns[f"{name}_{label}"] for label in run.names], axis=1)
+    label, said, classes = np.asarray(texts.labels), scores.argmax(axis=1), range(len(run.names))
+    known = sorted({*label, *said})
+    found = {
+        "n": len(label),
+        "accuracy": sk.accuracy_score(label, said),
+        "accuracy_stderr": mean_error(label == said),
+        "f1_macro": sk.f1_score(label, said, labels=known, average="macro", zero_division=0),
+    }
+    if name == "score":
+        found["loss"] = sk.log_loss(label, scores.astype(float), labels=list(classes))
+    return found
+
+
 # -- everything ------------------------------------------------------------------------------------
 
 
@@ -427,6 +479,7 @@ def test_every_number_of_a_run(made, kind):
     expected |= {f"test/{name}": value for name, value in recomputed(run).items()}
     of_class = of_tables(run) if "test/labels" in run.results else {}
     validated = last_validation(run)
+    again_validated = of_validation(run) if of_class and run.kind not in UNTRAINED else {}
     missing = []
     for key, value in run.results.items():
         assert holds(key, value), f"{key} is no {contract().get(pattern_of(key) or '')}"
@@ -444,9 +497,11 @@ def test_every_number_of_a_run(made, kind):
             assert value == pytest.approx(again, rel=0.35, abs=0.02), key
         elif key.startswith("test/") and run.kind in ("summaries", "distilled_summaries"):
             assert name == "loss"
-            assert 0 < value < math.log(10_000), "nats per token of an untrained vocabulary"
+            assert value == pytest.approx(plain_loss(run), rel=0.01), "in bfloat16, if native"
         elif key.startswith("val/"):
             assert value == pytest.approx(validated[key], rel=1e-5), key
+            if again_validated:
+                assert value == pytest.approx(again_validated[name], rel=2e-3, abs=2e-3), key
         elif any(fnmatchcase(key, pattern) for pattern in MEASURED):
             assert math.isfinite(value)
             assert value >= 0 or key == "cost/rss_delta_mib"
@@ -533,7 +588,10 @@ def test_every_figure_of_a_leaderboard(made, reported):
             shown = f"{float(row[metric]):.4f} ± {float(row['± over examples']):.4f}"
             assert shown in markdown
             assert shown in drawn[row["run"]]["said"]
-            assert drawn[row["run"]]["value"] == results[f"test/{metric}"]
+            point = drawn[row["run"]]
+            assert point["value"] == point["worth"] == results[f"test/{metric}"]
+            assert point["spread"] == results[f"test/{metric}_stderr"]
+            assert (point["kind"], point["method"]) == ("run", row["method"])
             if row.get("p to the best"):
                 resampled = metric == "rouge1" or "prompt" in {o["run"][-6:] for o in mine}
                 exact = {"abs": 0.05} if resampled else {"rel": 1e-9}
@@ -551,6 +609,11 @@ def test_every_figure_of_a_leaderboard(made, reported):
                 "latency p50, ms": results.get("cost/test_latency_ms_p50"),
             }
             columns = [name for name in row if name in costs]
+            labels = {c["key"]: c["label"] for plot in plots.values() for c in plot["costs"]}
+            for key, cost in point["costs"].items():
+                assert cost["value"] == pytest.approx(costs[labels[key]]), key
+                shown = float(cost["said"].replace(",", ""))
+                assert shown == pytest.approx(cost["value"], rel=0.05, abs=0.006), key
             for name in columns:
                 assert (float(row[name]) if row[name] else None) == pytest.approx(costs[name]), name
             assert row["measured on"] == results["hardware/name"]
@@ -561,6 +624,33 @@ def test_every_figure_of_a_leaderboard(made, reported):
             assert set(row) <= known, "a column that nothing has computed again"
             assert row["seeds"] == "1.0" or row["seeds"] == "1"
     assert sorted(seen) == sorted(made)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_table_of_a_run_on_the_page(made, reported, kind):
+    page, run = (reported[0] / "report.html").read_text(), made[kind]
+    name = f"{run.results['recipe']}/{kind}"
+    tables = {
+        title: [
+            [float(value) for value in re.findall(r'data-value="([^"]+)"', line)]
+            for line in re.findall(r"<tr>(.*?)</tr>", body, re.S)[1:]
+        ]
+        for title in ("class by class", "confusion")
+        if (body := table_on(page, f"{title}, {name}"))
+    }
+    if "test/labels" not in run.results:
+        assert not tables
+        return
+    again = of_tables(run)
+    each = ("class_precision", "class_recall", "class_f1", "class_n", "predicted_share")
+    columns = np.array([again[name] for name in each]).T
+    assert np.array(tables["class by class"]) == pytest.approx(columns, abs=1e-4)
+    assert np.array(tables["confusion"]) == pytest.approx(again["confusion"])
+
+
+def table_on(page, label):
+    found = re.search(rf'aria-label="{re.escape(label)}"><table>(.*?)</table>', page, re.S)
+    return found and found[1]
 
 
 def scored(run, metric):
@@ -592,14 +682,91 @@ def holm(rows, made, metric):
     return adjusted
 
 
-def test_every_score_of_a_card(made, reported):
+def test_p_values_of_runs_that_differ_clearly(made, tmp_path, monkeypatch):
+    whole = made["classical"]
+    right_of = {"all": N, "most": 18, "some": 16, "few": 14}
+    monkeypatch.chdir(tmp_path)
+    for name, right in right_of.items():
+        folder = tmp_path / "runs" / name
+        shutil.copytree(whole.path, folder, ignore=shutil.ignore_patterns("checkpoints"))
+        said = np.where(np.arange(N) < right, whole.label, 1 - whole.label)
+        table = pyarrow.parquet.read_table(folder / "predictions.parquet")
+        place = table.column_names.index("prediction")
+        changed = table.set_column(place, "prediction", [said.astype(np.int64)])
+        pyarrow.parquet.write_table(changed, folder / "predictions.parquet")
+        facts = {**whole.results, "series_digest": name, "test/accuracy": right / N}
+        (folder / "results.json").write_text(json.dumps(facts))
+    assert main(["report", "--runs_dir=runs", "--significance", "--csv=csv"]) == 0
+    with next((tmp_path / "csv").glob("*-leaderboard.csv")).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    # one coin for each text that the best run alone has right, times the tests still to come
+    expected = ["", 3 * 2 * 0.5**10, 2 * 2 * 0.5**8, 2 * 0.5**6]
+    by_rank = [rows[0]["p to the best"], *(row["p to the best"] for row in reversed(rows[1:]))]
+    assert by_rank[0] == expected[0]
+    assert [float(p) for p in by_rank[1:]] == pytest.approx(expected[1:])
+
+
+def test_every_figure_of_a_card(made, reported):
     card = (reported[0] / "card" / "README.md").read_text()
-    results = made["fine_tune"].results
-    scores = card.partition("## Scores")[2].partition("Class by class")[0]
-    shown = dict(re.findall(r"^\| ([A-Za-z][^|]*?) \| ([\d.,]+) \|", scores, re.M))
-    labels = {m.label: n for n, m in METRICS.items() if f"test/{n}" in results}
-    for label, value in shown.items():
-        plain = re.sub(r" of '.*'$| \(nats\)$", "", label)
-        again = recomputed(made["fine_tune"])[labels[plain]]
-        assert float(value.replace(",", "")) == pytest.approx(again, abs=2e-4), label
+    run = made["fine_tune"]
+    sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", card, re.M | re.S))
+    scores, _, by_class = sections["Scores"].partition("Class by class:")
+    shown = re.findall(r"^\| ([A-Za-z][^|]*?) \| ([\d.,]+) \| ([\d.,]*) \|", scores, re.M)
+    labels = {m.label: n for n, m in METRICS.items() if f"test/{n}" in run.results}
+    exact = {**recomputed(run), **resampled(run)}
+    known = recomputed(run)
+    for label, value, error in shown:
+        name = labels[re.sub(r" of '.*'$| \(nats\)$", "", label)]
+        assert number(value) == pytest.approx(known[name], abs=2e-4), label
+        if f"{name}_stderr" in known:
+            assert number(error) == pytest.approx(known[f"{name}_stderr"], abs=2e-4), label
+        elif error:
+            assert number(error) == pytest.approx(exact[name], rel=0.35, abs=0.02), label
     assert len(shown) >= 12
+    again = of_tables(run)
+    classes, _, confusion = by_class.partition("Confusion matrix")
+    each = ("class_precision", "class_recall", "class_f1", "class_n", "predicted_share")
+    for n, name in enumerate(run.names):
+        (row,) = re.findall(rf"^\| {name} +\|(.*)\|$", classes, re.M)
+        assert [number(cell) for cell in row.split("|")] == pytest.approx(
+            [again[column][n] for column in each], abs=1e-4
+        )
+        (row,) = re.findall(rf"^\| {name} +\|(.*)\|$", confusion, re.M)
+        assert [number(cell) for cell in row.split("|")] == again["confusion"][n].tolist()
+    metadata = yaml.safe_load(card.split("---")[1])
+    for metric in metadata["model-index"][0]["results"][0]["metrics"]:
+        assert metric["value"] == pytest.approx(known[metric["type"]], abs=1e-6)
+    of_data = dict(re.findall(r"^\| ([a-z][^|]*?) \| ([\d,]+) \|", sections["Data"], re.M))
+    counts = counted(run)
+    for label, key in (
+        ("training examples", "data/n_train"),
+        ("validation examples", "data/n_val"),
+        ("test examples", "data/n_test"),
+        ("seed of the split", "data/split_seed"),
+        ("training texts that repeat another", "data/duplicates"),
+        ("test texts seen in training", "data/overlap"),
+    ):
+        assert number(of_data.pop(label)) == counts[key], label
+    assert not of_data, "a figure that nothing has computed again"
+    costs = re.findall(r"^\| (\w[^|]*?) \| ([\d.,]+) \| ([^|]*?) \|", sections["Cost"], re.M)
+    results = run.results
+    keys = {
+        ("training", "s"): "cost/fit_s",
+        ("training throughput", "samples/s"): "cost/train_samples_per_s",
+        ("training throughput", "tokens/s"): "cost/train_tokens_per_s",
+        ("test throughput", "samples/s"): "cost/test_samples_per_s",
+        ("latency of a single text, median", "ms"): "cost/test_latency_ms_p50",
+        ("latency of a single text, 95th percentile", "ms"): "cost/test_latency_ms_p95",
+        ("peak resident memory", "MiB"): "cost/peak_rss_mib",
+        ("trainable parameters", ""): "model/trainable_params",
+        ("of all parameters", ""): "model/total_params",
+        ("best checkpoint", "MiB"): "cost/checkpoint_mib",
+    }
+    for label, value, unit in costs:
+        key = keys.pop((label, unit))
+        assert number(value) == pytest.approx(counts.get(key, results[key]), rel=0.005), label
+    assert not keys
+
+
+def number(text):
+    return float(text.strip().replace(",", ""))

@@ -133,6 +133,24 @@ def direction(metric: str) -> Mode | None:
     return "max" if rises else None
 
 
+def levels(values: Iterable[float]) -> dict[float, float]:
+    """What values are ranked by: those that float32 hardly tells apart are one.
+
+    Results have float32's digits: means over seeds of equal counts differ in the last of them. One
+    more right answer of a million texts is still seen.
+
+    Returns:
+        For each value the smallest of those that are equal to it.
+    """
+    found: dict[float, float] = {}
+    least = -math.inf
+    for value in sorted(set(values)):
+        if value - least > 2**-22 * max(1.0, abs(value)):
+            least = value
+        found[value] = least
+    return found
+
+
 def mode_of(option: str, metric: str, mode: str | None) -> Mode:
     """The mode by which a metric is compared.
 

@@ -10,6 +10,7 @@ from smolbench.errors import SmolbenchError
 from smolbench.models.adaptation import head_names
 from smolbench.models.backbone import Backbone
 from smolbench.models.causality import Padding
+from smolbench.models.heads import score_in_float32
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,6 +51,7 @@ def load_classifier(backbone: Backbone, classes: int, seed: int, **options: Any)
     base = {id(p) for p in model.base_model.parameters()}
     fresh = {name for name, p in model.named_parameters() if id(p) not in base} | missing
     _draw(model, fresh, seed)
+    _score_in_float32(model)
     model.config.use_cache = False
     model.train()
     return model
@@ -79,6 +81,7 @@ def load_trained_classifier(backbone: Backbone) -> PreTrainedModel:
             f"({min(missing & head_names(model))} is missing): it cannot classify yet."
         )
     backbone.require(missing)
+    _score_in_float32(model)
     model.config.use_cache = False
     frozen: torch.nn.Module = model  # transformers' own methods are untyped
     frozen.eval()
@@ -119,6 +122,19 @@ def _draw(model: PreTrainedModel, names: set[str], seed: int) -> None:
             elif name.endswith("weight"):
                 drawn.fill_(1)
             parameter.data = drawn.to(parameter.device)
+
+
+def _score_in_float32(model: PreTrainedModel) -> None:
+    """See :func:`~smolbench.models.heads.score_in_float32`; decoders' heads are run apart."""
+    heads, last = head_names(model), None
+    for name, module in model.named_modules():
+        fits = (
+            isinstance(module, torch.nn.Linear) and module.out_features == model.config.num_labels
+        )
+        if fits and f"{name}.weight" in heads:
+            last = module
+    if last is not None:
+        score_in_float32(last)
 
 
 def skeleton(backbone: Backbone, classes: int) -> PreTrainedModel:

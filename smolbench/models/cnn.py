@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from smolbench.models.heads import score_in_float32
+
 
 class TextCNN(nn.Module):
     """One layer of convolutions, maximum over the text, dropout, one linear layer.
@@ -39,7 +41,7 @@ class TextCNN(nn.Module):
             for width in widths
         )
         self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(filters * len(widths), classes)
+        self.output = score_in_float32(nn.Linear(filters * len(widths), classes))
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Logits ``(B, C)`` of right-padded words.

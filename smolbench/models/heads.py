@@ -31,11 +31,38 @@ def build_head(
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         if name == "linear":
-            return nn.Linear(width, classes)
+            return score_in_float32(nn.Linear(width, classes))
         return nn.Sequential(
             nn.BatchNorm1d(width),
             nn.Linear(width, hidden_size),
             nn.GELU(),
             nn.Dropout(dropout),
-            nn.Linear(hidden_size, classes),
+            score_in_float32(nn.Linear(hidden_size, classes)),
         )
+
+
+def score_in_float32(last: nn.Linear) -> nn.Linear:
+    """Let the last product of a head be computed in float32 where autocast would take 16 bits.
+
+    A logit in bfloat16 has three digits: texts share their scores, and those between two classes
+    tie.
+
+    Args:
+        last: Features ``(B, D)`` to logits ``(B, C)``.
+
+    Returns:
+        The same layer.
+    """
+    last.register_forward_hook(_again_in_float32)
+    return last
+
+
+def _again_in_float32(
+    module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+) -> torch.Tensor:
+    if output.dtype == torch.float32:
+        return output
+    assert isinstance(module, nn.Linear)
+    bias = None if module.bias is None else module.bias.float()
+    with torch.autocast(output.device.type, enabled=False):
+        return nn.functional.linear(inputs[0].float(), module.weight.float(), bias)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -54,6 +55,25 @@ class LabelWords:
                     f"The label word {word!r} is not in the tokenizer's vocabulary: choose another "
                     "one in model.label_words."
                 )
+
+        for word, ids, other, others in self._pairs():
+            if ids == others:
+                raise SmolbenchError(
+                    f"The label words {word!r} and {other!r} are the same to this tokenizer: "
+                    "choose others in model.label_words."
+                )
+
+    @property
+    def covered(self) -> list[tuple[str, str]]:
+        """Words with one that begins with them: what follows makes that one less likely, always."""
+        return [
+            (word, other) for word, ids, other, others in self._pairs() if others[: len(ids)] == ids
+        ]
+
+    def _pairs(self) -> Iterator[tuple[str, list[int], str, list[int]]]:
+        known = list(zip(self.words, self.ids, strict=True))
+        for (word, ids), (other, others) in itertools.permutations(known, 2):
+            yield word, ids, other, others
 
     def token_classes(self, vocabulary: int) -> torch.Tensor:
         """Which class each token stands for.

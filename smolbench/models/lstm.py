@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from smolbench.models.heads import score_in_float32
+
 
 class TextLSTM(nn.Module):
     """Bidirectional LSTM layers, mean and maximum over the text, one linear layer.
@@ -37,7 +39,7 @@ class TextLSTM(nn.Module):
         self.forwards = nn.ModuleList(nn.LSTM(w, hidden_size, batch_first=True) for w in widths)
         self.backwards = nn.ModuleList(nn.LSTM(w, hidden_size, batch_first=True) for w in widths)
         self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(4 * hidden_size, classes)
+        self.output = score_in_float32(nn.Linear(4 * hidden_size, classes))
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Logits ``(B, C)`` of right-padded words.

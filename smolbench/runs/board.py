@@ -77,7 +77,7 @@ class Row:
         records: The runs, newest first; none for a published figure.
         source: Where a published figure stands.
         rank: Place among the rows that can be ranked, from 1.
-        difference: The value less the published one that it reproduces.
+        difference: The value less the published one of the same experiment, as far as is known.
         metric: What the value is of; ``None`` where nothing was scored.
         p_value: Of its distance to the best row; ``None`` if it was not tested.
     """

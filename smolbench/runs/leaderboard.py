@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from smolbench.identity import compare, key, made_of
-from smolbench.metrics.table import direction
+from smolbench.metrics.table import direction, levels
 from smolbench.runs.board import (
     COSTS,
     MONEY,
@@ -90,7 +90,7 @@ class _Builder:
         made = [self.board(name, test, found) for test, found in boards.items()]
         # the whole test set before a part of it
         made.sort(key=lambda b: (-(b.n or 0), b.metric, b.convention or "", b.test_digest))
-        unscored.sort(key=_by_quality)
+        unscored.sort(key=lambda row: _by_quality(row, {}))
         return DatasetReport(name, tuple(made), tuple(unscored))
 
     def board(self, dataset: str, test: _Test, records: Sequence[RunRecord]) -> Board:
@@ -101,21 +101,24 @@ class _Builder:
         competing, others = self.competing(records)
         for row in self.rows(competing):
             found = self.compared(figures, row)
-            repeats = {f.metric for f, differs in found if not differs}
+            # as far as is known: what a source leaves open is said, too
+            repeated = [f for f, differs in found if set(differs) <= set(f.unknown)]
+            repeats = {figure.metric for figure in repeated}
             for figure, differs in found:
                 ours = _mean(row.records, f"test/{figure.metric}")
                 # a run that repeats one figure need not stand beside those of other models
                 beside = figure.metric == metric and metric not in repeats
-                if ours is not None and (beside or not differs):
+                if ours is not None and (beside or figure in repeated):
                     comparisons.append(Comparison(figure, row, ours, differs))
-            main = next((f for f, differs in found if f.metric == metric and not differs), None)
+            main = next((figure for figure in repeated if figure.metric == metric), None)
             if main is not None and row.value is not None:
                 row = replace(row, difference=row.value - main.value)
             rows.append(row)
         rows += [_published_row(figure) for figure in figures if figure.metric == metric]
-        rows.sort(key=_by_quality)
+        level = levels(row.value for row in rows if row.value is not None)
+        rows.sort(key=lambda row: _by_quality(row, level))
         rows = [one for row in rows for one in (row, *self.other_tests(row, others))]
-        comparisons.sort(key=lambda c: (figures.index(c.figure), _by_quality(c.row)))
+        comparisons.sort(key=lambda c: (figures.index(c.figure), _by_quality(c.row, level)))
         limit = next((r.number("data/limit_test") for r in records), None)
         limit = limit if limit is not None and n is not None and limit <= n else None
         return Board(
@@ -124,7 +127,7 @@ class _Builder:
             test_digest=test.digest,
             n=n,
             limit=None if limit is None else int(limit),
-            rows=_ranked(rows),
+            rows=_ranked(rows, level),
             comparisons=tuple(comparisons),
         )
 
@@ -351,29 +354,31 @@ def _published_row(figure: Published) -> Row:
     )
 
 
-def _by_quality(row: Row) -> tuple[Any, ...]:
+_Level = Mapping[float, float]
+"""What values are ranked by, see :func:`~smolbench.metrics.table.levels`."""
+
+
+def _by_quality(row: Row, level: _Level) -> tuple[Any, ...]:
     """Best first, what is not ranked last, in an order that does not depend on the file system."""
     last = row.obstacle not in (None, "published") or "untrained" in row.notes
-    value = _ranked_by(row)
+    value = _ranked_by(row, level)
     paths = tuple(str(record.path) for record in row.records)
     return (last, -value, row.is_published, row.name, paths, row.source or "")
 
 
-def _ranked_by(row: Row) -> float:
-    """A row's value, more is better.
-
-    Without the last bits, in which means over seeds of equal counts may differ.
-    """
+def _ranked_by(row: Row, level: _Level) -> float:
+    """A row's value, more is better."""
     if row.value is None:
         return -math.inf
     falls = row.metric is not None and direction(row.metric) == "min"
-    return -round(row.value, 12) if falls else round(row.value, 12)
+    value = level.get(row.value, row.value)  # rows that were not scored have no levels
+    return -value if falls else value
 
 
-def _ranked(rows: Sequence[Row]) -> tuple[Row, ...]:
+def _ranked(rows: Sequence[Row], level: _Level) -> tuple[Row, ...]:
     """Rows with their places; equal values share one."""
-    values = [_ranked_by(row) for row in rows if row.obstacle is None]  # best first
+    values = [_ranked_by(row, level) for row in rows if row.obstacle is None]  # best first
     return tuple(
-        replace(row, rank=values.index(_ranked_by(row)) + 1) if row.obstacle is None else row
+        replace(row, rank=values.index(_ranked_by(row, level)) + 1) if row.obstacle is None else row
         for row in rows
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smolbench.metrics.table import direction
+from smolbench.metrics.table import direction, levels
 from smolbench.runs.board import Board, DatasetReport, Row
 from smolbench.runs.cells import (
     comparison_tables,
@@ -108,6 +108,7 @@ def plot_of(name: str, board: Board) -> dict[str, Any]:
     """What the plot of a board shows."""
     costs = costs_of(board.rows)
     falls = direction(board.metric) == "min"
+    level = levels(row.value for row in board.rows if row.value is not None)
     return {
         "metric": board.metric,
         "falls": falls,
@@ -121,7 +122,7 @@ def plot_of(name: str, board: Board) -> dict[str, Any]:
                 "kind": _kind(row),
                 "method": row.method,
                 "value": row.value,
-                "worth": worth(row.value, falls=falls),
+                "worth": worth(row.value, level, falls=falls),
                 "spread": row.spread,
                 "said": f"{board.metric} {quality(row)}",
                 "notes": marks(row),
@@ -135,9 +136,9 @@ def plot_of(name: str, board: Board) -> dict[str, Any]:
     }
 
 
-def worth(value: float | None, *, falls: bool) -> float | None:
-    """What a metric's value is compared by: more is better."""
-    return None if value is None else -value if falls else value
+def worth(value: float | None, level: Mapping[float, float], *, falls: bool) -> float | None:
+    """What a metric's value is compared by: more is better, and equals are equal."""
+    return None if value is None else -level[value] if falls else level[value]
 
 
 def _row_id(board: str, number: int) -> str:

@@ -2,6 +2,8 @@
 
 They stand in ``published.csv``. ``n_test`` is the size of the test split that a figure is of; the
 texts themselves are not published, so what is known to speak against a comparison is in ``note``.
+``unstated`` names the numbers that a source does not give and the recipe had to choose: a run with
+the same numbers stands beside such a figure and is not said to reproduce it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import cast
 from smolbench.runs.record import PROMPT, RunRecord, State
 
 FILE = Path(__file__).with_name("published.csv")
+_NUMBERS = {"n_train": "training examples", "epochs": "epochs", "n_test": "test rows"}
 _SAME_SIZE = 0.01
 """Cleaning drops a few rows that a report may have kept, and the other way round."""
 
@@ -36,6 +39,7 @@ class Published:
         n_train: Examples trained on; ``None`` where nothing was trained.
         epochs: Times that they were gone through, at most; ``None`` of a fit in one step, too.
         n_test: Size of the test split.
+        unstated: Which of these three numbers the source does not state; they are the recipe's.
         note: What speaks against comparing it; empty if nothing is known to.
         source: Where it stands.
     """
@@ -51,6 +55,7 @@ class Published:
     n_train: int | None
     epochs: int | None
     n_test: int
+    unstated: tuple[str, ...]
     note: str
     source: str
 
@@ -64,6 +69,8 @@ class Published:
 
     def beside(self, record: RunRecord, trained: RunRecord) -> tuple[str, ...] | None:
         """In what a run of the same recipe differs from the experiment; nothing if it repeats it.
+
+        What the source does not state counts as a difference, see :attr:`unknown`.
 
         Args:
             record: The run that was scored.
@@ -88,12 +95,21 @@ class Published:
         n = trained.number("data/n_train")
         if self.n_train is not None and not _same_size(n, self.n_train):
             rows = "unknown" if n is None else f"{n:,.0f}"
-            found.append(f"training examples {rows}, not {self.n_train:,}")
+            found.append(f"training examples {rows}, not {self._said('n_train', self.n_train)}")
         if self.epochs is not None and (now := trained.planned_epochs) != self.epochs:
-            found.append(f"epochs {'unknown' if now is None else now}, not {self.epochs}")
+            epochs = "unknown" if now is None else now
+            found.append(f"epochs {epochs}, not {self._said('epochs', self.epochs)}")
         if trained.out_of_time:
             found.append("its training was cut")
-        return tuple(found)
+        return (*found, *self.unknown)
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """What the source leaves open, as a difference that every run has."""
+        return tuple(f"{_NUMBERS[name]} not stated by the source" for name in self.unstated)
+
+    def _said(self, name: str, number: int) -> str:
+        return f"{number:,}, the recipe's" if name in self.unstated else f"{number:,}"
 
 
 def _same_size(n: float | None, published: int) -> bool:
@@ -117,6 +133,7 @@ def published_figures() -> tuple[Published, ...]:
                 n_train=int(row["n_train"]) if row["n_train"] else None,
                 epochs=int(row["epochs"]) if row["epochs"] else None,
                 n_test=int(row["n_test"]),
+                unstated=tuple(row["unstated"].split()),
                 note=row["note"],
                 source=row["source"],
             )

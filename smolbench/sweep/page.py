@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from smolbench.metrics.table import Mode
+from smolbench.metrics.table import Mode, levels
 from smolbench.runs.cells import Table
 from smolbench.runs.page import environment, part, worth
 from smolbench.sweep.space import SEED, Space, said
@@ -71,9 +71,11 @@ def _plot(
     settings = [key for key in space.keys if key != SEED or len(space.keys) == 1]
     rows = []
     used: set[str] = set()
+    means = [known for group in groups if (known := _values(group))]
+    level = levels(map(statistics.fmean, means))
     for number, group in enumerate(groups, start=1):
         finished = [result for result in group if result.status == "finished"]
-        values = [r.value for r in finished if r.value is not None]
+        values = _values(group)
         if not values:
             continue
         value = statistics.fmean(values)
@@ -96,7 +98,7 @@ def _plot(
                 "kind": "run",
                 "method": _without(combination, _main(space)) or "all trials",
                 "value": value,
-                "worth": worth(value, falls=falls),
+                "worth": worth(value, level, falls=falls),
                 "spread": spread,
                 "said": f"{value:.4f}" + (f" ± {spread:.4f}" if spread is not None else ""),
                 "notes": f"{len(values)} seeds" if len(values) > 1 else "",
@@ -113,6 +115,11 @@ def _plot(
         if key in used
     ]
     return {"metric": metric.key, "falls": falls, "costs": axes, "rows": rows}
+
+
+def _values(group: Sequence[Result]) -> list[float]:
+    """What finished trials were compared by."""
+    return [r.value for r in group if r.status == "finished" and r.value is not None]
 
 
 def _main(space: Space) -> str:

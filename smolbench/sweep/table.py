@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smolbench.files import csv_writer, write_atomically
+from smolbench.metrics.table import levels
 from smolbench.runs.cells import Cell, Heading, Table, cost_text, without_empty
 from smolbench.runs.markdown import escape, table_text
 from smolbench.runs.record import RunRecord
@@ -94,15 +95,29 @@ def best_of(results: Sequence[Result], mode: Mode) -> list[Result]:
     groups = groups_of(results)
     complete = [group for group in groups if len(_finished(group)) == len(group)]
     finished = [_finished(group) for group in complete or groups]
-    sign = 1 if mode == "max" else -1
-    return max(filter(None, finished), key=lambda group: sign * _mean(group), default=[])
+    known = [group for group in finished if group]
+    sign, level = 1 if mode == "max" else -1, levels(map(_mean, known))
+    return max(known, key=lambda group: sign * level[_mean(group)], default=[])
 
 
-def _rank(group: Sequence[Result], mode: Mode) -> tuple[bool, bool, float]:
-    """What combinations are sorted by: the best mean first, then those that lack seeds, or all."""
-    finished = _finished(group)
-    worth = (-1 if mode == "max" else 1) * _mean(finished) if finished else 0.0
-    return not finished, len(finished) < len(group), worth
+def _as_good(best: Sequence[Result], results: Sequence[Result]) -> int:
+    """How many other complete combinations share the best one's value."""
+    complete = [group for group in groups_of(results) if len(_finished(group)) == len(group)]
+    level = levels(map(_mean, [*complete, best]))
+    equal = sum(level[_mean(group)] == level[_mean(best)] for group in complete)
+    return max(0, equal - 1)
+
+
+def _sorted(groups: Sequence[list[Result]], mode: Mode) -> list[list[Result]]:
+    """Combinations: the best mean first, then those that lack seeds, or all."""
+    level = levels(_mean(finished) for group in groups if (finished := _finished(group)))
+
+    def rank(group: Sequence[Result]) -> tuple[bool, bool, float]:
+        finished = _finished(group)
+        worth = (-1 if mode == "max" else 1) * level[_mean(finished)] if finished else 0.0
+        return not finished, len(finished) < len(group), worth
+
+    return sorted(groups, key=rank)
 
 
 def _finished(group: Sequence[Result]) -> list[Result]:
@@ -124,12 +139,16 @@ def write_tables(
     from smolbench.sweep.page import render  # lazy: jinja2
 
     sign = -1 if mode == "max" else 1
-    ranked = sorted(results, key=lambda r: (r.value is None, sign * (r.value or 0.0), r.number))
+    level = levels(r.value for r in results if r.value is not None)
+    ranked = sorted(
+        results,
+        key=lambda r: (r.value is None, 0 if r.value is None else sign * level[r.value], r.number),
+    )
     columns = columns_of(metric)
     tables = {"Trials": trials_table(space, ranked, columns)}
     groups = [[result] for result in ranked]
     if SEED in space.keys and len(space.keys) > 1:
-        groups = sorted(groups_of(ranked), key=lambda group: _rank(group, mode))
+        groups = _sorted(groups_of(ranked), mode)
         tables = {"Means over the seeds": seeds_table(space, groups, columns), **tables}
     best = best_of(results, mode)
     legend = legend_of(results, best, metric)
@@ -155,10 +174,12 @@ def legend_of(results: Sequence[Result], best: Sequence[Result], metric: str) ->
     if best:
         seeds = f" in the mean of {len(best)} seeds" if len(best) > 1 else ""
         chosen = said(best[0].combination) or said(best[0].point)
-        parts.append(f"Best by {metric}{seeds}: {chosen}.")
+        equal = _as_good(best, results)
+        others = f"; {equal} more {'is' if equal == 1 else 'are'} as good" if equal else ""
+        parts.append(f"Best by {metric}{seeds}: {chosen}{others}.")
     parts.append(
         "Runtime is training with frozen passes; the memory delta is resident memory at the end of "
-        "training minus at its start, in a process of its own, without passes that were cached."
+        "training minus at its start, in a process of its own, without what frozen passes left."
     )
     return " ".join(parts)
 

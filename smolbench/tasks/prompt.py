@@ -24,6 +24,7 @@ from smolbench.models.label_words import LabelWords
 from smolbench.models.prompting import Prompted, first_answer
 from smolbench.models.shots import ShotFormat, choose_shots
 from smolbench.models.template import SLOT, TemplateEncoder
+from smolbench.notices import warn
 from smolbench.tasks.adapting import compute_dtype
 from smolbench.tasks.classification import Batch, ClassificationTask
 
@@ -197,9 +198,18 @@ class PromptTask(ClassificationTask):
                 f"{', '.join(names)}."
             )
         behind = self._template.rpartition(SLOT)[2] or ":"
-        return LabelWords(
+        found = LabelWords(
             self.backbone.tokenizer, [words[name] for name in names], self._separator, behind
         )
+        if self.rule == "verbalizer" and self.calibration == "none":
+            for word, longer in found.covered:
+                warn(
+                    "The label word %r begins with %r, so that it is never the more likely one: "
+                    "choose other words in model.label_words, or a model.calibration.",
+                    longer,
+                    word,
+                )
+        return found
 
     @cached_property
     def encoders(self) -> list[TemplateEncoder]:

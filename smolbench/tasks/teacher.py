@@ -153,7 +153,7 @@ def teacher_logits(
     key = identity.key(
         "cache",
         {
-            "teacher_logits": 3,
+            "teacher_logits": 4,
             "teacher": teacher.identity,
             "forward": forward_environment(),
             "device": device.type,

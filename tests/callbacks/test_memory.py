@@ -178,6 +178,32 @@ def test_delta_is_resident_at_the_end_of_training_minus_at_the_start(fake, monke
     assert monitor.facts()["cost/rss_delta_mib"] == 15.0
 
 
+def test_the_delta_is_without_what_a_frozen_pass_has_left(fake, monkeypatch):
+    resident = [40.0]
+    monkeypatch.setattr(memory, "resident_mib", lambda: resident[0])
+
+    class Fills(Module):
+        def __init__(self, passes):
+            super().__init__()
+            self.passes = passes
+
+        def on_train_start(self):
+            for left in self.passes:
+                with memory.peaks_within(torch.device("cpu")):
+                    resident[0] += left
+
+        def training_step(self, batch, batch_idx):
+            resident[0] += 5.0
+            return super().training_step(batch, batch_idx)
+
+    deltas = []
+    for passes in ((), (300.0, -20.0)):
+        monitor = MemoryMonitor()
+        trainer_with(monitor).fit(Fills(passes), loader(3))
+        deltas.append(monitor.facts()["cost/rss_delta_mib"])
+    assert deltas == [15.0, 15.0]
+
+
 def test_resumed_fit_reports_the_maximum_over_attempts(fake, tmp_path, monkeypatch):
     first = MemoryMonitor()
     fake.base = 500.0

@@ -67,6 +67,17 @@ def test_logits_are_those_of_transformers(kind):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["llama", "bert", "roberta"])
+def test_scores_of_a_network_in_bfloat16_are_in_float32(kind):
+    network, (ids, mask) = loaded(kind).eval(), rows()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = classify(network, ids, mask, padding="masked")
+    assert (found != found.bfloat16().float()).any(), "not what bfloat16 can hold"
+    with torch.no_grad():
+        exact = classify(network, ids, mask, padding="masked")
+    torch.testing.assert_close(found, exact, rtol=0, atol=0.05 * exact.std().item())
+
+
 @pytest.mark.parametrize("kind", [k for k in KINDS if k not in {"bert", "roberta"}])
 def test_the_last_real_token_is_read_also_where_padding_is_a_real_token_too(kind):
     network = loaded(kind).eval()

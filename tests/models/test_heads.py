@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from smolbench.models.cnn import TextCNN
 from smolbench.models.heads import build_head
+from smolbench.models.lstm import TextLSTM
 
 
 def weights(head):
@@ -56,3 +58,23 @@ def test_the_mlp_is_batchnorm_linear_gelu_dropout_linear():
     assert head[3].p == 0.25
     assert head(torch.randn(4, 8)).shape == (4, 3)
     assert sum(p.numel() for p in head.parameters()) == 2 * 8 + (8 * 16 + 16) + (16 * 3 + 3)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "linear", "cnn", "lstm"])
+def test_scores_are_in_float32_also_under_autocast(kind):
+    ids = torch.randint(0, 50, (64, 7), generator=torch.Generator().manual_seed(0))
+    inputs: tuple = (ids, torch.ones_like(ids))
+    if kind == "cnn":
+        network = TextCNN(nn.Embedding(50, 8), 2, filters=4, widths=[2, 3], dropout=0.0)
+    elif kind == "lstm":
+        network = TextLSTM(nn.Embedding(50, 8), 2, hidden_size=4, num_layers=1, dropout=0.0)
+    else:
+        network = build_head(kind, 8, 2, 16, 0.1, seed=0)
+        inputs = (torch.randn(64, 8, generator=torch.Generator().manual_seed(0)),)
+    network.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = network(*inputs)
+    assert found.dtype == torch.float32
+    assert (found != found.bfloat16().float()).any(), "not what bfloat16 can hold"
+    with torch.no_grad():
+        torch.testing.assert_close(found, network(*inputs), rtol=0, atol=0.05)

@@ -96,3 +96,16 @@ def test_a_mark_in_front_of_everything_is_no_part_of_a_word():
         front = fast("L:", add_special_tokens=False)["input_ids"]
         assert front + ids == whole
         assert ids != fast(f" {word}", add_special_tokens=False)["input_ids"]
+
+
+def test_a_word_that_another_one_begins_with_is_known():
+    assert words("good", "bad").covered == []
+    assert words("good", "bad", "good enough").covered == [("good", "good enough")]
+
+
+def test_words_that_are_the_same_to_the_tokenizer_are_refused(monkeypatch):
+    monkeypatch.setattr(
+        "smolbench.models.label_words.ids_behind", lambda tokenizer, texts, behind: [[7], [7]]
+    )
+    with pytest.raises(SmolbenchError, match="'caf\u00e9' and 'cafe' are the same"):
+        words("caf\u00e9", "cafe")

@@ -4,8 +4,9 @@ import random
 
 import pytest
 
-from smolbench.runs.cells import comparison_tables
+from smolbench.runs.cells import BESIDE, comparison_tables
 from smolbench.runs.leaderboard import build_report
+from smolbench.runs.page import plot_of
 from smolbench.runs.record import find_folders, read_records
 from tests.helpers.written_runs import MULTIPLE_CHOICE, SUMMARIES, write_run
 
@@ -49,12 +50,24 @@ def test_better_comes_first_and_equals_share_a_place(tmp_path, runs):
     assert [row.spread for row in ours(board)] == [0.002] * 5
 
 
-def test_equal_counts_share_a_place_whatever_the_last_bits_of_a_mean(tmp_path, runs):
-    for seed in range(3):  # statistics.fmean of these is 0.6750000000000002
-        runs(f"s{seed}", seed=seed, test__accuracy=(0.675, 0.65, 0.7)[seed], series_digest="a")
-    runs("b", test__accuracy=0.675, series_digest="b")
-    runs("c", test__accuracy=0.6751, series_digest="c")
-    assert sorted(row.rank for row in ours(only_board(tmp_path))) == [1, 2, 2]
+@pytest.mark.parametrize(
+    ("seeds", "equal", "better"),
+    [
+        ((0.675, 0.65, 0.7), 0.675, 0.6751),  # their mean is 0.6750000000000002
+        ((0.33333334, 0.6666667, 0.5), 0.5, 0.500001),  # digits of float32: 0.50000001
+    ],
+)
+def test_equal_counts_share_a_place_whatever_the_last_bits_of_a_mean(
+    tmp_path, runs, seeds, equal, better
+):
+    for seed, value in enumerate(seeds):
+        runs(f"s{seed}", seed=seed, test__accuracy=value, series_digest="a")
+    runs("b", test__accuracy=equal, series_digest="b")
+    runs("c", test__accuracy=better, series_digest="c")
+    board = only_board(tmp_path)
+    assert sorted(row.rank for row in ours(board)) == [1, 2, 2]
+    drawn = plot_of("board", board)["rows"]
+    assert len({row["worth"] for row in drawn if row["kind"] == "run"}) == 2
 
 
 def test_seeds_of_one_configuration_are_one_row(tmp_path, runs):
@@ -379,6 +392,26 @@ def test_what_is_not_quite_the_experiment_stands_beside_it(tmp_path, runs, other
     assert comparison.differs == (() if differs is None else (differs,))
     (title,) = comparison_tables(board)
     assert ("reproduce" in title) == (differs is None)
+
+
+@pytest.mark.parametrize(
+    ("n", "differs"),
+    [
+        (114_000, ("training examples not stated by the source",)),
+        (250, ("training examples 250, not 114,000, the recipe's",
+               "training examples not stated by the source")),
+    ],
+)  # fmt: skip
+def test_what_a_source_leaves_open_is_no_reproduction(tmp_path, runs, n, differs):
+    news = {"data__id": "fancyzhx/ag_news", "test__n": 7_600, "training__max_epochs": 15}
+    gpt2 = {"recipe": "ag_news_gpt2", "method": "full", "model__id": "openai-community/gpt2"}
+    runs("a", **news, **gpt2, data__n_train=n, test__accuracy=0.95, test__f1_macro=0.94)
+    board = only_board(tmp_path)
+    found = {c.figure.metric: c.differs for c in board.comparisons}
+    assert found == {"accuracy": differs} | ({} if n == 250 else {"f1_macro": differs})
+    assert list(comparison_tables(board)) == [BESIDE]
+    (row,) = ours(board)
+    assert row.difference == (None if n == 250 else pytest.approx(0.95 - 0.9442))
 
 
 def test_epochs_of_an_earlier_version_stand_in_its_settings(tmp_path, runs):

@@ -36,3 +36,12 @@ def test_a_test_set_is_told_by_its_size():
     assert not figure.of_test_set(figure.dataset, 359, None)
     assert not figure.of_test_set(figure.dataset, None, None)
     assert not figure.of_test_set("sample/sentiment140", 5_000, None)
+
+
+def test_numbers_that_a_source_leaves_open_are_the_recipes():
+    for figure in FIGURES:
+        assert set(figure.unstated) <= {"n_train", "epochs", "n_test"}
+        assert None not in [getattr(figure, name) for name in figure.unstated]
+    quoted = [figure for figure in FIGURES if "quoted" in figure.note or "not named" in figure.note]
+    assert quoted
+    assert all({"n_train", "n_test"} <= set(figure.unstated) for figure in quoted)

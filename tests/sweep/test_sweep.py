@@ -72,7 +72,8 @@ def test_a_grid_its_tables_and_the_test_of_the_best(here, capsys):
     assert {row["status"] for row in rows} == {"finished"}
     printed = capsys.readouterr().out
     assert (FOLDER / "results.md").read_text() == printed
-    assert "6 of 6 trials are done. Best by val/accuracy: fake.lr=9 data.batch_size=8." in printed
+    best = "Best by val/accuracy: fake.lr=9 data.batch_size=8; 1 more is as good."
+    assert f"6 of 6 trials are done. {best}" in printed
     page = (FOLDER / "results.html").read_text()
     assert "fake.lr=9 data.batch_size=8" in page
     assert not re.search(r"(src|href)=[\"']?http", page)

@@ -91,6 +91,18 @@ def test_summaries_are_shown_by_their_rouge(tmp_path):
     assert dict(zip(heading, second, strict=True))["test/rouge1"] == ""
 
 
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_equal_combinations_are_equally_good_whatever_the_last_bits(tmp_path, mode):
+    space = read_space(["model.lr=1e-3,1e-2", "seed_everything=0,1"], [])
+    values = (0.5, 0.5, 0.33333334, 0.6666667)  # the latter two are 0.50000002 in the mean
+    results = [result(n, space.point(n), value) for n, value in enumerate(values)]
+    assert [r.number for r in best_of(results, mode)] == [0, 1]
+    text = write_tables(tmp_path, "equal", space, results, "val/accuracy", mode)
+    assert "Best by val/accuracy in the mean of 2 seeds: model.lr=1e-3; 1 more is as good." in text
+    data = re.search(r'id="data">(.*?)</script>', (tmp_path / "results.html").read_text())
+    assert len({row["worth"] for row in json.loads(data[1])["combinations"]["rows"]}) == 1
+
+
 def test_the_best_in_the_mean_and_complete_ones_first(curve):
     best = best_of(curve, "max")
     assert {said["model.method"] for said in (r.point for r in best)} == {"full"}

@@ -103,6 +103,20 @@ def test_ties_are_told(tmp_path, monkeypatch):
     assert not subject.predictions()["prediction"][subject.predictions()["score_neg"] == 0.5].any()
 
 
+@pytest.mark.parametrize(("calibration", "said"), [("none", 1), ("pmi", 0)])
+def test_a_word_that_begins_with_another_one_never_wins_and_this_is_told(
+    tmp_path, calibration, said
+):
+    notices.begin()
+    words = {"neg": "bad", "pos": "bad enough"}
+    subject = task(label_words=words, calibration=calibration)
+    scored(subject, tmp_path)
+    lines = [line for line in notices.gathered([], "test") if "never the more likely" in line]
+    assert len(lines) == said
+    if said:
+        assert not subject.predictions()["prediction"].any()
+
+
 def test_calibration_takes_off_what_the_words_have_without_a_text(tmp_path):
     raw, contextual = task(), task(calibration="contextual")
     metrics, _ = scored(raw, tmp_path)
