@@ -161,8 +161,8 @@ def work(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     from smolbench.callbacks.memory import resident_mib
-    from smolbench.models.backbone import Backbone
-    from smolbench.models.footprint import training_memory
+    from smolbench.models.memory.footprint import training_memory
+    from smolbench.models.pretrained.backbone import Backbone
 
     peft_memory.work(folder / "tiny", {**job, "model": "tiny", "length": 64})
     gc.collect()

@@ -215,7 +215,7 @@ def work_prepare(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     from smolbench.data import HellaSwagDataModule
-    from smolbench.models.causal_lm import LanguageModel, load_language_model
+    from smolbench.models.pretrained.language_model import LanguageModel, load_language_model
 
     whole = HellaSwagDataModule()
     sample = HellaSwagDataModule(limit_test=job["limit"]).split("test").examples

@@ -189,8 +189,8 @@ def write_texts(path: Path, rows: int) -> None:
 
 def work(what: str, *arguments: str) -> None:
     """What a measured process does."""
-    from smolbench.files import cache_root
-    from smolbench.models.tiny import tiny_model
+    from smolbench.models.tiny.llama import tiny_model
+    from smolbench.utils.files import cache_root
 
     tokenizer_folder = tiny_model(cache_root() / "models")
     if what == "prepare":
@@ -203,7 +203,7 @@ def work(what: str, *arguments: str) -> None:
     from transformers import AutoTokenizer
 
     from smolbench.data import TextFilesDataModule
-    from smolbench.models.template import TemplateEncoder
+    from smolbench.models.encoding.template import TemplateEncoder
 
     template = TemplateEncoder(
         AutoTokenizer.from_pretrained(tokenizer_folder), "{text}", MAX_LENGTH

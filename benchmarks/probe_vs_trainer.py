@@ -259,7 +259,7 @@ def recipe_options() -> dict[str, Any]:
     """The recipe's options of the model, but those that the benchmark sets."""
     import yaml
 
-    from smolbench.recipes import resolve_config
+    from smolbench.runs.recipes import resolve_config
 
     recipe = yaml.safe_load(resolve_config(RECIPE).read_text(encoding="utf-8"))
     options: dict[str, Any] = recipe["model"]["init_args"]
@@ -279,9 +279,9 @@ def work_trainer(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
         TrainingArguments,
     )
 
-    from smolbench.models.features import pool
-    from smolbench.models.heads import build_head
-    from smolbench.models.template import TemplateEncoder
+    from smolbench.models.encoding.template import TemplateEncoder
+    from smolbench.models.frozen.features import pool
+    from smolbench.models.pretrained.heads import build_head
 
     options = recipe_options()
     tokenizer = AutoTokenizer.from_pretrained(job["model"])

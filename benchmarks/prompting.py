@@ -190,7 +190,7 @@ def work_prepare(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
     import yaml
     from lightning.pytorch import Trainer
 
-    from smolbench.recipes import resolve_config
+    from smolbench.runs.recipes import resolve_config
     from smolbench.tasks import PromptTask
 
     recipe, changes = DATASETS[job["data"]]

@@ -9,7 +9,7 @@ from smolbench.data.batching import Rows
 from smolbench.data.token_cache import TokenTable
 from smolbench.tasks import DistillationTask, FineTuneTask
 from smolbench.tasks.classification import Batch, ClassificationTask
-from smolbench.tasks.teaching import distillation_loss
+from smolbench.tasks.distillation.student import distillation_loss
 
 
 class TeacherInTheLoop(DistillationTask):

@@ -30,9 +30,9 @@ from smolbench.callbacks.validation_times import (
 )
 from smolbench.callbacks.values import plain
 from smolbench.errors import SmolbenchError
-from smolbench.files import rename_when_on_disk
 from smolbench.metrics.table import mode_of
 from smolbench.protocols import Monitored, Validates, offered
+from smolbench.utils.files import rename_when_on_disk
 
 log = logging.getLogger("smolbench")
 

@@ -12,8 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from smolbench.callbacks.folder import run_folder
 from smolbench.callbacks.logged import forget, logged
-from smolbench.files import write_atomically
 from smolbench.protocols import NamesLogged, offered
+from smolbench.utils.files import write_atomically
 
 _FIRST_COLUMNS = ["step", "epoch"]
 Row = dict[str, str]

@@ -21,12 +21,12 @@ from smolbench.callbacks.ending import OUT_OF_TIME, why_ended
 from smolbench.callbacks.folder import run_folder
 from smolbench.callbacks.graceful_stop import RunInterrupted
 from smolbench.callbacks.logged import Stage, as_result, logged
-from smolbench.files import rename_when_on_disk, write_atomically
-from smolbench.notices import begin, gathered, kept
-from smolbench.processor import processor_name
 from smolbench.protocols import HasFacts, KeepsRows, Predicts, ShowsSamples, offered
 from smolbench.runs.results import FILE_NAME, Results, read_results, write_results
 from smolbench.runs.samples import write_samples
+from smolbench.utils.files import rename_when_on_disk, write_atomically
+from smolbench.utils.notices import begin, gathered, kept
+from smolbench.utils.processor import processor_name
 
 _PACKAGES = ("torch", "lightning", "transformers", "datasets", "peft", "bitsandbytes")
 

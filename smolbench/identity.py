@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
-from smolbench.digest import digest
+from smolbench.utils.digest import digest
 
 Purpose = Literal["resume", "score", "teach", "cache", "average", "compare"]
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)

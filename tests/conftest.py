@@ -38,7 +38,7 @@ deprecations.watch()
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from smolbench.notices import begin  # noqa: E402
+from smolbench.utils.notices import begin  # noqa: E402
 
 # a second one only waits where models are this small, and costs most where others want it, too
 torch.set_num_threads(1)

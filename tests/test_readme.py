@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from smolbench.cli import main
-from smolbench.files import cache_root
-from smolbench.models.tiny import tiny_model
+from smolbench.cli.main import main
+from smolbench.models.tiny.llama import tiny_model
+from smolbench.utils.files import cache_root
 from tests.helpers.command import rows
 
 ROOT = Path(__file__).parent.parent

@@ -30,11 +30,11 @@ from scipy.stats import binomtest
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import smolbench.data
-from smolbench.cli import main
-from smolbench.files import cache_root
+from smolbench.cli.main import main
 from smolbench.metrics.table import METRICS
-from smolbench.models.tiny import tiny_model
+from smolbench.models.tiny.llama import tiny_model
 from smolbench.runs.contract import contract, holds, pattern_of, table
+from smolbench.utils.files import cache_root
 from tests.helpers.command import QUIET
 
 N = 24
@@ -463,11 +463,11 @@ MEASURED = (
 ELSEWHERE = {
     "data/n_dropped_*": "tests/data, on the samples' own texts",
     "data/n_train_references_cut": "tests/tasks/test_summarize.py",
-    "model/total_params": "tests/models/test_footprint.py, where it is not computed here",
+    "model/total_params": "tests/models/memory/test_footprint.py, where it is not computed here",
     "model/trainable_params": "tests/tasks/test_classical.py, of the classical baselines",
-    "model/unused_params": "tests/models/test_reach.py",
-    "model/vocabulary_words": "tests/models/test_vocabulary.py",
-    "teacher/agreement*": "tests/tasks/test_distill.py",
+    "model/unused_params": "tests/models/pretrained/test_reach.py",
+    "model/vocabulary_words": "tests/models/baselines/test_vocabulary.py",
+    "teacher/agreement*": "tests/tasks/distillation/test_classification.py",
 }
 """Numbers that need other data than these runs have to be seen to be wrong, and their tests."""
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from smolbench.data.columns import column_numbers, column_values, first_bad_row
 from smolbench.data.datamodule import BaseDataModule, Numbers, SplitName
-from smolbench.data.sources import Source, Split, stratified_split
+from smolbench.data.hub import Source, Split, stratified_split
 from smolbench.data.tables import listed
 from smolbench.errors import SmolbenchError
-from smolbench.notices import warn
+from smolbench.utils.notices import warn
 
 
 class TextDataModule(BaseDataModule):

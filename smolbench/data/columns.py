@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from smolbench.digest import LENGTH, text_digest
+from smolbench.utils.digest import LENGTH, text_digest
 
 if TYPE_CHECKING:
     import pyarrow as pa

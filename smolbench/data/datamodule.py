@@ -25,15 +25,12 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from smolbench import identity
 from smolbench.data.batching import BatchLoader, BatchPlan, Plan, Rows, TokenRows
 from smolbench.data.columns import column_digest, column_numbers, column_values
+from smolbench.data.hub import Source, Split, select
 from smolbench.data.kept_rows import KeptRows, Repeats, RowKeys
 from smolbench.data.run_rows import OfRun, found_again, unseen_rows
-from smolbench.data.sources import Source, Split, select
 from smolbench.data.token_cache import EncodeFn, TokenTable, encode_to_cache
 from smolbench.data.whole_splits import refuse_batch_limits
-from smolbench.digest import digest, text_digest
 from smolbench.errors import SmolbenchError
-from smolbench.files import cache_root
-from smolbench.notices import warn
 from smolbench.protocols import (
     Encodes,
     MakesRows,
@@ -43,7 +40,10 @@ from smolbench.protocols import (
     TriesBatches,
     offered,
 )
-from smolbench.ranks import Ranks, TrainerRanks
+from smolbench.utils.digest import digest, text_digest
+from smolbench.utils.files import cache_root
+from smolbench.utils.notices import warn
+from smolbench.utils.ranks import Ranks, TrainerRanks
 
 # No `if TYPE_CHECKING:` here: jsonargparse runs such blocks of the modules whose classes are
 # options, and every start of the command line would wait for what they import.

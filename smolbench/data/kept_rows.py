@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from smolbench.data.columns import column_numbers, column_values
-from smolbench.digest import LENGTH
 from smolbench.errors import SmolbenchError
-from smolbench.files import rename_when_on_disk
+from smolbench.utils.digest import LENGTH
+from smolbench.utils.files import rename_when_on_disk
 
 if TYPE_CHECKING:
     from datasets import Dataset

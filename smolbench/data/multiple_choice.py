@@ -9,7 +9,7 @@ import numpy as np
 
 from smolbench.data.columns import column_values
 from smolbench.data.datamodule import BaseDataModule, Numbers
-from smolbench.data.sources import Source, grouped_split
+from smolbench.data.hub import Source, grouped_split
 from smolbench.errors import SmolbenchError
 
 CHOICES = 4

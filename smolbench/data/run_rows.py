@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from smolbench.data.hub import Source
 from smolbench.data.kept_rows import KeptRows, Numbers, RowKeys, among
-from smolbench.data.sources import Source
 from smolbench.errors import SmolbenchError
 from smolbench.identity import compare, said
-from smolbench.notices import warn
+from smolbench.utils.notices import warn
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -9,7 +9,7 @@ import numpy as np
 
 from smolbench.data.columns import column_values
 from smolbench.data.datamodule import BaseDataModule, Numbers, SplitName
-from smolbench.data.sources import Source, Split, grouped_split
+from smolbench.data.hub import Source, Split, grouped_split
 from smolbench.errors import SmolbenchError
 
 # No `if TYPE_CHECKING:` here, see datamodule.py: hence `Any` where datasets' types would stand.

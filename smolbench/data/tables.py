@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from smolbench import notices
-from smolbench.cache_folder import crc32, locked, writing
 from smolbench.errors import SmolbenchError
+from smolbench.utils import notices
+from smolbench.utils.cache_folder import crc32, locked, writing
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -22,9 +22,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from smolbench.cache_folder import crc32, locked, writing
 from smolbench.errors import SmolbenchError
-from smolbench.progress import progress_bar
+from smolbench.utils.cache_folder import crc32, locked, writing
+from smolbench.utils.progress import progress_bar
 
 FORMAT = 1
 META = "meta.json"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from smolbench.errors import SmolbenchError
-from smolbench.files import write_atomically
+from smolbench.utils.files import write_atomically
 
 SCHEMA = 1
 FILE_NAME = "results.json"

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from smolbench.files import write_atomically
+from smolbench.utils.files import write_atomically
 
 FILE_NAME = "samples.json"
 SAMPLE_LABELS = (

@@ -17,7 +17,7 @@ from smolbench.data.batching import Rows
 from smolbench.errors import SmolbenchError
 
 if TYPE_CHECKING:
-    from smolbench.tasks.task import BaseTask
+    from smolbench.tasks.base import BaseTask
 
 log = logging.getLogger("smolbench")
 CGROUPS = Path("/sys/fs/cgroup")

@@ -16,7 +16,7 @@ from smolbench.data.batching import ArrayRows, Indices, Rows
 from smolbench.data.columns import column_values
 from smolbench.data.token_cache import TokenTable
 from smolbench.errors import SmolbenchError
-from smolbench.models.classical import (
+from smolbench.models.baselines.pipelines import (
     PROBABILISTIC,
     ClassicalOptions,
     Classifier,
@@ -30,11 +30,11 @@ from smolbench.models.classical import (
     sklearn_version,
     without_words,
 )
+from smolbench.models.baselines.words import Tokens, split_of, tell_unread
 from smolbench.models.export.check import Expected, Trial
 from smolbench.models.export.exported import Exported
-from smolbench.models.words import Tokens, split_of, tell_unread
+from smolbench.tasks.base import CHECKPOINT_KEY
 from smolbench.tasks.classification import Batch, ClassificationTask
-from smolbench.tasks.task import CHECKPOINT_KEY
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -257,7 +257,7 @@ class ClassicalTask(ClassificationTask):
         """Write the fitted pipeline; see the base class."""
         from smolbench.models.export.adapter import require_adapters  # lazy: for an export only
         from smolbench.models.export.pipeline import pipeline_probabilities, write_pipeline
-        from smolbench.tasks.exporting import built_in_trial
+        from smolbench.tasks.export import built_in_trial
 
         if adapter:
             require_adapters(None)

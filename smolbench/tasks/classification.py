@@ -20,9 +20,9 @@ from smolbench.metrics.classification import (
 from smolbench.metrics.table import METRICS
 from smolbench.metrics.uncertainty import ties
 from smolbench.models.kernels.paths import Ways
-from smolbench.notices import warn
 from smolbench.protocols import ComparesBy, NamesLabels, offered
-from smolbench.tasks.task import BaseTask, saved_signature
+from smolbench.tasks.base import BaseTask, saved_signature
+from smolbench.utils.notices import warn
 
 Batch = dict[str, torch.Tensor]
 _OF_PROBABILITIES = {name for name, metric in METRICS.items() if metric.of_probabilities}
@@ -42,7 +42,7 @@ class ClassificationTask(BaseTask):
     Args:
         num_classes: Number of classes, for data that does not name its labels; a smolbench
             DataModule names them.
-        **options: See :class:`~smolbench.tasks.task.BaseTask`.
+        **options: See :class:`~smolbench.tasks.base.BaseTask`.
     """
 
     kind: ClassVar[str] = "classification"

@@ -15,9 +15,13 @@ from lightning.pytorch import Callback
 from smolbench.callbacks.threads import TrainingThreads
 from smolbench.data.batching import ArrayRows, Rows, TokenRows, pad_rows
 from smolbench.data.token_cache import TokenTable
-from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
-from smolbench.models.adaptation import (
+from smolbench.models.encoding.template import TemplateEncoder
+from smolbench.models.export.check import Expected, Trial
+from smolbench.models.export.exported import Exported
+from smolbench.models.frozen.features import FrozenFeatures
+from smolbench.models.kernels.paths import Ways
+from smolbench.models.pretrained.adaptation import (
     Adaptation,
     Quantize,
     adapt,
@@ -25,20 +29,16 @@ from smolbench.models.adaptation import (
     hold_frozen_in,
     parameter_count,
 )
-from smolbench.models.backbone import Backbone, DType
-from smolbench.models.causality import Padding, effect_of_padding
-from smolbench.models.classifier import classify, load_classifier, skeleton
-from smolbench.models.export.check import Expected, Trial
-from smolbench.models.export.exported import Exported
-from smolbench.models.features import FrozenFeatures
-from smolbench.models.heads import build_head
-from smolbench.models.kernels.paths import Ways
-from smolbench.models.quantization import in_four_bits, keep_gradients
-from smolbench.models.reach import reach
-from smolbench.models.template import TemplateEncoder
+from smolbench.models.pretrained.backbone import Backbone, DType
+from smolbench.models.pretrained.causality import Padding, effect_of_padding
+from smolbench.models.pretrained.classifier import classify, load_classifier, skeleton
+from smolbench.models.pretrained.heads import build_head
+from smolbench.models.pretrained.quantization import in_four_bits, keep_gradients
+from smolbench.models.pretrained.reach import reach
 from smolbench.protocols import ReadAhead
-from smolbench.ranks import TrainerRanks
-from smolbench.tasks.adapting import (
+from smolbench.tasks.base import Schedule, Warmup
+from smolbench.tasks.classification import Batch, ClassificationTask
+from smolbench.tasks.pretrained import (
     ADAPTERS,
     autocast,
     checkpoint_gradients,
@@ -48,8 +48,8 @@ from smolbench.tasks.adapting import (
     refuse_in_four_bits,
     refuse_unused,
 )
-from smolbench.tasks.classification import Batch, ClassificationTask
-from smolbench.tasks.task import Schedule, Warmup
+from smolbench.utils.digest import digest
+from smolbench.utils.ranks import TrainerRanks
 
 # No `if TYPE_CHECKING:` here, see data/datamodule.py: hence `Any` for transformers' models.
 
@@ -358,7 +358,7 @@ class FineTuneTask(ClassificationTask):
         from smolbench.models.export.network import class_probabilities
         from smolbench.models.export.probe import write_probe
         from smolbench.models.export.tokenizer import plain_texts
-        from smolbench.tasks.exporting import (
+        from smolbench.tasks.export import (
             built_in_trial,
             expected_of_probe,
             expected_probabilities,

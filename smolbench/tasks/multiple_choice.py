@@ -17,23 +17,23 @@ from smolbench.data.token_cache import TokenTable
 from smolbench.errors import SmolbenchError
 from smolbench.metrics.multiple_choice import Choices, multiple_choice_metrics
 from smolbench.metrics.uncertainty import ties
-from smolbench.models.adaptation import Quantize, describe, parameter_count
-from smolbench.models.backbone import DType
-from smolbench.models.causal_lm import (
-    LanguageModel,
-    language_model_skeleton,
-    load_language_model,
-)
-from smolbench.models.choice_rows import ChoiceRows
-from smolbench.models.conventions import ChoiceEncoder, Convention
+from smolbench.models.choice.conventions import ChoiceEncoder, Convention
+from smolbench.models.choice.rows import ChoiceRows
+from smolbench.models.choice.scoring import log_likelihoods
 from smolbench.models.export.check import Trial
 from smolbench.models.export.exported import Exported
 from smolbench.models.kernels.paths import ways_of
 from smolbench.models.kernels.prefix import SharedPrefix, shared_prefix
-from smolbench.models.scoring import log_likelihoods
-from smolbench.notices import warn
+from smolbench.models.pretrained.adaptation import Quantize, describe, parameter_count
+from smolbench.models.pretrained.backbone import DType
+from smolbench.models.pretrained.language_model import (
+    LanguageModel,
+    language_model_skeleton,
+    load_language_model,
+)
 from smolbench.tasks.accumulation import weight_of_batch
-from smolbench.tasks.adapting import (
+from smolbench.tasks.base import BaseTask, Schedule, Warmup
+from smolbench.tasks.pretrained import (
     ADAPTERS,
     autocast,
     load_adapted,
@@ -42,7 +42,7 @@ from smolbench.tasks.adapting import (
     refuse_in_four_bits,
     refuse_unused,
 )
-from smolbench.tasks.task import BaseTask, Schedule, Warmup
+from smolbench.utils.notices import warn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -243,7 +243,7 @@ class MultipleChoiceTask(BaseTask):
         return [{**train.examples[row], "label": int(train.labels[row])} for row in chosen]
 
     def encode(self, examples: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
-        """Token ids of questions, see :class:`~smolbench.models.conventions.ChoiceEncoder`."""
+        """Token ids, see :class:`~smolbench.models.choice.conventions.ChoiceEncoder`."""
         return self.encoder.encode(examples)
 
     def encoder_key(self) -> dict[str, Any]:
@@ -440,7 +440,7 @@ class MultipleChoiceTask(BaseTask):
             write_language_model,
             write_language_model_adapter,
         )
-        from smolbench.tasks.exporting import built_in_trial, expected_of_choices
+        from smolbench.tasks.export import built_in_trial, expected_of_choices
 
         if self.method == "none":
             return super().export(folder, adapter=adapter)

@@ -14,19 +14,19 @@ from lightning.pytorch import Callback
 from smolbench.callbacks.threads import TrainingThreads
 from smolbench.data.batching import ArrayRows
 from smolbench.data.token_cache import TokenTable
-from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
-from smolbench.models.backbone import Backbone, DType, Facts
+from smolbench.models.encoding.template import TemplateEncoder
 from smolbench.models.export.check import Trial
 from smolbench.models.export.exported import Exported
-from smolbench.models.features import FrozenFeatures, Layers, Pooling
-from smolbench.models.heads import HeadName, build_head
+from smolbench.models.frozen.features import FrozenFeatures, Layers, Pooling
 from smolbench.models.kernels.paths import Ways
-from smolbench.models.template import TemplateEncoder
+from smolbench.models.pretrained.backbone import Backbone, DType, Facts
+from smolbench.models.pretrained.heads import HeadName, build_head
 from smolbench.protocols import ReadAhead
-from smolbench.ranks import TrainerRanks
+from smolbench.tasks.base import ALONE, Schedule, Warmup
 from smolbench.tasks.classification import Batch, ClassificationTask
-from smolbench.tasks.task import ALONE, Schedule, Warmup
+from smolbench.utils.digest import digest
+from smolbench.utils.ranks import TrainerRanks
 
 
 class ProbeTask(ClassificationTask):
@@ -260,7 +260,7 @@ class ProbeTask(ClassificationTask):
         """Write the head and a script that runs it; see the base class."""
         from smolbench.models.export.adapter import require_adapters  # lazy: for an export only
         from smolbench.models.export.probe import write_probe
-        from smolbench.tasks.exporting import built_in_trial, expected_of_probe
+        from smolbench.tasks.export import built_in_trial, expected_of_probe
 
         if adapter:
             require_adapters(None)

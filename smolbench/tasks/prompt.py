@@ -13,20 +13,25 @@ import torch
 
 from smolbench.data.batching import TokenRows, pad_rows
 from smolbench.data.token_cache import TokenTable
-from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
 from smolbench.metrics.classification import classification_metrics
 from smolbench.metrics.uncertainty import mean_over_seeds, mean_stderr
-from smolbench.models.backbone import DType
-from smolbench.models.calibration import CALIBRATIONS, CONTENT_FREE, Calibration, Calibrator
-from smolbench.models.causal_lm import LanguageModel, load_language_model
-from smolbench.models.label_words import LabelWords
-from smolbench.models.prompting import Prompted, first_answer
-from smolbench.models.shots import ShotFormat, choose_shots
-from smolbench.models.template import SLOT, TemplateEncoder
-from smolbench.notices import warn
-from smolbench.tasks.adapting import compute_dtype
+from smolbench.models.encoding.template import SLOT, TemplateEncoder
+from smolbench.models.pretrained.backbone import DType
+from smolbench.models.pretrained.language_model import LanguageModel, load_language_model
+from smolbench.models.prompting.calibration import (
+    CALIBRATIONS,
+    CONTENT_FREE,
+    Calibration,
+    Calibrator,
+)
+from smolbench.models.prompting.label_words import LabelWords
+from smolbench.models.prompting.next_token import Prompted, first_answer
+from smolbench.models.prompting.shots import ShotFormat, choose_shots
 from smolbench.tasks.classification import Batch, ClassificationTask
+from smolbench.tasks.pretrained import compute_dtype
+from smolbench.utils.digest import digest
+from smolbench.utils.notices import warn
 
 log = logging.getLogger("smolbench")
 

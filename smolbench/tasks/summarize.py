@@ -18,19 +18,25 @@ from smolbench.data.batching import Rows
 from smolbench.data.token_cache import TokenTable
 from smolbench.errors import SmolbenchError
 from smolbench.metrics.rouge_tokens import RougeTokenizer
-from smolbench.models.adaptation import Quantize, describe, hold_frozen_in, parameter_count
-from smolbench.models.backbone import DType
-from smolbench.models.causal_lm import LanguageModel
 from smolbench.models.export.check import Trial
 from smolbench.models.export.exported import Exported
-from smolbench.models.summarizer import (
+from smolbench.models.pretrained.adaptation import (
+    Quantize,
+    describe,
+    hold_frozen_in,
+    parameter_count,
+)
+from smolbench.models.pretrained.backbone import DType
+from smolbench.models.pretrained.language_model import LanguageModel
+from smolbench.models.summaries.rows import CausalRows, PairRows, SummaryEncoder, usual_template
+from smolbench.models.summaries.summarizer import (
     load_summarizer,
     summarizer_skeleton,
     whole_generation_config,
 )
-from smolbench.models.summary_rows import CausalRows, PairRows, SummaryEncoder, usual_template
-from smolbench.notices import warn
-from smolbench.tasks.adapting import (
+from smolbench.tasks.base import Schedule, Warmup
+from smolbench.tasks.generation import Preset, WritingTask
+from smolbench.tasks.pretrained import (
     ADAPTERS,
     autocast,
     load_adapted,
@@ -39,8 +45,7 @@ from smolbench.tasks.adapting import (
     refuse_in_four_bits,
     refuse_unused,
 )
-from smolbench.tasks.task import Schedule, Warmup
-from smolbench.tasks.writing import Preset, WritingTask
+from smolbench.utils.notices import warn
 
 # No `if TYPE_CHECKING:` here, see data/datamodule.py: hence `Any` for transformers' models.
 
@@ -404,7 +409,7 @@ class SummarizationTask(WritingTask):
             write_language_model_adapter,
         )
         from smolbench.models.export.tokenizer import plain_texts
-        from smolbench.tasks.exporting import built_in_trial, expected_summaries
+        from smolbench.tasks.export import built_in_trial, expected_summaries
 
         if self.method == "none":
             return super().export(folder, adapter=adapter)

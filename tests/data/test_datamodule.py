@@ -13,7 +13,7 @@ from torch import nn
 
 from smolbench.data import IMDbDataModule, TextDataModule
 from smolbench.data.batching import BatchLoader
-from smolbench.data.sources import Source
+from smolbench.data.hub import Source
 from smolbench.errors import SmolbenchError
 from smolbench.tasks import ProbeTask
 from tests.helpers.training import plain_trainer

@@ -12,10 +12,10 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 from smolbench.data import TextFilesDataModule, TextPairsDataModule
+from smolbench.data.hub import stratified_split
 from smolbench.data.run_rows import OfRun
-from smolbench.data.sources import stratified_split
 from smolbench.errors import SmolbenchError
-from smolbench.notices import gathered
+from smolbench.utils.notices import gathered
 
 N = 120
 SPLITS = ("train", "val", "test")

@@ -15,19 +15,19 @@ import sys
 import time
 from pathlib import Path
 
-import smolbench.sweep.definition
-import smolbench.sweep.process
-from smolbench.cli import main
+import smolbench.cli.sweep.definition
+import smolbench.cli.sweep.process
+from smolbench.cli.main import main
+from smolbench.cli.sweep.check import Checked
 from smolbench.runs.results import write_results
-from smolbench.sweep.check import Checked
 
 CURVE = [0.3, 0.4, 0.5]
 
 
 def stand_in() -> None:
     """Let sweeps of this process run scripts, and take any settings."""
-    smolbench.sweep.process.SMOLBENCH = [sys.executable, "-m", "tests.helpers.fake_sweep"]
-    smolbench.sweep.definition.check = lambda settings: [
+    smolbench.cli.sweep.process.SMOLBENCH = [sys.executable, "-m", "tests.helpers.fake_sweep"]
+    smolbench.cli.sweep.definition.check = lambda settings: [
         Checked("val/accuracy", "max", validates=True) for _ in settings
     ]
 

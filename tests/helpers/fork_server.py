@@ -32,7 +32,7 @@ from typing import Any
 ADDRESS = "SMOLBENCH_TESTS_FORK_SERVER"
 """Environment variable with the socket of the server, in processes that it has forked."""
 PRELOADED = (
-    "smolbench.training_cli",
+    "smolbench.cli.lightning_cli",
     "smolbench.tasks",
     "smolbench.data",
     "datasets",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from smolbench.data.batching import pad_rows
-from smolbench.models.vocabulary import PAD_ID
+from smolbench.models.baselines.vocabulary import PAD_ID
 
 
 def padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:

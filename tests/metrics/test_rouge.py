@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from smolbench.data.sample_samsum import samsum_sample
+from smolbench.data.samples.samsum import samsum_sample
 from smolbench.metrics.rouge import (
     ROUGE,
     Summaries,

@@ -10,7 +10,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from smolbench.data.sample_samsum import samsum_sample
+from smolbench.data.samples.samsum import samsum_sample
 from smolbench.metrics.rouge import ROUGE, rouge_scores
 from smolbench.metrics.rouge_tokens import UnicodeTokenizer, sentences, shares_read, tokenizer_named
 

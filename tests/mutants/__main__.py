@@ -35,14 +35,14 @@ TESTS = {
     "smolbench.metrics.rouge": ["tests/metrics/test_rouge.py"],
     "smolbench.metrics.rouge_tokens": ["tests/metrics/test_rouge_tokens.py"],
     "smolbench.metrics.uncertainty": ["tests/metrics/test_uncertainty.py"],
-    "smolbench.runs.significance": ["tests/runs/test_significance.py"],
-    "smolbench.models.scoring": ["tests/models/test_scoring.py"],
+    "smolbench.runs.report.significance": ["tests/runs/report/test_significance.py"],
+    "smolbench.models.choice.scoring": ["tests/models/choice/test_scoring.py"],
     "smolbench.data.batching": [
         "tests/data/test_batching.py",
         # its processes are started anew, without the mutant
         "--deselect=tests/data/test_batching.py::test_a_process_ends_although_its_loader_is_still_in_use",
     ],
-    "smolbench.models.adaptation": ["tests/models/test_adaptation.py"],
+    "smolbench.models.pretrained.adaptation": ["tests/models/pretrained/test_adaptation.py"],
 }
 _LIBRARIES = [
     "torch",

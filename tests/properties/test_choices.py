@@ -11,7 +11,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from smolbench.data import HellaSwagDataModule
-from smolbench.data.sources import Source
+from smolbench.data.hub import Source
 from smolbench.errors import SmolbenchError
 from smolbench.tasks import MultipleChoiceTask
 from tests.helpers.training import plain_trainer

@@ -9,9 +9,9 @@ from pathlib import Path
 from hypothesis import event, given, note
 from hypothesis import strategies as st
 
+from smolbench.cli.predict_input import read_inputs
 from smolbench.data import TextFilesDataModule, TextPairsDataModule
 from smolbench.errors import SmolbenchError
-from smolbench.predict_input import read_inputs
 from tests.properties.drawn import tables
 from tests.properties.effort import examples
 

@@ -6,8 +6,8 @@ import math
 import pytest
 
 from smolbench.errors import SmolbenchError
-from smolbench.files import write_atomically
 from smolbench.runs.results import SCHEMA, read_results, write_results
+from smolbench.utils.files import write_atomically
 
 
 def test_what_is_written_is_read(tmp_path):

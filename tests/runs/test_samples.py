@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+from smolbench.runs.report.summary import print_summary
 from smolbench.runs.samples import FILE_NAME, read_samples, write_samples
-from smolbench.runs.summary import print_summary
 
 SAMPLES = [
     {

@@ -9,11 +9,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
 
-from smolbench.cli import main
+from smolbench.cli.main import main
 from smolbench.data import IMDbDataModule
 from smolbench.data.token_cache import encode_to_cache
 from smolbench.errors import SmolbenchError
-from smolbench.models.backbone import Backbone
+from smolbench.models.pretrained.backbone import Backbone
 from smolbench.tasks import FineTuneTask, ProbeTask
 from tests.helpers.command import config, results, weights
 from tests.helpers.tiny import BOS, EOS, PAD, TEXTS, tiny_backbone, tiny_tokenizer

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from smolbench.cli import main
+from smolbench.cli.main import main
 from smolbench.data import HellaSwagDataModule, IMDbDataModule, SAMSumDataModule
 from smolbench.errors import SmolbenchError
-from smolbench.models.backbone import Backbone
+from smolbench.models.pretrained.backbone import Backbone
 from smolbench.tasks import (
     DistillationTask,
     FineTuneTask,
@@ -21,7 +21,7 @@ from smolbench.tasks import (
     PromptTask,
     SummarizationTask,
 )
-from smolbench.tasks.distill_summaries import SummaryDistillationTask
+from smolbench.tasks.distillation.summarization import SummaryDistillationTask
 from tests.helpers.command import ONE_EPOCH, QUIET, config, results
 from tests.helpers.tiny import VOCABULARY, tiny_backbone, tiny_language_model
 from tests.helpers.training import plain_trainer

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from smolbench.data import HellaSwagDataModule
-from smolbench.data.sample_hellaswag import hellaswag_sample
+from smolbench.data.samples.hellaswag import hellaswag_sample
 from smolbench.tasks import MultipleChoiceTask
 from tests.helpers.tiny import tiny_language_model
 from tests.helpers.training import plain_trainer

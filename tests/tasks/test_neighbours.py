@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score
 
 from smolbench.data import HellaSwagDataModule, SAMSumDataModule, TextFilesDataModule
-from smolbench.data.sources import Source
+from smolbench.data.hub import Source
 from smolbench.metrics.classification import classification_metrics
 from smolbench.tasks import (
     ClassicalTask,

@@ -14,12 +14,12 @@ from transformers import AutoModel, get_scheduler
 from smolbench.data import IMDbDataModule
 from smolbench.data.batching import BatchPlan
 from smolbench.data.token_cache import encode_to_cache
-from smolbench.digest import digest
 from smolbench.errors import SmolbenchError
-from smolbench.models import features as features_module
-from smolbench.models.backbone import Backbone, layer_outputs
-from smolbench.models.frozen_cache import tokens_at_once
+from smolbench.models.frozen import features as features_module
+from smolbench.models.frozen.cache import tokens_at_once
+from smolbench.models.pretrained.backbone import Backbone, layer_outputs
 from smolbench.tasks import ProbeTask
+from smolbench.utils.digest import digest
 from tests.helpers.tiny import (
     BIDIRECTIONAL,
     CONFIGS,

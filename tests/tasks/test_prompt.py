@@ -7,12 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from smolbench import notices
-from smolbench.cli import main
+from smolbench.cli.main import main
 from smolbench.data import AGNewsDataModule, IMDbDataModule, Sentiment140DataModule
 from smolbench.errors import SmolbenchError
-from smolbench.models.prompting import Prompted
+from smolbench.models.prompting.next_token import Prompted
 from smolbench.tasks import PromptTask
+from smolbench.utils import notices
 from tests.helpers.tiny import tiny_language_model
 from tests.helpers.training import plain_trainer
 

@@ -16,12 +16,12 @@ from lightning.pytorch import Callback
 from lightning.pytorch.strategies import FSDPStrategy
 from rouge_score.rouge_scorer import RougeScorer
 
-from smolbench import notices
-from smolbench.cli import main
+from smolbench.cli.main import main
 from smolbench.data import IMDbDataModule, SAMSumDataModule, TextPairsDataModule
 from smolbench.errors import SmolbenchError
 from smolbench.metrics.rouge_tokens import sentences
 from smolbench.tasks import ProbeTask, SummarizationTask
+from smolbench.utils import notices
 from tests.helpers.command import FEW, ONE_EPOCH, assert_equal_runs, results, rows, weights
 from tests.helpers.kill import die
 from tests.helpers.tiny import tiny_summarizer

@@ -25,10 +25,10 @@ from transformers import (
     AutoTokenizer,
 )
 
-from smolbench.cli import main
+from smolbench.cli.main import main
 from smolbench.data import HellaSwagDataModule
-from smolbench.models.conventions import ChoiceEncoder
-from smolbench.models.seams import special_tokens
+from smolbench.models.choice.conventions import ChoiceEncoder
+from smolbench.models.encoding.seams import special_tokens
 from tests.helpers.command import results
 from tests.helpers.tiny import TEXTS
 from tests.helpers.zoo import ZOO, zoo_model

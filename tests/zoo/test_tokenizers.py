@@ -23,8 +23,8 @@ from transformers import (
 
 from smolbench.data import HellaSwagDataModule
 from smolbench.data.token_cache import encode_to_cache
-from smolbench.models.conventions import word
-from smolbench.models.summarizer import Decoding
+from smolbench.models.choice.conventions import word
+from smolbench.models.summaries.summarizer import Decoding
 from smolbench.tasks import MultipleChoiceTask, ProbeTask, PromptTask, SummarizationTask
 from tests.helpers.tokenizers import ENDS, KINDS, made_tokenizer
 from tests.helpers.zoo import ZOO, zoo_model

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from smolbench.errors import SmolbenchError
-from smolbench.models.adaptation import LoRAOptions, head_names, linear_layers
-from smolbench.models.backbone import Backbone
 from smolbench.models.export.check import DTypeName
 from smolbench.models.export.exported import HERE
 from smolbench.models.export.tokenizer import load_tokenizer
-from smolbench.models.quantization import keep_gradients
-from smolbench.models.reach import outermost
+from smolbench.models.pretrained.adaptation import LoRAOptions, head_names, linear_layers
+from smolbench.models.pretrained.backbone import Backbone
+from smolbench.models.pretrained.quantization import keep_gradients
+from smolbench.models.pretrained.reach import outermost
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel

@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 
-from smolbench.models.adaptation import LoRAOptions
-from smolbench.models.backbone import Backbone
-from smolbench.models.classifier import skeleton
+from smolbench.models.encoding.template import TemplateEncoder
 from smolbench.models.export.adapter import (
     BaseModel,
     adapter_limits,
@@ -29,7 +27,9 @@ from smolbench.models.export.network import (
     write_network,
 )
 from smolbench.models.export.tokenizer import describe_reading, load_tokenizer, write_tokenizer
-from smolbench.models.template import TemplateEncoder
+from smolbench.models.pretrained.adaptation import LoRAOptions
+from smolbench.models.pretrained.backbone import Backbone
+from smolbench.models.pretrained.classifier import skeleton
 
 _USAGE = f"""\
 from transformers import pipeline
@@ -64,7 +64,8 @@ class Trained:
         labels: Names of the ``C`` classes.
         lora: The options of its adapters; ``None`` if it has none.
         in_four_bits: Options of ``from_pretrained`` by which its frozen weights are held in 4
-            bits, see :func:`~smolbench.models.quantization.in_four_bits`; empty if they are not.
+            bits, see :func:`~smolbench.models.pretrained.quantization.in_four_bits`; empty if they
+            are not.
         alone: Whether texts must be read one by one, since padding changes what is said of them,
             mask or not.
     """

@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from smolbench.models.adaptation import LoRAOptions
-from smolbench.models.causal_lm import LanguageModel
+from smolbench.models.encoding.template import TemplateEncoder
 from smolbench.models.export.adapter import (
     BaseModel,
     adapter_limits,
@@ -28,9 +27,10 @@ from smolbench.models.export.tokenizer import (
     write_own_tokenizer,
     write_tokenizer,
 )
-from smolbench.models.summarizer import Decoding, summarizer_skeleton
-from smolbench.models.summary_rows import line_breaks
-from smolbench.models.template import TemplateEncoder
+from smolbench.models.pretrained.adaptation import LoRAOptions
+from smolbench.models.pretrained.language_model import LanguageModel
+from smolbench.models.summaries.rows import line_breaks
+from smolbench.models.summaries.summarizer import Decoding, summarizer_skeleton
 
 _ENDING = """\
 rows = tokenizer("She put the kettle on and", return_tensors="pt")
@@ -62,7 +62,8 @@ class TrainedWriter:
         backbone: What it was made from.
         lora: The options of its adapters; ``None`` if it has none.
         in_four_bits: Options of ``from_pretrained`` by which its frozen weights are held in 4
-            bits, see :func:`~smolbench.models.quantization.in_four_bits`; empty if they are not.
+            bits, see :func:`~smolbench.models.pretrained.quantization.in_four_bits`; empty if they
+            are not.
         expect: Says what the run's path says; it asks a model with its tokenizer.
         reads: What a model card says of what it reads, beside the template.
         encoder: How a document becomes what it goes on from; ``None`` if it reads texts as they

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from smolbench.errors import SmolbenchError
-from smolbench.models.backbone import Backbone
+from smolbench.models.pretrained.backbone import Backbone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from smolbench.models.classical import pipeline_from_bytes, pipeline_to_bytes
+from smolbench.models.baselines.pipelines import pipeline_from_bytes, pipeline_to_bytes
 from smolbench.models.export.check import Expected, check_export
 from smolbench.models.export.exported import HERE, Exported
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from smolbench.errors import SmolbenchError
-from smolbench.models.backbone import Backbone
+from smolbench.models.encoding.template import SLOT
 from smolbench.models.export.check import DTypeName, Expected, check_export
 from smolbench.models.export.exported import HERE, Exported
-from smolbench.models.features import FrozenFeatures
-from smolbench.models.heads import HeadName
-from smolbench.models.template import SLOT
+from smolbench.models.frozen.features import FrozenFeatures
+from smolbench.models.pretrained.backbone import Backbone
+from smolbench.models.pretrained.heads import HeadName
 
 LOADER = Path(__file__).with_name("probe_loader.py")
 _USAGE = f"""\

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smolbench.errors import SmolbenchError
-from smolbench.models.template import SLOT, TemplateEncoder
+from smolbench.models.encoding.template import SLOT, TemplateEncoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

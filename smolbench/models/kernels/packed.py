@@ -49,14 +49,14 @@ def packed_states(
     seen: torch.Tensor,
     prefix: SharedPrefix | None = None,
 ) -> torch.Tensor:
-    """What :func:`~smolbench.models.scoring.last_states` gives, shape ``(R, T, D)``; 0 in padding.
+    """What :func:`~smolbench.models.choice.scoring.last_states` gives; 0 in padding.
 
     Args:
         model: One that takes its attention from transformers' interface, not trained here.
         batch: ``input_ids``, ``position_ids`` and ``branch``, ``(R, T)``, and ``attention_mask``
             if there is padding, which stands on the right.
         seen: Which tokens each one sees, bool, shape ``(R, T, P + T)``, from
-            :func:`~smolbench.models.scoring.visible`.
+            :func:`~smolbench.models.choice.scoring.visible`.
         prefix: Keys and values in front of every row.
     """
     ids, positions = batch["input_ids"], batch["position_ids"]

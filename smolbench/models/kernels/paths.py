@@ -17,8 +17,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from smolbench.processor import processor_name
-from smolbench.ranks import Ranks
+from smolbench.utils.processor import processor_name
+from smolbench.utils.ranks import Ranks
 
 FORWARD = 3
 """Rises when smolbench's own paths give other numbers than before."""

@@ -19,7 +19,7 @@ from transformers import (
 from smolbench.data.batching import pad_rows
 from smolbench.errors import SmolbenchError
 from smolbench.models.export.check import Trial
-from smolbench.models.quantization import keep_gradients
+from smolbench.models.pretrained.quantization import keep_gradients
 from smolbench.tasks import FineTuneTask
 from tests.helpers.tiny import PAD, TEXTS, tiny_backbone
 

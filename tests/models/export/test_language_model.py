@@ -15,12 +15,12 @@ from transformers import (
 )
 
 from smolbench.errors import SmolbenchError
-from smolbench.models import summary_rows
-from smolbench.models.backbone import Backbone
 from smolbench.models.export import network
 from smolbench.models.export.check import PER_TOKEN, Trial
 from smolbench.models.export.network import write_network
-from smolbench.models.quantization import keep_gradients
+from smolbench.models.pretrained.backbone import Backbone
+from smolbench.models.pretrained.quantization import keep_gradients
+from smolbench.models.summaries import rows as summary_rows
 from smolbench.tasks import MultipleChoiceTask, SummarizationTask
 from tests.helpers.tiny import EOS, TEXTS, tiny_language_model, tiny_summarizer
 from tests.helpers.zoo import ZOO, zoo_model
@@ -108,7 +108,7 @@ def test_scores_of_endings_are_those_of_the_run(
     assert made.check.difference < (1e-4 if dtype == "float32" else 0.2)
     cut = network.mean_log_probability
     monkeypatch.setattr(
-        "smolbench.tasks.exporting.mean_log_probability",
+        "smolbench.tasks.export.mean_log_probability",
         lambda model, ending, input_ids: cut(model, ending, input_ids=input_ids[-len(ending) :]),
     )
     with pytest.raises(SmolbenchError, match="log-probabilities per token, in nats, differ"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from smolbench.errors import SmolbenchError
-from smolbench.models.classical import build_pipeline, fit_pipeline, pipeline_to_bytes
+from smolbench.models.baselines.pipelines import build_pipeline, fit_pipeline, pipeline_to_bytes
 from smolbench.models.export.check import Trial
 from smolbench.tasks import ClassicalTask
 from tests.helpers.tiny import TEXTS

@@ -6,7 +6,7 @@ import pytest
 
 from smolbench.models.kernels import paths as module
 from smolbench.models.kernels.paths import NAMES, Paths
-from smolbench.ranks import Ranks
+from smolbench.utils.ranks import Ranks
 
 
 def yes():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from smolbench.models import scoring_trials
-from smolbench.models.causal_lm import LanguageModel, load_language_model
+from smolbench.models.choice import scoring_trials
+from smolbench.models.choice.scoring import last_states
 from smolbench.models.kernels import products
 from smolbench.models.kernels.paths import ways_of
 from smolbench.models.kernels.products import (
@@ -17,7 +17,7 @@ from smolbench.models.kernels.products import (
     products_are_right,
     use_quick_products,
 )
-from smolbench.models.scoring import last_states
+from smolbench.models.pretrained.language_model import LanguageModel, load_language_model
 from tests.helpers.tiny import tiny_language_model
 
 

@@ -12,16 +12,16 @@ from transformers import AutoModel, AutoModelForCausalLM, DynamicCache, LlamaFor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from smolbench.models.backbone import Backbone
-from smolbench.models.causal_lm import LanguageModel, load_language_model
-from smolbench.models.choice_rows import Packer
-from smolbench.models.features import FrozenFeatures
+from smolbench.models.choice.rows import Packer
+from smolbench.models.choice.scoring import log_likelihoods
+from smolbench.models.frozen.features import FrozenFeatures
 from smolbench.models.kernels.paths import Ways, ways_of
 from smolbench.models.kernels.proof import as_exact, same
 from smolbench.models.kernels.twin import VOCABULARY, twin_of
-from smolbench.models.prompting import Prompted
-from smolbench.models.scoring import log_likelihoods
-from smolbench.models.summarizer import Decoding, generate_ids, load_summarizer
+from smolbench.models.pretrained.backbone import Backbone
+from smolbench.models.pretrained.language_model import LanguageModel, load_language_model
+from smolbench.models.prompting.next_token import Prompted
+from smolbench.models.summaries.summarizer import Decoding, generate_ids, load_summarizer
 from tests.helpers.tiny import tiny_backbone, tiny_language_model, tiny_summarizer
 
 CPU = torch.device("cpu")

@@ -1,0 +1,1 @@
+"""One DataModule per published dataset."""

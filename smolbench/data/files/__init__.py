@@ -1,0 +1,1 @@
+"""A user's own files: options, tables, readers."""

@@ -1,0 +1,1 @@
+"""Baselines: scikit-learn pipelines, CNN, LSTM, words and word vectors."""

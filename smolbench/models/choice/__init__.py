@@ -1,0 +1,1 @@
+"""Multiple choice: conventions, rows that share a context, log-likelihoods."""

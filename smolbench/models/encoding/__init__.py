@@ -1,0 +1,1 @@
+"""From texts to token ids: templates and the seams between their parts."""

@@ -1,0 +1,1 @@
+"""Outputs of frozen networks, computed once and kept."""

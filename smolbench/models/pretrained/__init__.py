@@ -1,0 +1,1 @@
+"""Any Hugging Face model: loaded, adapted, quantized."""

@@ -1,0 +1,1 @@
+"""Prompts: shots, label words, calibration."""

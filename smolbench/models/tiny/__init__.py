@@ -1,0 +1,1 @@
+"""The built-in tiny models, made on this machine."""
