@@ -111,6 +111,16 @@ def test_what_a_page_points_to_exists(page):
     assert not [target for target in here if not (page.parent / target).exists()]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_that_a_page_names_exist(page):
+    """In backticks, from the project's root; ``<name>`` stands for one that is to be written."""
+    named = re.findall(
+        r"`((?:smolbench|callbacks|tests|configs|docs|benchmarks|\.ci|\.github)/[^`\s<>]+)`",
+        page.read_text(encoding="utf-8"),
+    )
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
 def test_the_readme_is_short_and_leads_to_every_page():
     text = README.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= LINES_OF_README
