@@ -2,7 +2,7 @@
 
 import sys
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.errors import SmolbenchError
 from smolbench.runs.recipes import CONFIGS, DEFAULTS, describe, recipe_names, resolve_config
 from tests.helpers.command import QUIET, results

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.models.tiny.llama import tiny_model
 from smolbench.utils.files import cache_root
 from tests.helpers.command import rows

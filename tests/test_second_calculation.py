@@ -30,7 +30,7 @@ from scipy.stats import binomtest
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import smolbench.data
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.metrics.table import METRICS
 from smolbench.models.tiny.llama import tiny_model
 from smolbench.runs.contract import contract, holds, pattern_of, table

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 import smolbench
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.data import IMDbDataModule
 from smolbench.errors import SmolbenchError
 from tests.helpers.command import (
@@ -121,7 +121,7 @@ def test_recipes_are_listed(cli):
 def test_none_of_it_imports_anything_heavy():
     code = """
 import sys
-from smolbench.cli.main import main
+from smolbench.cli import main
 for arguments in ("--help", "--version", "recipes", "no", "runs --no", "report --no"):
     main(arguments.split())
 heavy = {"torch", "lightning", "transformers", "datasets", "numpy", "rich"} & set(sys.modules)
@@ -135,7 +135,7 @@ def test_settings_are_printed_before_libraries_of_data_and_models_are_imported()
     """The option parser runs `if TYPE_CHECKING:` blocks of the modules of models and data."""
     code = """
 import sys
-from smolbench.cli.main import main
+from smolbench.cli import main
 import lightning.pytorch.cli  # with transformers 5.20 it brings some of them itself
 heavy = {"accelerate", "bitsandbytes", "datasets", "pandas", "peft", "psutil", "pyarrow"}
 heavy -= set(sys.modules)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.data.kept_rows import FILE_NAME, read_kept_rows
 from tests.helpers.command import QUIET, assert_equal_runs, results
 from tests.helpers.kill import die

@@ -20,7 +20,7 @@ from lightning.pytorch import Callback
 
 from smolbench.callbacks import memory, throughput
 from smolbench.callbacks.memory import reduce_over_ranks
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.errors import SmolbenchError
 from tests.helpers.processes import Process
 from tests.helpers.tiny import tiny_summarizer

@@ -11,7 +11,7 @@ import pytest
 import skops.io
 from transformers import pipeline as plain_pipeline
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.models.export import check
 from smolbench.models.export.probe_loader import Probe
 from tests.helpers.command import results
@@ -222,7 +222,7 @@ def test_runs_that_cannot_be_exported(here, capsys):
     )
     (here / "strange/config.yaml").write_text("model: {class_path: nowhere.Task}")
     assert "nowhere.Task of the run" in refused(capsys, "strange", "out")
-    (here / "strange/config.yaml").write_text("model: {class_path: smolbench.cli.main.main}")
+    (here / "strange/config.yaml").write_text("model: {class_path: smolbench.cli.main}")
     assert "is no class" in refused(capsys, "strange", "out")
     (here / "strange/config.yaml").write_text("model: {class_path: smolbench.tasks.ProbeTask}")
     assert "cannot be rebuilt" in refused(capsys, "strange", "out")
@@ -335,7 +335,7 @@ def test_private_is_for_the_hub(here, capsys):
 
 def test_help_and_mistakes_need_no_torch(here):
     code = (
-        "import sys; from smolbench.cli.main import main\n"
+        "import sys; from smolbench.cli import main\n"
         "assert main(['export', '--help']) == 0\n"
         "assert main(['export', 'nothing', 'out']) == 2\n"
         "assert not {'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)"

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from tests.helpers.tiny import tiny_backbone, tiny_language_model
 
 
@@ -60,7 +60,7 @@ def test_bad_input_is_a_sentence(capfd, arguments, sentence):
 
 def test_help_needs_no_torch():
     code = (
-        "import sys; from smolbench.cli.main import main; status = main(['footprint', '--help']); "
+        "import sys; from smolbench.cli import main; status = main(['footprint', '--help']); "
         "sys.exit(status or 7 * ('torch' in sys.modules or 'transformers' in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from lightning_utilities.core.imports import RequirementCache
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.tasks import ProbeTask
 from tests.helpers.command import FEW, ONE_EPOCH, assert_equal_runs, config, results, rows
 from tests.helpers.kill import die

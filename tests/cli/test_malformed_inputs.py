@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 
 GOOD = "text,label\n" + "".join(f"number {n},{'yes' if n % 2 else 'no'}\n" for n in range(20))
 OLD_RUN = Path("runs/text_files_probe+tiny/2026-01-01_00-00-00")

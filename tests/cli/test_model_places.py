@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tests.models.test_causal_lm import saved_adapter
 
+from smolbench.cli import main
 from smolbench.cli.command_line import Invocation
-from smolbench.cli.main import main
 from smolbench.cli.model_places import as_named_now, by_content
 from smolbench.errors import SmolbenchError
 from smolbench.models.pretrained.backbone import Backbone

@@ -8,7 +8,7 @@ from typing import Union, get_args
 import pytest
 from lightning.pytorch import Trainer
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.cli.option_parser import OptionParser, tell_counts_from_shares
 
 OPTIONS = ("limit_val_batches", "overfit_batches", "val_check_interval")

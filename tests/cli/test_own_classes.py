@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.cli.sweep.check import _check_here
 from smolbench.data import BaseDataModule, TextDataModule
 from smolbench.tasks import BaseTask, ClassificationTask

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.runs.samples import write_samples
 from tests.helpers.written_runs import CLASSIFICATION, MULTIPLE_CHOICE, SUMMARIES, write_run
 
@@ -43,7 +43,7 @@ def test_a_page_beside_it(two, capsys):
 
 def test_nothing_heavy_is_imported(two):
     code = (
-        "import sys; from smolbench.cli.main import main; assert main(['report']) == 0; "
+        "import sys; from smolbench.cli import main; assert main(['report']) == 0; "
         "assert main(['runs']) == 0; sys.exit(bool({'torch', 'numpy', 'rich'} & set(sys.modules)))"
     )
     root = Path(__file__).parents[2]

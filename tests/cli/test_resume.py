@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from smolbench.callbacks import MetricsCSV
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.models import backbone, frozen_cache, scoring_trials
 from smolbench.tasks import ProbeTask
 from tests.helpers.command import FEW, config, results, weights

@@ -9,7 +9,7 @@ import yaml
 
 import smolbench.data
 import smolbench.tasks  # noqa: F401 - their options are looked at
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.cli.text_options import as_given, marked, read_yaml, text_options
 
 SPECIAL = [

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from tests.helpers.command import results
 
 FIT = ["fit", "--config=imdb_probe", "--config=tiny", "--trainer.accelerator=cpu", "--run_dir=run"]

@@ -12,7 +12,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from tests.helpers.command import results, weights
 
 TABLE = Path(__file__).parents[2] / "docs" / "trainer.md"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import smolbench.cli.sweep.definition
 import smolbench.cli.sweep.process
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.cli.sweep.check import Checked
 from smolbench.runs.results import write_results
 

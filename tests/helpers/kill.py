@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from lightning.pytorch import Callback, Trainer
 
+from smolbench.cli import main
 from smolbench.cli.lightning_cli import SmolCLI
-from smolbench.cli.main import main
 
 
 class Killed(BaseException):

@@ -26,7 +26,7 @@ import pytest
 from hypothesis import event, given, note
 from hypothesis import strategies as st
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.data.kept_rows import read_kept_rows
 from smolbench.data.tables import composed
 from tests.helpers.command import QUIET, results

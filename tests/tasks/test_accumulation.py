@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.data.batching import ArrayRows, BatchLoader, BatchPlan
 from smolbench.tasks.accumulation import weight_of_batch
 from tests.helpers.processes import Process

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.data.batching import ArrayRows
 from smolbench.errors import SmolbenchError
 from smolbench.tasks import batch_size

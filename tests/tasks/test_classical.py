@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score, recall_score
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import make_pipeline
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.data import AGNewsDataModule, IMDbDataModule
 from smolbench.errors import SmolbenchError
 from smolbench.tasks import ClassicalTask

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.data import IMDbDataModule
 from smolbench.data.token_cache import encode_to_cache
 from smolbench.errors import SmolbenchError

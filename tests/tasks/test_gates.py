@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.data import HellaSwagDataModule, IMDbDataModule, SAMSumDataModule
 from smolbench.errors import SmolbenchError
 from smolbench.models.pretrained.backbone import Backbone

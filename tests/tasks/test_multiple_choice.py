@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 from tests.models.test_causal_lm import saved_adapter
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.data import HellaSwagDataModule, IMDbDataModule
 from smolbench.errors import SmolbenchError
 from smolbench.metrics.multiple_choice import Choices, multiple_choice_metrics

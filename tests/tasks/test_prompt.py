@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.data import AGNewsDataModule, IMDbDataModule, Sentiment140DataModule
 from smolbench.errors import SmolbenchError
 from smolbench.models.prompting.next_token import Prompted

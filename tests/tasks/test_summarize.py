@@ -16,7 +16,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.strategies import FSDPStrategy
 from rouge_score.rouge_scorer import RougeScorer
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.data import IMDbDataModule, SAMSumDataModule, TextPairsDataModule
 from smolbench.errors import SmolbenchError
 from smolbench.metrics.rouge_tokens import sentences

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule, seed_everything
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.data import AGNewsDataModule, IMDbDataModule, TextFilesDataModule
 from smolbench.data.columns import column_values
 from smolbench.errors import SmolbenchError

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.utils import versions
 from smolbench.utils.versions import NEWEST_TRIED, untried
 

@@ -25,7 +25,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.data import HellaSwagDataModule
 from smolbench.models.choice.conventions import ChoiceEncoder
 from smolbench.models.encoding.seams import special_tokens

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import smolbench.cli.estimate.command
+from smolbench.cli import main
 from smolbench.cli.estimate.command import EstimateCLI
 from smolbench.cli.estimate.cost import Estimate, Measured, estimate_of
 from smolbench.cli.estimate.planned import Planned
 from smolbench.cli.estimate.rehearsal import EVALUATED, STEPS, WARM_UP, Part, Rehearsal
 from smolbench.cli.estimate.text import duration
-from smolbench.cli.main import main
 from smolbench.data.batching import BatchPlan
 from smolbench.utils.extrapolate import Span
 from tests.helpers.command import FEW, QUIET

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.cli.sweep.check import Checked, _check_here, _checked, check
 from tests.helpers.command import FEW, QUIET, results
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from tests.helpers.command import FEW, assert_equal_runs, config, results
 from tests.helpers.processes import Process
 
@@ -18,7 +18,7 @@ from tests.helpers.processes import Process
 SWEEP = """
 import os, sys
 import smolbench.cli.sweep.process
-from smolbench.cli.main import main
+from smolbench.cli import main
 from tests.helpers.fork_server import ADDRESS, PYTHON
 if ADDRESS in os.environ:
     smolbench.cli.sweep.process.SMOLBENCH = [*PYTHON, "-m", "smolbench"]

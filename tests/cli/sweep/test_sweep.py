@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from tests.helpers import fake_sweep
 
 ROOT = Path(__file__).parents[3]
@@ -344,7 +344,7 @@ def test_without_optuna_it_says_what_to_install(here, capsys, monkeypatch):
 
 def test_help_needs_neither_torch_nor_optuna(here):
     code = (
-        "import sys; from smolbench.cli.main import main; assert main(['sweep', '--help']) == 0; "
+        "import sys; from smolbench.cli import main; assert main(['sweep', '--help']) == 0; "
         "sys.exit(bool({'torch', 'numpy', 'optuna', 'rich', 'jinja2'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -7,8 +7,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from smolbench.data.samples.imdb import imdb_sample
 from smolbench.errors import SmolbenchError
+from smolbench.models.tiny import llama as tiny
 from smolbench.models.tiny.llama import END, tiny_model
-from smolbench.models.tiny.llama import llama as tiny
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from tests.helpers.written_runs import MULTIPLE_CHOICE, write_run
 
 

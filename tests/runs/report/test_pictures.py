@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.runs.record import find_folders, read_records
 from smolbench.runs.report.details import details_of
 from smolbench.runs.report.leaderboard import build_report

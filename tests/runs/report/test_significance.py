@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest, ttest_rel
 from sklearn.metrics import f1_score
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.runs.record import find_folders, read_records
 from smolbench.runs.report.leaderboard import build_report
 from smolbench.runs.report.significance import (

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import seed_everything
 from transformers import AutoModelForSequenceClassification
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.data import AGNewsDataModule, IMDbDataModule, Sentiment140DataModule
 from smolbench.errors import SmolbenchError
 from smolbench.tasks import DistillationTask, FineTuneTask

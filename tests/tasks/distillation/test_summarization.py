@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from smolbench.cli.main import main
+from smolbench.cli import main
 from smolbench.data import SAMSumDataModule
 from smolbench.errors import SmolbenchError
 from smolbench.tasks import SummarizationTask, SummaryDistillationTask, distill_summaries
