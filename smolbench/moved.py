@@ -155,7 +155,7 @@ MOVED = {
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Asked last, when no file has the name."""
+    """Asked first: a folder of an old name may be left behind, with compiled files only."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -173,4 +173,4 @@ class _Finder(MetaPathFinder, Loader):
 def install() -> None:
     """Let old names be imported."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())
+        sys.meta_path.insert(0, _Finder())
