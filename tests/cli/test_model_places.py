@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.models.test_causal_lm import saved_adapter
 
 from smolbench.cli import main
 from smolbench.cli.command_line import Invocation
@@ -19,6 +18,7 @@ from smolbench.runs.settings import check_same_run, series_digest
 from smolbench.tasks.base import CHECKPOINT_KEY, verify_signature
 from tests.helpers.command import ONE_EPOCH, QUIET, config, results
 from tests.helpers.tiny import tiny_backbone, tiny_summarizer
+from tests.models.pretrained.test_language_model import saved_adapter
 
 SMALL = [
     *QUIET,

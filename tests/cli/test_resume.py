@@ -11,7 +11,9 @@ import yaml
 
 from smolbench.callbacks import MetricsCSV
 from smolbench.cli import main
-from smolbench.models import backbone, frozen_cache, scoring_trials
+from smolbench.models.choice import scoring_trials
+from smolbench.models.frozen import cache as frozen_cache
+from smolbench.models.pretrained import backbone
 from smolbench.tasks import ProbeTask
 from tests.helpers.command import FEW, config, results, weights
 from tests.helpers.kill import Killed, die

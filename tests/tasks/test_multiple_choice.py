@@ -7,7 +7,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
-from tests.models.test_causal_lm import saved_adapter
 
 from smolbench.cli import main
 from smolbench.data import HellaSwagDataModule, IMDbDataModule
@@ -17,6 +16,7 @@ from smolbench.tasks import MultipleChoiceTask
 from tests.helpers.command import config, results, weights
 from tests.helpers.tiny import tiny_language_model
 from tests.helpers.training import plain_trainer
+from tests.models.pretrained.test_language_model import saved_adapter
 
 TEST = [
     "--config=hellaswag_smollm2",

@@ -14,7 +14,8 @@ from smolbench.data import AGNewsDataModule, IMDbDataModule, TextFilesDataModule
 from smolbench.data.columns import column_values
 from smolbench.errors import SmolbenchError
 from smolbench.models.baselines.vocabulary import PAD_ID, UNKNOWN_ID, Vocabulary
-from smolbench.tasks import NeuralBaselineTask, neural
+from smolbench.tasks import NeuralBaselineTask
+from smolbench.tasks import words as neural
 from smolbench.utils.digest import file_digest
 from tests.helpers.command import QUIET, results, weights
 from tests.helpers.training import plain_trainer

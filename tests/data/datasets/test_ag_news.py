@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from smolbench.data import AGNewsDataModule, ag_news
+from smolbench.data import AGNewsDataModule
+from smolbench.data.datasets import ag_news
 from smolbench.data.hub import Source
 from smolbench.data.samples.ag_news import news_sample
 

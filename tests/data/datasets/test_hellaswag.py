@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from smolbench.data import HellaSwagDataModule, hellaswag
+from smolbench.data import HellaSwagDataModule
+from smolbench.data.datasets import hellaswag
 from smolbench.data.hub import Source
 from smolbench.data.samples.hellaswag import hellaswag_sample
 from smolbench.errors import SmolbenchError

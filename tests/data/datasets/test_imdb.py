@@ -3,7 +3,8 @@ from __future__ import annotations
 import datasets
 import pytest
 
-from smolbench.data import IMDbDataModule, imdb
+from smolbench.data import IMDbDataModule
+from smolbench.data.datasets import imdb
 from smolbench.data.hub import Source
 from smolbench.data.samples.imdb import imdb_sample
 from smolbench.errors import SmolbenchError

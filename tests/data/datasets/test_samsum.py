@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from datasets import Dataset
 
-from smolbench.data import SAMSumDataModule, samsum
+from smolbench.data import SAMSumDataModule
+from smolbench.data.datasets import samsum
 from smolbench.data.hub import Source
 from smolbench.data.samples.samsum import SIZES, samsum_sample
 from smolbench.errors import SmolbenchError

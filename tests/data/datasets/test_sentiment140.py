@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from smolbench.data import Sentiment140DataModule, sentiment140
+from smolbench.data import Sentiment140DataModule
+from smolbench.data.datasets import sentiment140
 from smolbench.data.datasets.sentiment140 import clean_tweets
 from smolbench.data.hub import Source
 from smolbench.data.samples.sentiment140 import tweet_sample

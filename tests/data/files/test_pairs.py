@@ -8,7 +8,8 @@ import json
 import pytest
 from datasets import Dataset
 
-from smolbench.data import TextFilesDataModule, TextPairsDataModule, own_rows
+from smolbench.data import TextFilesDataModule, TextPairsDataModule
+from smolbench.data.files import options as own_rows
 from smolbench.data.hub import Source
 from smolbench.errors import SmolbenchError
 

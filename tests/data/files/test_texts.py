@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from smolbench.data import TextFilesDataModule, own_rows, readers, tables
+from smolbench.data import TextFilesDataModule, tables
+from smolbench.data.files import options as own_rows
+from smolbench.data.files import readers
 from smolbench.data.hub import Source
 from smolbench.errors import SmolbenchError
 from smolbench.utils import notices

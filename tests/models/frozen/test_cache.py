@@ -18,7 +18,8 @@ import torch
 
 from smolbench.callbacks.memory import MemoryMonitor, peaks_within, resident_mib
 from smolbench.errors import SmolbenchError
-from smolbench.models import frozen_cache, output_files
+from smolbench.models.frozen import cache as frozen_cache
+from smolbench.models.frozen import entry as output_files
 from smolbench.models.frozen.cache import cached_outputs, plan_blocks
 from smolbench.models.frozen.entry import Entry, peak_costs
 from smolbench.utils.notices import begin
@@ -177,7 +178,7 @@ def test_the_lock_is_free_after_an_error_that_somebody_keeps(folder, undisturbed
 KILLED = """
 import os, sys
 sys.path.insert(0, {tests!r})
-from test_frozen_cache import Network, run
+from test_cache import Network, run
 
 network = Network()
 compute = network.compute

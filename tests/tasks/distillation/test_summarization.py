@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from smolbench.cli import main
 from smolbench.data import SAMSumDataModule
 from smolbench.errors import SmolbenchError
-from smolbench.tasks import SummarizationTask, SummaryDistillationTask, distill_summaries
+from smolbench.tasks import SummarizationTask, SummaryDistillationTask
+from smolbench.tasks.distillation import summarization as distill_summaries
 from tests.helpers.command import assert_equal_runs, results, weights
 from tests.helpers.kill import die
 from tests.helpers.tiny import tiny_summarizer
