@@ -69,17 +69,17 @@ class ResultsWriter(Callback):
         self._write_config()
         write_results(folder, {**self.identity, "status": "running", "attempts": 0})
 
-    def withdraw(self, *, failed: bool = False) -> None:
+    def withdraw(self, *, refused: bool = False) -> None:
         """Give up a claim if the run has never begun.
 
         Args:
-            failed: Whether it has ended by an error: if it was set up, but has not trained, nothing
-                can go on, and it would be taken for the newest run.
+            refused: Whether it cannot go on: if it was set up, but has not trained, it would be
+                taken for the newest run.
         """
         path = self.folder / FILE_NAME
         if not path.is_file() or self._trains:
             return
-        if failed or read_results(self.folder).get("attempts") == 0:
+        if refused or read_results(self.folder).get("attempts") == 0:
             for name in (FILE_NAME, "config.yaml", "environment.json", "metrics.csv"):
                 (self.folder / name).unlink(missing_ok=True)
 

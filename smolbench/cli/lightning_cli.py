@@ -35,7 +35,6 @@ from smolbench.callbacks import (
     MetricsCSV,
     ResultsWriter,
     RunCheckpoint,
-    RunInterrupted,
     ThroughputMonitor,
     TrainingGuard,
 )
@@ -404,21 +403,21 @@ class SmolCLI(LightningCLI):
         return getattr(rank_zero_only, "rank", 0) == 0 and not self.call.resumes
 
     def fit(self, **kwargs: Any) -> None:  # noqa: ANN401 - as Lightning types it
-        """Train; what fails before the training begins leaves no run behind."""
-        failed = True
+        """Train; what is refused before the training begins leaves no run behind."""
+        refused = False
         try:
             self.trainer.fit(**kwargs)
-            failed = False
-        except (RunInterrupted, KeyboardInterrupt):
-            failed = False
+        except SmolbenchError:
+            refused = True
             raise
         except (RuntimeError, ValueError, MisconfigurationException) as error:
             if (said := unknown_metric(error, self.trainer) or _objection_in_fit(error)) is None:
-                raise
+                raise  # a fault, after which the run goes on: with what it has decided
+            refused = True
             raise SmolbenchError(said) from error
         finally:
             if self._begins:
-                self.writer.withdraw(failed=failed)
+                self.writer.withdraw(refused=refused)
 
     def after_fit(self) -> None:
         """Print what came out."""

@@ -328,9 +328,16 @@ def test_a_checkpoint_from_elsewhere():
         read("fit", "--config=imdb_probe", "--ckpt_path=other.ckpt")
 
 
-@pytest.mark.parametrize("given", ["nope.ckpt", ".", ""])
-def test_a_checkpoint_that_does_not_exist(given):
-    with pytest.raises(SmolbenchError, match="There is no checkpoint"):
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("nope.ckpt", "There is no checkpoint"),
+        (".", "There is no checkpoint"),
+        ("", "--ckpt_path needs a value"),
+    ],
+)
+def test_a_checkpoint_that_does_not_exist(given, said):
+    with pytest.raises(SmolbenchError, match=said):
         read("test", "--config=imdb_probe", f"--ckpt_path={given}")
 
 

@@ -52,7 +52,7 @@ FIT = [
     "--trainer.val_check_interval=0.5",
     "--trainer.log_every_n_steps=1",
     "--checkpoint.every_minutes=1e-6",
-    "--trainer.callbacks+=tests.test_ddp.Intruder",
+    "--trainer.callbacks+=tests.cli.test_ddp.Intruder",
 ]
 
 
@@ -203,7 +203,7 @@ def test_processes_predict_like_one(job, undisturbed, tested_alone, devices):
     done = job.run(
         *scored_by(undisturbed),
         f"--trainer.devices={devices}",
-        "--trainer.callbacks+=tests.test_ddp.Intruder",
+        "--trainer.callbacks+=tests.cli.test_ddp.Intruder",
         f"--data.cache_dir={folder}-cache",
         f"--run_dir={folder}",
     )
@@ -292,7 +292,7 @@ CHOOSE = [
     "--trainer.log_every_n_steps=1",
     "--trainer.enable_progress_bar=false",
     "--checkpoint.every_minutes=1e-6",
-    "--trainer.callbacks+=tests.test_ddp.Killer",
+    "--trainer.callbacks+=tests.cli.test_ddp.Killer",
 ]
 
 
@@ -350,7 +350,7 @@ WORDS = [
     "--trainer.log_every_n_steps=1",
     "--trainer.enable_progress_bar=false",
     "--checkpoint.every_minutes=1e-6",
-    "--trainer.callbacks+=tests.test_ddp.Killer",
+    "--trainer.callbacks+=tests.cli.test_ddp.Killer",
 ]
 
 

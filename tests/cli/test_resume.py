@@ -159,7 +159,7 @@ class FallingProbe(ProbeTask):
 @pytest.mark.parametrize("interval", ["1.0", "0.4"])
 def test_a_rate_that_falls_with_a_validation_is_resumed(folder_here, interval):
     """With the second interval an epoch ends behind its last validation."""
-    fit = [*RUN, "--model=tests.test_resume.FallingProbe", "--data.limit_train=100"]
+    fit = [*RUN, "--model=tests.cli.test_resume.FallingProbe", "--data.limit_train=100"]
     fit += [f"--trainer.val_check_interval={interval}", "--trainer.accumulate_grad_batches=1"]
     fit += ["--data.batch_size=20", "--trainer.max_epochs=4"]
     assert main([*fit, "--run_dir=whole"]) == 0

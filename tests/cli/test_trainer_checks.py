@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from smolbench.cli import main
+from smolbench.errors import SmolbenchError
 from tests.helpers.command import results
 
 FIT = ["fit", "--config=imdb_probe", "--config=tiny", "--trainer.accelerator=cpu", "--run_dir=run"]
@@ -90,14 +91,28 @@ def test_what_is_refused_before_the_training_leaves_no_run(said, options, senten
     assert not Path("run").exists()
 
 
-def test_what_fails_before_the_training_leaves_no_run(folder_here, monkeypatch):
+def test_a_refusal_of_our_own_before_the_training_leaves_no_run(folder_here, monkeypatch, capsys):
+    def refuse(*_: object) -> None:
+        raise SmolbenchError("not like this")
+
+    monkeypatch.setattr("smolbench.callbacks.MetricsCSV.on_train_start", refuse)
+    assert main(FIT) == 2
+    assert "not like this" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+def test_a_fault_before_the_training_leaves_a_run_that_goes_on(folder_here, monkeypatch):
+    """By the paths that it has decided on, and with the rows that it has drawn."""
+
     def fail(*_: object) -> None:
         raise RuntimeError("before the first step")
 
-    monkeypatch.setattr("smolbench.callbacks.MetricsCSV.on_train_start", fail)
-    with pytest.raises(RuntimeError, match="before the first step"):
-        main(FIT)
-    assert not Path("run").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("smolbench.callbacks.MetricsCSV.on_train_start", fail)
+        with pytest.raises(RuntimeError, match="before the first step"):
+            main(FIT)
+    assert results(Path("run"))["status"] == "failed"
+    assert main([*FIT, "--ckpt_path=last"]) == 0
 
 
 def test_a_strategy_that_spawns_by_its_class_is_refused(said):
