@@ -10,7 +10,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -154,14 +153,22 @@ MOVED = {
 """Old and new names behind ``smolbench.``, since December 2026."""
 
 
-class _Finder(MetaPathFinder, Loader):
-    """Asked first: a folder of an old name may be left behind, with compiled files only."""
+class _Finder:
+    """Asked first: a folder of an old name may be left behind, with compiled files only.
+
+    A finder and loader without their base classes, whose module every command would wait for.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         known = fullname.startswith("smolbench.") and fullname.partition(".")[2] in MOVED
-        return ModuleSpec(fullname, self, is_package=known) if known else None
+        if not known:
+            return None
+        return ModuleSpec(fullname, self, is_package=True)  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Leave it to Python."""
 
     def exec_module(self, module: ModuleType) -> None:
         new = f"smolbench.{MOVED[module.__name__.partition('.')[2]]}"

@@ -296,8 +296,8 @@ def check_texts(chunk: Chunk, reader: Reader, what: str = "text") -> Counter[str
     """
     texts = chunk.texts
     plain = set(map(type, texts)) <= {str} and all(map(str.strip, texts))
-    suspect = () if plain and "\0" not in "".join(texts) else texts
-    for text, number in zip(suspect, chunk.numbers, strict=False):
+    suspect = not plain or "\0" in "".join(texts)
+    for text, number in zip(texts, chunk.numbers, strict=True) if suspect else ():
         if text is None or (isinstance(text, str) and not text.strip()):
             raise SmolbenchError(
                 f"{reader.place(number)}: the {what} is {'missing' if text is None else 'empty'};"
